@@ -1,0 +1,1 @@
+"""Deep linear networks and low-rank Riemannian optimisation in PyTorch."""

@@ -1,0 +1,145 @@
+"""Pure functions on matrices: powers and divided differences of spectra, low-rank products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "chain",
+    "expm1_ratio",
+    "power_divided_difference",
+    "product_svdvals",
+    "psd_power",
+    "random_orthogonal",
+]
+
+# Below this |z| a series replaces the quotient (eᶻ−1)/z: at 0 the quotient is 0/0, and near 0 its
+# derivative by autograd loses digits to cancellation.
+_SERIES_RADIUS = 0.25
+_SERIES_TERMS = 13
+
+
+def expm1_ratio(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The entire function E(z) = (eᶻ − 1)/z with E(0) = 1, smooth under autograd.
+
+    Shapes: any; elementwise.
+    Accuracy: a few units in the last place, in value and first derivative, for z < 700.
+    """
+    small = z.abs() < _SERIES_RADIUS
+    near = torch.where(small, z, torch.zeros_like(z))
+    series = torch.zeros_like(z)
+    for n in range(_SERIES_TERMS, 0, -1):
+        series = series * near + 1.0 / math.factorial(n)
+    far = torch.where(small, torch.ones_like(z), z)
+    return torch.where(small, series, torch.expm1(far) / far)
+
+
+def power_divided_difference(
+    a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], depth: float
+) -> Float[Tensor, "*shape"]:
+    """c(a, b) = (a² − b²)/(a^{2/N} − b^{2/N}), the eigenvalues of 𝒜_W on the core of W.
+
+    For integer N this is Σ_{l=1}^N a^{2(N−l)/N} b^{2(l−1)/N}. It is computed, for every real
+    N ≥ 1, as N·h^{2−2/N}·E(2x)/E(2x/N) with h = max(a, b), x = log(min(a, b)/h) and
+    E(z) = (eᶻ−1)/z: no cancellation at a = b, no sum over N. N = ∞ gives the limit of c/N, the
+    logarithmic mean h²·E(2x) of a² and b².
+
+    Source: BRTW (8) in the singular basis of W; N = ∞: BRTW Remark 19.
+    Shapes: a and b, non-negative, broadcast against each other.
+    Accuracy: round-off, uniformly in a/b and N; differentiable for a, b > 0, a = b included.
+    """
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    h = torch.where(high > 0, high, torch.ones_like(high))
+    # Where low = 0 the ratio of the E's has the limit 1/N, set below; x is any finite number there.
+    ratio = torch.where(low > 0, low, h) / h
+    gap = (torch.where(low > 0, low, h) - h) / h  # exact numerator for ratio > 1/2 (Sterbenz)
+    x = torch.where(ratio > 0.5, torch.log1p(gap.clamp(min=-0.75)), torch.log(ratio))
+    if math.isinf(depth):
+        return high**2 * torch.where(low > 0, expm1_ratio(2 * x), torch.zeros_like(x))
+    quotient = torch.where(
+        low > 0,
+        expm1_ratio(2 * x) / expm1_ratio(2 * x / depth),
+        torch.full_like(x, 1 / depth),
+    )
+    return depth * high ** (2 - 2 / depth) * quotient
+
+
+def psd_power(
+    A: Float[Tensor, "*batch n n"], power: float, *, rtol: float | None = None
+) -> Float[Tensor, "*batch n n"]:
+    """The principal power A^p of a symmetric positive semidefinite matrix, on its range.
+
+    Eigenvalues below rtol·λ_1 are round-off: they and their eigenvectors are dropped, so that a
+    negative power is the power of the pseudo-inverse and no fractional power of noise is taken.
+
+    Shapes: A (*batch, n, n) symmetric; rtol defaults to n·eps.
+    Cost: one eigendecomposition, O(n³).
+    """
+    eigenvalues, vectors = torch.linalg.eigh(A)
+    rtol = A.shape[-1] * torch.finfo(A.dtype).eps if rtol is None else rtol
+    kept = eigenvalues > rtol * eigenvalues[..., -1:].clamp(min=0)
+    powers = torch.where(kept, torch.where(kept, eigenvalues, 1.0) ** power, 0.0)
+    return (vectors * powers[..., None, :]) @ vectors.mT
+
+
+def chain(matrices: Sequence[Tensor]) -> Tensor:
+    """The product M_n···M_2 M_1 of matrices listed in the order in which they act.
+
+    Shapes: M_j (*batch, d_j, d_{j−1}) -> (*batch, d_n, d_0). Multiplied outwards from the narrowest
+    inner dimension, so that no intermediate is larger than it must be.
+    """
+    narrowest = min(range(1, len(matrices) + 1), key=lambda j: matrices[j - 1].shape[-2])
+    right = matrices[0]
+    for M in matrices[1:narrowest]:
+        right = M @ right
+    if narrowest == len(matrices):
+        return right
+    left = matrices[-1]
+    for M in reversed(matrices[narrowest:-1]):
+        left = left @ M
+    return left @ right
+
+
+def product_svdvals(matrices: Sequence[Tensor]) -> Float[Tensor, "*batch k"]:
+    """The largest k = min_j d_j singular values of M_n···M_1, without forming the product.
+
+    The product is split at its narrowest dimension k into A·B, and A, B are replaced by the
+    triangular factors of their QR decompositions.
+
+    Shapes: M_j (*batch, d_j, d_{j−1}) -> (*batch, k), in descending order.
+    Cost: O((d_n + d_0) k² + k³) after the partial products.
+    """
+    widths = [matrices[0].shape[-1], *(M.shape[-2] for M in matrices)]
+    narrowest = min(range(len(widths)), key=widths.__getitem__)
+    if narrowest in (0, len(matrices)):
+        return torch.linalg.svdvals(chain(matrices))
+    R_left = torch.linalg.qr(chain(matrices[narrowest:]), mode="r").R
+    R_right = torch.linalg.qr(chain(matrices[:narrowest]).mT, mode="r").R
+    return torch.linalg.svdvals(R_left @ R_right.mT)
+
+
+def random_orthogonal(
+    rows: int,
+    columns: int,
+    *,
+    batch_shape: Sequence[int] = (),
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "*batch rows columns"]:
+    """A matrix with orthonormal columns, drawn from the Haar measure on the Stiefel manifold.
+
+    Shapes: (*batch_shape, rows, columns) with columns <= rows.
+    Cost: one QR decomposition, O(rows·columns²).
+    """
+    G = torch.randn(
+        (*batch_shape, rows, columns), dtype=dtype, device=device, generator=generator
+    )
+    Q, R = torch.linalg.qr(G)
+    # QR is unique, and Q exactly Haar, once diag R > 0 (Mezzadri 2007).
+    return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., None, :].to(Q.dtype)
