@@ -272,34 +272,31 @@ class LeastSquares:
                 f"rank must satisfy 0 <= k <= min(d_y, d_x) = {min(self.d_x, self.d_y)}; got {k}."
             )
 
-    # -- singular data -----------------------------------------------------------------------------
+    # -- singular data -------------------------------------------------------------------------
 
     def range_basis(self) -> Float[Tensor, "d_x rank_X"]:
-        """An orthonormal basis E of the range of X; x ↦ Eᵀx makes XXᵀ diagonal, of full rank."""
+        """An orthonormal basis E of the range of X, leading eigenvectors of C first."""
         return self.spectrum.vectors[:, : self.rank_X]
 
     def whitening(self) -> Float[Tensor, "rank_X d_x"]:
-        """The map T with T XXᵀ Tᵀ = I on the range of X; it leaves the singular values of Q."""
-        values = self.spectrum.values[: self.rank_X]
-        return values.rsqrt()[:, None] * self.range_basis().mT
+        """The map T = Λ^{-1/2}Eᵀ for which TX(TX)ᵀ = I."""
+        return self.spectrum.values[: self.rank_X].rsqrt()[:, None] * self.range_basis().mT
 
-    def transformed(
-        self, T: Float[Tensor, "k d_x"], R: Float[Tensor, "l d_y"] | None = None
-    ) -> LeastSquares:
-        """The problem of the data TX and labels RY (R = None: Y), from the moments.
+    def projected(self) -> LeastSquares:
+        """The problem for the coordinates EᵀX on the range of X (and EᵀY for an autoencoder)."""
+        C = torch.diag(self.spectrum.values[: self.rank_X])
+        B = C if self.is_autoencoder else self.B @ self.range_basis()
+        return self._with_moments(C, B)
 
-        The loss of the new problem omits the part of ‖Y‖² that R removes.
-        """
-        C = T @ self.C @ T.mT
-        C = 0.5 * (C + C.mT)
-        if R is None:
-            return LeastSquares.from_moments(C, self.B @ T.mT, self.yy, self.m)
-        if self.is_autoencoder and R is T:
-            return LeastSquares.from_moments(C, C, C.diagonal().sum(), self.m)
-        raise ValueError(
-            "labels can be transformed from the moments only for an autoencoder, with R = T; "
-            "transform the samples instead and build the problem anew."
-        )
+    def whitened(self) -> LeastSquares:
+        """The problem for the whitened data Λ^{-1/2}EᵀX, Y unchanged: C = I, the same σ_j."""
+        T = self.whitening()
+        return self._with_moments(torch.eye(len(T), dtype=T.dtype, device=T.device), self.B @ T.mT)
+
+    def _with_moments(self, C: Tensor, B: Tensor) -> LeastSquares:
+        problem = LeastSquares.from_moments(C, B, self.yy, self.m)
+        problem.residual_loss = self.residual_loss  # no least-squares residual changes
+        return problem
 
     def __repr__(self) -> str:
         kind = "autoencoder" if self.is_autoencoder else "least squares"

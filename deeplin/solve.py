@@ -1,0 +1,273 @@
+"""The loop: step, observe, stop, report. Every method of deeplin runs in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from deeplin.integrators import RK4, Integrator, State
+from deeplin.steppers import IntegratorStepper, Stepper
+
+__all__ = [
+    "Every",
+    "GradientNormBelow",
+    "History",
+    "Listener",
+    "Record",
+    "Result",
+    "Solution",
+    "Stagnation",
+    "drive",
+    "solve",
+]
+
+Observe = Callable[[float, State], Mapping[str, Tensor]]
+Stop = Callable[["History"], "Result | None"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Why a run ended: a kind that programs test and a sentence that people read."""
+
+    kind: str  # "time", "steps", "converged", "stagnated", "diverged", "interrupted"
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was seen at one moment."""
+
+    step: int
+    t: float
+    dt: float
+    observed: dict[str, Tensor]
+
+
+@dataclass
+class History:
+    """The records of a run, in order."""
+
+    records: list[Record] = field(default_factory=list)
+
+    def column(self, name: str) -> Tensor:
+        """The values of one observable, stacked along a first axis of records."""
+        return torch.stack([record.observed[name] for record in self.records])
+
+    @property
+    def t(self) -> Tensor:
+        return torch.tensor([record.t for record in self.records], dtype=torch.float64)
+
+    def state_dict(self) -> list[list[Any]]:
+        return [[r.step, r.t, r.dt, dict(r.observed)] for r in self.records]
+
+    @classmethod
+    def from_state_dict(cls, saved: list[list[Any]]) -> History:
+        return cls([Record(*row) for row in saved])
+
+
+@dataclass(frozen=True)
+class Every:
+    """Observe every `steps` steps, besides the first and the last moment."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"Every(steps=...) must be >= 1; got {self.steps}.")
+
+
+class Listener(Protocol):
+    """Something that follows a run: a log, a progress bar, a writer of checkpoints."""
+
+    def on_record(self, record: Record) -> None: ...
+
+    def on_step(self, stepper: Stepper) -> None: ...
+
+
+@dataclass(frozen=True)
+class GradientNormBelow:
+    """Stop once the observable `gradient_norm` is at most `tol` on every trajectory."""
+
+    tol: float
+
+    def __call__(self, history: History) -> Result | None:
+        record = history.records[-1]
+        norm = float(record.observed["gradient_norm"].max())
+        if norm > self.tol:
+            return None
+        return Result(
+            "converged",
+            f"converged at t = {record.t:.6g}: gradient norm {norm:.2g} <= {self.tol:.2g}.",
+        )
+
+
+@dataclass(frozen=True)
+class Stagnation:
+    """Stop when nothing has happened for `window` records: the loss at rest to round-off.
+
+    The loss has fallen by less than `rtol` of itself and the gradient norm has stayed within a
+    factor 2. A flow that leaves a saddle at an exponential rate is not at rest by this measure.
+    """
+
+    window: int
+    rtol: float = 1e-15
+
+    def __call__(self, history: History) -> Result | None:
+        if len(history.records) <= self.window:
+            return None
+        recent = History(history.records[-self.window - 1 :])
+        loss, norm = recent.column("loss"), recent.column("gradient_norm")
+        fell = (loss[0] - loss[-1]) > self.rtol * loss[0].abs()
+        moved = norm.amax(0) > 2 * norm.amin(0)
+        if bool((fell | moved).any()):
+            return None
+        last = recent.records[-1]
+        return Result(
+            "stagnated",
+            f"stagnated at t = {last.t:.6g}: loss and gradient norm at rest for the last "
+            f"{self.window} records, at gradient norm {float(norm[-1].max()):.2g}.",
+        )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Times saved, the states then (`y[-1]` is the last), what was observed, how it ended."""
+
+    t: Tensor
+    y: list[State]
+    observed: dict[str, Tensor]
+    result: Result
+
+
+def drive(
+    stepper: Stepper,
+    t1: float,
+    *,
+    record_at: Every | Sequence[float] = (),
+    observe: Observe | None = None,
+    stop: Sequence[Stop] = (),
+    max_steps: int | None = None,
+    interrupt: Callable[[], str | None] = lambda: None,
+    listeners: Sequence[Listener] = (),
+    history: History | None = None,
+) -> tuple[Result, History]:
+    """Advance a stepper to the flow time t1, or until something says stop.
+
+    Records are made at the start, at the end and at `record_at`: every so many steps, or at times
+    that the stepper meets. `observe(t, state)` gives their values; `stop` functions judge the
+    history after each; `interrupt` is asked after each step. `history` is that of a run being
+    resumed. A state that is no longer finite ends the run as "diverged".
+    """
+    history = History() if history is None else history
+    times = [] if isinstance(record_at, Every) else sorted(t for t in record_at if 0 < t < t1)
+    tolerance = 1e-12 * (abs(t1) if math.isfinite(t1) else 1.0)
+
+    def make_record() -> Result | None:
+        values = dict(observe(stepper.t, stepper.state)) if observe else {}
+        observed = {name: value.detach().cpu() for name, value in values.items()}
+        history.records.append(Record(stepper.step, stepper.t, stepper.dt, observed))
+        for listener in listeners:
+            listener.on_record(history.records[-1])
+        finite = all(bool(torch.isfinite(part).all()) for part in stepper.state)
+        if not finite or not all(bool(torch.isfinite(v).all()) for v in observed.values()):
+            return Result(
+                "diverged",
+                f"diverged before t = {stepper.t:.6g} (step {stepper.step}): the state is no longer "
+                f"finite at dt = {stepper.dt:.3g}; take a smaller dt.",
+            )
+        return next((r for r in (judge(history) for judge in stop) if r is not None), None)
+
+    def limit() -> Result | None:
+        if stepper.t >= t1 - tolerance:
+            return Result("time", f"reached the end time t1 = {t1:.6g}.")
+        if max_steps is not None and stepper.step >= max_steps:
+            return Result("steps", f"took max_steps = {max_steps} steps, to t = {stepper.t:.6g}.")
+        reason = interrupt()
+        if reason is not None:
+            return Result("interrupted", f"interrupted at t = {stepper.t:.6g} by {reason}.")
+        return None
+
+    result = None
+    if not history.records:
+        result = make_record()
+    while result is None:
+        result = limit()
+        if result is not None:
+            break
+        target = next((t for t in times if t > stepper.t + tolerance), t1)
+        stepper.advance(target)
+        due = (
+            stepper.step % record_at.steps == 0
+            if isinstance(record_at, Every)
+            else target < t1 and stepper.t >= target - tolerance
+        )
+        if due:
+            result = make_record()
+        if result is None or result.kind != "diverged":
+            for listener in listeners:
+                listener.on_step(stepper)
+    if history.records[-1].step != stepper.step:
+        final = make_record()
+        if final is not None and final.kind == "diverged":
+            result = final
+    return result, history
+
+
+def solve(
+    flow: Any,
+    y0: State,
+    t1: float,
+    *,
+    integrator: Integrator | None = None,
+    dt: float | None = None,
+    save_at: Sequence[float] | None = None,
+    observe: Observe | None = None,
+    stop: Stop | Sequence[Stop] | None = None,
+) -> Solution:
+    """Integrate a flow from y0 at t = 0 to t1.
+
+    The integrator is RK4 unless given; dt, unless given, half of its stability limit divided by
+    the flow's own `stiffness(y0)`. States and observables are saved at t = 0, at the times
+    `save_at`, which are met exactly, and at the end. `stop`, one function or several, is asked at
+    each of those times.
+
+    Raises: ValueError for t1 <= 0, dt <= 0 and times outside [0, t1].
+
+    >>> import torch, deeplin
+    >>> problem = deeplin.autoencoder(torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64)))
+    >>> net = deeplin.init.identity_(deeplin.DeepLinear([2, 1, 2], dtype=torch.float64), scale=0.1)
+    >>> flow = deeplin.flows.LayerFlow(problem)
+    >>> solution = deeplin.solve(flow, flow.init_state(net), 5.0)
+    >>> bool((flow.end_to_end(solution.y[-1]) - problem.minimizer(1)).norm() < 1e-6)
+    True
+    """
+    if not (t1 > 0 and math.isfinite(t1)):
+        raise ValueError(f"t1 must be a positive, finite time; got {t1}.")
+    times = [float(t) for t in save_at] if save_at is not None else []
+    if any(not 0 <= t <= t1 for t in times):
+        raise ValueError(f"save_at must hold times in [0, t1] = [0, {t1}]; got {times}.")
+    integrator = RK4() if integrator is None else integrator
+    if dt is None:
+        dt = 0.5 * integrator.stability_limit / float(flow.stiffness(y0))
+    stepper = IntegratorStepper(flow, y0, integrator, dt)
+    states: list[State] = []
+
+    class Saver:
+        def on_record(self, record: Record) -> None:
+            states.append(stepper.state)
+
+        def on_step(self, stepper: Stepper) -> None:
+            pass
+
+    stops = [] if stop is None else [stop] if callable(stop) else list(stop)
+    result, history = drive(
+        stepper, t1, record_at=times, observe=observe, stop=stops, listeners=[Saver()]
+    )
+    names = history.records[0].observed
+    observed = {name: history.column(name) for name in names}
+    return Solution(history.t, states, observed, result)
