@@ -30,7 +30,6 @@ class Data:
     x: Tensor | None = None
     y: Tensor | None = None
     notes: tuple[str, ...] = ()
-    teacher: Tensor | None = None
 
     @classmethod
     def from_samples(cls, x: Tensor, y: Tensor | None, *notes: str) -> Data:
@@ -63,6 +62,11 @@ class Data:
             note = f"x was whitened on the {len(T)}-dimensional range of XXᵀ; y is unchanged."
         x = None if self.x is None else self.x @ T.mT
         return Data(new, x, x if both else self.y, (*self.notes, note))
+
+    def to(self, device: str | torch.device) -> Data:
+        """The same data on another device."""
+        x, y = (None if v is None else v.to(device) for v in (self.x, self.y))
+        return replace(self, problem=self.problem.to(device), x=x, y=y)
 
 
 def gaussian(
@@ -108,8 +112,7 @@ def teacher(
     ]
     W = chain(layers)
     note = f"{len(x)} samples from N(0, I/{d}), labels of a teacher of depth {depth}, rank {rank}"
-    data = Data.from_samples(x, x @ W.mT, note)
-    return replace(data, teacher=W).regularised(singular)
+    return Data.from_samples(x, x @ W.mT, note).regularised(singular)
 
 
 def digits(

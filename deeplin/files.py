@@ -15,7 +15,7 @@ from torch import Tensor
 from deeplin.data import Data, Standardizer, one_hot, prepare
 from deeplin.problems import LeastSquares
 
-__all__ = ["from_file"]
+__all__ = ["from_file", "read_arrays"]
 
 
 def from_file(
@@ -47,7 +47,7 @@ def from_file(
             raise FileNotFoundError(f"no file matches problem.path={path}.")
         data = _prepare_stream([Path(f) for f in files], labels, dtype, standardize, normalize)
     else:
-        x, y = _read(Path(path), labels, dtype)
+        x, y = read_arrays(Path(path), dtype, labels)
         data = prepare(x, y, standardize=standardize, normalize=normalize)
     first = f"{path}, {data.problem.m} samples"
     return replace(data, notes=(first, *data.notes)).regularised(singular)
@@ -58,7 +58,7 @@ def _prepare_stream(
 ) -> Data:
     def shards() -> Iterator[tuple[Tensor, Tensor | None]]:
         for file in files:
-            yield _read(file, labels, dtype, may_be_classes=False)
+            yield read_arrays(file, dtype, labels, may_be_classes=False)
 
     transform = Standardizer(shards(), standardize, normalize)
     transformed = (transform(x, y) for x, y in shards())
@@ -67,16 +67,16 @@ def _prepare_stream(
     return Data(problem, notes=(note, *transform.notes))
 
 
-def _read(
-    path: Path, labels: int, dtype: torch.dtype, *, may_be_classes: bool = True
+def read_arrays(
+    path: Path, dtype: torch.dtype, labels: int = 0, *, may_be_classes: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """The arrays (x, y) of one file, as matrices; y = None where there are no labels."""
-    if not path.exists():
-        raise FileNotFoundError(f"problem.path={path} does not exist.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} must be a file with the data; there is none.")
     readers = {".npz": _read_npz, ".pt": _read_pt, ".csv": _read_csv}
     if path.suffix not in readers:
         raise ValueError(
-            f"problem.path must end in .npz, .pt or .csv; got {path.name}: "
+            f"a file of data must end in .npz, .pt or .csv; got {path.name}: "
             "numpy.savez('data.npz', x=x, y=y) writes such a file."
         )
     arrays = readers[path.suffix](path)

@@ -80,7 +80,7 @@ def orthogonal_balanced_(
     Raises: ValueError for scale <= 0, a rank above the smallest width, tied ends of unequal width.
     """
     k = _check_rank(net, rank)
-    _check_scale(scale)
+    check_scale(scale)
     if tied and net.widths[0] != net.widths[-1]:
         raise ValueError(
             "tied=True needs d_0 = d_N, the shape of an autoencoder; got "
@@ -134,7 +134,7 @@ def identity_(net: DeepLinear, *, scale: float = 1.0, rank: int | None = None) -
     Raises: ValueError for scale <= 0 or a rank above the smallest width.
     """
     k = _check_rank(net, rank)
-    _check_scale(scale)
+    check_scale(scale)
     layers = []
     for W_j in net.weights:
         layer = torch.zeros_like(W_j)
@@ -155,7 +155,7 @@ def special_(
     Shapes: V (d, k) with orthonormal columns, d = d_0 = d_N, k <= min_j d_j.
     Raises: ValueError where V does not fit the network, scale <= 0.
     """
-    _check_scale(scale)
+    check_scale(scale)
     d, k = V.shape
     if not net.widths[0] == net.widths[-1] == d or k > min(net.widths):
         raise ValueError(
@@ -209,6 +209,6 @@ def _check_rank(net: DeepLinear, rank: int | None) -> int:
     return rank
 
 
-def _check_scale(scale: float) -> None:
+def check_scale(scale: float) -> None:
     if not scale > 0:
         raise ValueError(f"scale must be positive; got {scale}.")

@@ -293,9 +293,14 @@ class LeastSquares:
         T = self.whitening()
         return self._with_moments(torch.eye(len(T), dtype=T.dtype, device=T.device), self.B @ T.mT)
 
+    def to(self, *args, **kwargs) -> LeastSquares:
+        """The problem with its moments on another device or in another dtype, as `Tensor.to`."""
+        return self._with_moments(self.C.to(*args, **kwargs), self.B.to(*args, **kwargs))
+
     def _with_moments(self, C: Tensor, B: Tensor) -> LeastSquares:
-        problem = LeastSquares.from_moments(C, B, self.yy, self.m)
-        problem.residual_loss = self.residual_loss  # no least-squares residual changes
+        """A problem of the same least-squares residual."""
+        problem = LeastSquares.from_moments(C, B, self.yy.to(C), self.m)
+        problem.residual_loss = self.residual_loss.to(C)
         return problem
 
     def __repr__(self) -> str:

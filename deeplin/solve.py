@@ -62,12 +62,23 @@ class History:
     def t(self) -> Tensor:
         return torch.tensor([record.t for record in self.records], dtype=torch.float64)
 
-    def state_dict(self) -> list[list[Any]]:
-        return [[r.step, r.t, r.dt, dict(r.observed)] for r in self.records]
+    def state_dict(self) -> dict[str, Any]:
+        """The records as columns."""
+        names = self.records[0].observed if self.records else ()
+        return {
+            "moments": [(r.step, r.t, r.dt) for r in self.records],
+            "observed": {name: self.column(name) for name in names},
+        }
 
     @classmethod
-    def from_state_dict(cls, saved: list[list[Any]]) -> History:
-        return cls([Record(*row) for row in saved])
+    def from_state_dict(cls, saved: dict[str, Any]) -> History:
+        columns = saved["observed"]
+        return cls(
+            [
+                Record(*moment, {name: column[i] for name, column in columns.items()})
+                for i, moment in enumerate(saved["moments"])
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -168,19 +179,20 @@ def drive(
     tolerance = 1e-12 * (abs(t1) if math.isfinite(t1) else 1.0)
 
     def make_record() -> Result | None:
-        values = dict(observe(stepper.t, stepper.state)) if observe else {}
-        observed = {name: value.detach().cpu() for name, value in values.items()}
-        history.records.append(Record(stepper.step, stepper.t, stepper.dt, observed))
-        for listener in listeners:
-            listener.on_record(history.records[-1])
-        finite = all(bool(torch.isfinite(part).all()) for part in stepper.state)
-        if not finite or not all(bool(torch.isfinite(v).all()) for v in observed.values()):
-            return Result(
-                "diverged",
-                f"diverged before t = {stepper.t:.6g} (step {stepper.step}): the state is no longer "
-                f"finite at dt = {stepper.dt:.3g}; take a smaller dt.",
-            )
-        return next((r for r in (judge(history) for judge in stop) if r is not None), None)
+        if all(bool(torch.isfinite(part).all()) for part in stepper.state):
+            values = dict(observe(stepper.t, stepper.state)) if observe else {}
+            observed = {name: value.detach().cpu() for name, value in values.items()}
+            if all(bool(torch.isfinite(value).all()) for value in observed.values()):
+                record = Record(stepper.step, stepper.t, stepper.dt, observed)
+                history.records.append(record)
+                for listener in listeners:
+                    listener.on_record(record)
+                return next((r for r in (judge(history) for judge in stop) if r), None)
+        return Result(
+            "diverged",
+            f"diverged before t = {stepper.t:.6g} (step {stepper.step}): the state is no longer "
+            f"finite with dt = {stepper.dt:.3g}; take a smaller dt.",
+        )
 
     def limit() -> Result | None:
         if stepper.t >= t1 - tolerance:
@@ -211,10 +223,9 @@ def drive(
         if result is None or result.kind != "diverged":
             for listener in listeners:
                 listener.on_step(stepper)
-    if history.records[-1].step != stepper.step:
+    if result.kind != "diverged" and history.records[-1].step != stepper.step:
         final = make_record()
-        if final is not None and final.kind == "diverged":
-            result = final
+        result = final if final is not None and final.kind == "diverged" else result
     return result, history
 
 
