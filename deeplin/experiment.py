@@ -270,7 +270,7 @@ def _stepper(network: DeepLinear, cfg: DictConfig, source: Data) -> Stepper:
     if dt == "auto":
         if not 0 < method.safety <= 1:
             raise ValueError(f"method.safety must be in (0, 1]; got {method.safety}.")
-        dt = method.safety * integrator.stability_limit / float(flow.stiffness(state))
+        dt = method.safety * integrator.stability_limit / flow.stiffness(state)
     elif not isinstance(dt, (int, float)) or not dt > 0:
         raise ValueError(f"method.dt must be a positive number or auto; got {dt!r}.")
     if method.name != "sgd":
@@ -406,10 +406,9 @@ def _conclude(
         seconds=seconds,
         stochastic=stochastic,
     )
-    for draw in (figures.convergence, figures.spectrum):
-        figure = draw(history, prediction, _title(experiment))
-        folder.write_figure(draw.__name__, figure)
-        log.figure(draw.__name__, figure)
+    figure = figures.convergence(history, prediction, _title(experiment))
+    folder.write_figure("convergence", figure)
+    log.figure("convergence", figure)
     folder.write_json("summary.json", verdict.summary)
     metrics = {
         name: value

@@ -1,4 +1,4 @@
-"""Figures of a run, each with its prediction drawn in."""
+"""The figure of a run, with its predictions drawn in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from deeplin.solve import History
 from deeplin.verdict import Prediction
 
-__all__ = ["convergence", "spectrum"]
+__all__ = ["convergence"]
 
 # Okabe and Ito's colours, distinct for every kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
@@ -35,23 +35,6 @@ def convergence(history: History, prediction: Prediction, title: str) -> Figure:
         ax.grid(alpha=0.25, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=12)
-    return figure
-
-
-def spectrum(history: History, prediction: Prediction, title: str) -> Figure:
-    """Singular values of W(t) on logarithmic axes, where the plateaus of small starts show."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    ax = figure.subplots()
-    t = history.t.numpy()
-    values = _flat(history, "singular_values").numpy()
-    later = t > 0
-    for i, sigma in enumerate(np.median(values, axis=1).T):
-        ax.loglog(t[later], np.where(sigma > 0, sigma, np.nan)[later], color=_shade(i, values))
-    for level in _limits(prediction):
-        ax.axhline(level, **_STYLE)
-    ax.set(xlabel="flow time t", ylabel="singular values of W(t)", title=title)
-    ax.grid(alpha=0.25, linewidth=0.6, which="both")
-    ax.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -111,8 +94,9 @@ def _limits(prediction: Prediction) -> np.ndarray:
 
 def _singular_values(ax: Axes, t: np.ndarray, history: History, prediction: Prediction) -> None:
     values = _flat(history, "singular_values").numpy()
+    later = t > 0  # a logarithmic axis shows the fast start and the slow end
     for i, sigma in enumerate(np.median(values, axis=1).T):
-        ax.plot(t, sigma, color=_shade(i, values), linewidth=1.2)
+        ax.semilogx(t[later], sigma[later], color=_shade(i, values), linewidth=1.2)
     for n, level in enumerate(_limits(prediction)):
         ax.axhline(level, label=None if n else "predicted limits", **_STYLE)
     ax.set_ylabel(r"singular values of $W(t)$")
@@ -129,7 +113,7 @@ def _conservation(ax: Axes, t: np.ndarray, history: History) -> None:
     right = ax.twinx()
     right.plot(t, _flat(history, "rank").median(1).values, color=BLUE, label="rank of W(t)")
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set_ylim(0, None)
+    right.set_ylim(0, 1.25 * max(right.get_ylim()[1], 1))
     right.set_ylabel("numerical rank")
     right.spines[["top"]].set_visible(False)
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]

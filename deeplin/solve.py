@@ -83,13 +83,16 @@ class History:
 
 @dataclass(frozen=True)
 class Every:
-    """Observe every `steps` steps, besides the first and the last moment."""
+    """Record every `steps` steps and, before the first of these, after 1, 2, 4, 8, … steps."""
 
     steps: int
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"Every(steps=...) must be >= 1; got {self.steps}.")
+
+    def includes(self, step: int) -> bool:
+        return step % self.steps == 0 or (step < self.steps and step & (step - 1) == 0)
 
 
 class Listener(Protocol):
@@ -214,7 +217,7 @@ def drive(
         target = next((t for t in times if t > stepper.t + tolerance), t1)
         stepper.advance(target)
         due = (
-            stepper.step % record_at.steps == 0
+            record_at.includes(stepper.step)
             if isinstance(record_at, Every)
             else target < t1 and stepper.t >= target - tolerance
         )
@@ -264,7 +267,7 @@ def solve(
         raise ValueError(f"save_at must hold times in [0, t1] = [0, {t1}]; got {times}.")
     integrator = RK4() if integrator is None else integrator
     if dt is None:
-        dt = 0.5 * integrator.stability_limit / float(flow.stiffness(y0))
+        dt = 0.5 * integrator.stability_limit / flow.stiffness(y0)
     stepper = IntegratorStepper(flow, y0, integrator, dt)
     states: list[State] = []
 

@@ -16,7 +16,7 @@ from deeplin.solve import History, Result
 __all__ = ["Prediction", "Verdict", "fitted_rate", "judge"]
 
 EXCESS_TOLERANCE = 1e-6  # relative, of the loss
-DISTANCE_TOLERANCE = 1e-3  # relative to ‖W*‖_F
+DISTANCE_TOLERANCE = 1e-3  # relative to ‖W*‖_F, or absolute if that is below 1
 RATE_TOLERANCE = 0.05  # relative, of the decay rate
 
 
@@ -35,6 +35,16 @@ class Prediction:
     unique: bool
     rate: float | None
     rate_missing: str = ""
+
+    @property
+    def size(self) -> float:
+        """‖limit‖_F."""
+        return float(torch.linalg.matrix_norm(self.limit))
+
+    @property
+    def distance_tolerance(self) -> float:
+        """1e-3 of the limit's norm, and at least 1e-3."""
+        return DISTANCE_TOLERANCE * max(self.size, 1.0)
 
     @classmethod
     def of(
@@ -120,13 +130,12 @@ def judge(
     def over_time(name: str) -> Tensor:
         return history.column(name).reshape(len(history.records), -1)
 
-    size = float(torch.linalg.matrix_norm(prediction.limit))
     scale = prediction.loss
     if scale <= 1e-12 * float(problem.yy):  # a perfect fit: relative to the loss of W = 0
         scale = 0.5 * float(problem.yy)
     relative = over_time("excess_loss")[-1] / scale
     distance = over_time("distance_to_limit")
-    floor = 1e3 * torch.finfo(distance.dtype).eps * max(size, 1e-300)
+    floor = 1e3 * torch.finfo(distance.dtype).eps * max(prediction.size, 1e-300)
     rates = [
         None if stochastic or not prediction.unique else fitted_rate(history.t, column, floor)
         for column in distance.unbind(1)
@@ -149,7 +158,7 @@ def judge(
         "seconds": round(seconds, 3),
         "result": result.sentence,
     }
-    checks = _checks(summary, prediction, size)
+    checks = _checks(summary, prediction)
     summary["verdict"] = _sentence(summary, prediction, checks, result, stochastic)
     if len(ranks) > 1:
         summary["repeats"] = {
@@ -162,10 +171,10 @@ def judge(
     return Verdict(summary, _table(summary, prediction, checks))
 
 
-def _checks(summary: dict, prediction: Prediction, size: float) -> dict[str, bool | None]:
+def _checks(summary: dict, prediction: Prediction) -> dict[str, bool | None]:
     """Whether each prediction holds; None where there is none or nothing was measured."""
     rate, rho = summary["rate_measured"], prediction.rate
-    near = summary["distance_to_limit"] <= DISTANCE_TOLERANCE * max(size, 1.0)
+    near = summary["distance_to_limit"] <= prediction.distance_tolerance
     return {
         "loss": abs(summary["relative_excess_loss"]) <= EXCESS_TOLERANCE,
         "distance": near if prediction.unique else None,
@@ -208,7 +217,7 @@ def _table(
             f"distance of W to its rank-{prediction.rank} optimum",
             f"{summary['distance_to_limit']:.2e}",
             "0",
-            mark(checks["distance"], f"tolerance {DISTANCE_TOLERANCE:.0e}")
+            mark(checks["distance"], f"tolerance {prediction.distance_tolerance:.1e}")
             if prediction.unique
             else "the optimum is not unique",
         ),
