@@ -325,9 +325,8 @@ def _drive(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | No
         stepper.load_state_dict(saved["stepper"])
         history = History.from_state_dict(saved["history"])
     print(_headline(experiment, folder, resumed_at=history.t[-1] if saved else None), flush=True)
-    log = TensorBoardLog(
-        folder, history, repeats=cfg.repeats, singular_values=cfg.log.singular_values
-    )
+    shown = min(cfg.log.singular_values, *experiment.network.widths)
+    log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
     log.text("config", OmegaConf.to_yaml(cfg), "yaml")
     log.text("provenance", json.dumps(provenance(), indent=2), "json")
     log.text("axes", f"by_step: the number of steps. by_flow_time: t in units of {TIME_UNIT:g}.")

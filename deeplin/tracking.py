@@ -209,7 +209,7 @@ class TensorBoardLog:
     """Scalars against step and flow time, figures, config and hyperparameters of one run.
 
     Small positive quantities are logged as their log10: TensorBoard stores float32 and has linear
-    axes by default. A run with repeats logs minimum, median and maximum, with margin charts.
+    axes by default. With repeats a scalar is their median, and margin charts show their range.
     The events of an earlier part of the run are replaced by those replayed from `history`, so that
     nothing stands there twice.
     """
@@ -237,39 +237,37 @@ class TensorBoardLog:
             ("flow_time", round(record.t / TIME_UNIT)),
         ):
             for name, value in values.items():
-                self._scalar(f"by_{axis}/{name}", value, position)
+                self._scalar(f"by_{axis}", name, value, position)
             for i, value in enumerate(spectrum.unbind(-1), start=1):
-                self._scalar(f"singular_values_by_{axis}/{i:02d}", value, position)
+                self._scalar(f"singular_values_by_{axis}", f"{i:02d}", value, position)
 
     def on_step(self, stepper: Stepper) -> None:
         pass
 
-    def _scalar(self, tag: str, value: Tensor, position: int) -> None:
-        if value.numel() == 1:
-            self.writer.add_scalar(tag, float(value), position)
-            return
-        value = value.double()
-        for kind, part in (("min", value.min()), ("median", value.median()), ("max", value.max())):
-            self.writer.add_scalar(f"{tag}/{kind}", float(part), position)
+    def _scalar(self, group: str, name: str, value: Tensor, position: int) -> None:
+        self.writer.add_scalar(f"{group}/{name}", float(value.double().median()), position)
+        if value.numel() > 1:
+            for kind, part in (("min", value.min()), ("max", value.max())):
+                self.writer.add_scalar(f"range_{group}/{name}/{kind}", float(part), position)
 
     def _layout(self) -> dict[str, Any]:
+        names = ["loss", *(f"log10_{name}" for name in _LOG10)]
+        sigmas = [f"{i:02d}" for i in range(1, self.singular_values + 1)]
         layout: dict[str, Any] = {}
-        for axis in ("step", "flow_time"):
-            spectrum = f"singular_values_by_{axis}/"
+        for axis in ("flow_time", "step"):
+            groups = {f"by_{axis}": names, f"singular_values_by_{axis}": sigmas}
             if self.repeats == 1:
-                layout[f"by {axis.replace('_', ' ')}"] = {
-                    "singular values": ["Multiline", [f"{spectrum}.*"]]
+                charts = {group: ["Multiline", [f"{group}/.*"]] for group in list(groups)[1:]}
+            else:
+                charts = {
+                    f"{name if group.startswith('by') else f'singular value {name}'}": [
+                        "Margin",
+                        [f"{group}/{name}", *(f"range_{group}/{name}/{k}" for k in ("min", "max"))],
+                    ]
+                    for group, members in groups.items()
+                    for name in members
                 }
-                continue
-            tags = [f"by_{axis}/{name}" for name in ("loss", *(f"log10_{n}" for n in _LOG10))]
-            tags += [f"{spectrum}{i:02d}" for i in range(1, self.singular_values + 1)]
-            layout[f"by {axis.replace('_', ' ')} (median, min to max)"] = {
-                tag.split("/")[1] if not tag.startswith(spectrum) else f"sigma {tag[-2:]}": [
-                    "Margin",
-                    [f"{tag}/median", f"{tag}/min", f"{tag}/max"],
-                ]
-                for tag in tags
-            }
+            layout[f"by {axis.replace('_', ' ')}"] = charts
         return layout
 
     def text(self, tag: str, text: str, language: str = "") -> None:
