@@ -17,6 +17,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from deeplin.experiment import RESUMABLE, run
+
 __all__ = ["check_overrides", "job", "main"]
 
 # Exit statuses of the jobs of this process: more than one in a sweep.
@@ -32,22 +34,26 @@ OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 def main(entry: Callable[[], Any], config_dir: Path, arguments: Sequence[str]) -> int:
     """Check the overrides, run Hydra's entry point, return the process's exit status."""
+    flags = [word for word in arguments if word in ("-m", "--multirun")]
+    # Hydra's parser wants flags before overrides; people type them anywhere.
+    sys.argv[1:] = [*flags, *(word for word in arguments if word not in flags)]
     try:
         check_overrides(arguments, config_dir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    _statuses.clear()
     entry()
     return max(_statuses, default=0)
 
 
-def job(run: Callable[[DictConfig, Path], int], cfg: DictConfig) -> None:
-    """Run one job in Hydra's folder. Bad input is a sentence, and in a sweep the others go on."""
+def job(cfg: DictConfig) -> None:
+    """Run one configuration in Hydra's folder. Bad input is a sentence, and in a sweep the others go on."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     try:
-        status = run(cfg, folder)
+        status = run(cfg if cfg.resume is None else _resumed(cfg, folder), folder)
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -57,6 +63,23 @@ def job(run: Callable[[DictConfig, Path], int], cfg: DictConfig) -> None:
     _statuses.append(status)
     if status >= 128:  # stopped by a signal: so is the whole sweep
         sys.exit(status)
+
+
+def _resumed(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The stored configuration of a run, with those options changed that may change on the way."""
+    stored = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(stored, DictConfig)
+    for word in HydraConfig.get().overrides.task:
+        key = word.split("=")[0].lstrip("+~")
+        if key == "resume":
+            continue
+        if not key.startswith(RESUMABLE):
+            raise ValueError(
+                f"resume continues the stored run, in which only {', '.join(RESUMABLE)} can "
+                f"change; got {word}: leave it out."
+            )
+        OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
+    return stored
 
 
 def _remove_if_empty(folder: Path) -> None:

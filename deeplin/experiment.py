@@ -37,8 +37,18 @@ __all__ = ["RESUMABLE", "run"]
 
 # What may differ when a run is resumed: how far it goes and what is written on the way.
 RESUMABLE = ("method.t1", "stop", "log")
-# A product is balanced if its gap is round-off.
-_BALANCED = 1e-9
+# The smallest value of each number, and which may be null.
+_LEAST = {
+    "repeats": 1,
+    "threads": 1,
+    "stop.grad_norm": 0,
+    "stop.stagnation": 2,
+    "stop.max_steps": 1,
+    "log.records": 1,
+    "log.singular_values": 0,
+    "log.checkpoint_seconds": 0,
+}
+_OPTIONAL = ("threads", "stop.grad_norm", "stop.stagnation", "stop.max_steps")
 
 
 @dataclass
@@ -63,9 +73,8 @@ def run(cfg: DictConfig, folder: Path) -> int:
     Raises: ValueError, TypeError and OSError, with one sentence, for bad input.
     """
     files_of_run = RunFolder(folder)
-    cfg = _settle(cfg, files_of_run)
-    if cfg.threads is not None:
-        torch.set_num_threads(int(cfg.threads))
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
+    _check_same_run(cfg, files_of_run)
     saved = None
     if files_of_run.checkpoint.exists():
         saved = files_of_run.load_checkpoint(cfg.device)
@@ -73,6 +82,8 @@ def run(cfg: DictConfig, folder: Path) -> int:
             _report_again(files_of_run)
             return 0
     experiment = build(cfg)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
     folder.mkdir(parents=True, exist_ok=True)
     files_of_run.write_text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     files_of_run.write_json("provenance.json", provenance())
@@ -82,17 +93,10 @@ def run(cfg: DictConfig, folder: Path) -> int:
 # -- configuration ---------------------------------------------------------------------------------
 
 
-def _settle(cfg: DictConfig, folder: RunFolder) -> DictConfig:
-    """The configuration to run: that of the folder, if a run is there already."""
-    if cfg.resume is not None and not folder.checkpoint.exists():
-        raise ValueError(
-            f"resume={cfg.resume} must name the folder of a run with a checkpoint; "
-            f"there is no {folder.checkpoint}."
-        )
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
-    cfg.resume = None
+def _check_same_run(cfg: DictConfig, folder: RunFolder) -> None:
+    """Raise ValueError if the folder holds a run of another configuration."""
     if not folder.config.exists():
-        return cfg
+        return
     stored = OmegaConf.load(folder.config)
     assert isinstance(stored, DictConfig)
     given, kept = _flatten(cfg), _flatten(stored)
@@ -102,7 +106,6 @@ def _settle(cfg: DictConfig, folder: RunFolder) -> DictConfig:
                 f"{folder.path} holds a run with {key}={kept.get(key)}, not {given.get(key)}; only "
                 f"{', '.join(RESUMABLE)} can change on the way: choose another folder."
             )
-    return cfg
 
 
 def _flatten(cfg: DictConfig) -> dict[str, Any]:
@@ -139,10 +142,10 @@ def _report_again(folder: RunFolder) -> None:
 
 def build(cfg: DictConfig) -> Experiment:
     """All objects of a run, before anything is written."""
+    _check_numbers(cfg)
+    _check_device(cfg.device)
     dtypes = {"float64": torch.float64, "float32": torch.float32}
     dtype = _choice("dtype", cfg.dtype, dtypes)
-    if cfg.repeats < 1:
-        raise ValueError(f"repeats must be >= 1; got {cfg.repeats}.")
     source = _source(cfg, dtype).to(cfg.device)
     problem = source.problem
     network = DeepLinear(
@@ -154,7 +157,8 @@ def build(cfg: DictConfig) -> Experiment:
     network.to(cfg.device)
     weights = [W_j.detach() for W_j in network.weights]
     observe = layer_observables(problem, problem.solution)
-    balanced = bool((gap_norm(weights) <= _BALANCED * max(1.0, cfg.init.get("scale") or 1.0)).all())
+    round_off = 1e3 * torch.finfo(dtype).eps * max(float(W_j.norm() ** 2) for W_j in weights)
+    balanced = bool((gap_norm(weights) <= round_off).all())
     start_rank = int(observe(0.0, weights)["rank"].min()) if balanced else min(network.widths)
     prediction = Prediction.of(problem, network.depth, start_rank, balanced=balanced)
     stepper = _stepper(network, cfg, source)
@@ -167,6 +171,25 @@ def _choice(key: str, value: Any, choices: dict[str, Any]) -> Any:
     if value not in choices:
         raise ValueError(f"{key} must be one of {', '.join(choices)}; got {value!r}.")
     return choices[value]
+
+
+def _check_numbers(cfg: DictConfig) -> None:
+    for key, least in _LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        optional = key in _OPTIONAL
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (optional and value is None) and not (number and value >= least):
+            or_null = " or null" if optional else ""
+            raise ValueError(f"{key} must be >= {least}{or_null}; got {value!r}.")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device must be one that torch has here, such as cpu or cuda; got {device!r}."
+        ) from error
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:

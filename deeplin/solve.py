@@ -178,6 +178,9 @@ def drive(
     resumed. A state that is no longer finite ends the run as "diverged".
     """
     history = History() if history is None else history
+    if isinstance(record_at, Every) and history.records:
+        # The last record of an interrupted run is one that an uninterrupted run would not have.
+        history.records = [r for r in history.records if record_at.includes(r.step)]
     times = [] if isinstance(record_at, Every) else sorted(t for t in record_at if 0 < t < t1)
     tolerance = 1e-12 * (abs(t1) if math.isfinite(t1) else 1.0)
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from deeplin import cli, experiment
+from deeplin import cli
 
 CONFIG = Path(__file__).resolve().parent.parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def train(cfg: DictConfig) -> None:
-    cli.job(experiment.run, cfg)
+    cli.job(cfg)
 
 
 if __name__ == "__main__":
