@@ -48,7 +48,7 @@ def main(entry: Callable[[], Any], config_dir: Path, arguments: Sequence[str]) -
 
 
 def job(cfg: DictConfig) -> None:
-    """Run one configuration in Hydra's folder. Bad input is a sentence, and in a sweep the others go on."""
+    """Run one configuration in Hydra's folder; bad input is one sentence, and a sweep goes on."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
@@ -168,9 +168,10 @@ def _check_kind(key: str, value: Any, default: Any) -> None:
     elif isinstance(default, int):
         fits, kind = isinstance(value, int) and not isinstance(value, bool), "an integer"
     elif isinstance(default, float):
-        fits, kind = value is None or (
-            isinstance(value, (int, float)) and not isinstance(value, bool)
-        ), "a number"
+        fits, kind = (
+            value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)),
+            "a number",
+        )
     else:
         return
     if value is None and key.startswith("stop."):
@@ -192,6 +193,6 @@ def _check_folders(overrides: Sequence[Override]) -> None:
         existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise ValueError(
-                f"outputs are written to {folder}, but {existing} is no folder that can be written: "
+                f"outputs go to {folder}, but {existing} is no folder that can be written: "
                 "choose another with hydra.run.dir=<folder>."
             )

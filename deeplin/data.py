@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -108,7 +109,7 @@ def teacher(
     widths = grid_widths(d, d, depth, rank)
     layers = [
         d_out**-0.5 * torch.randn(d_out, d_in, dtype=dtype, generator=generator)
-        for d_in, d_out in zip(widths[:-1], widths[1:], strict=True)
+        for d_in, d_out in itertools.pairwise(widths)
     ]
     W = chain(layers)
     note = f"{len(x)} samples from N(0, I/{d}), labels of a teacher of depth {depth}, rank {rank}"
@@ -161,57 +162,54 @@ def prepare(
 
 
 class Standardizer:
-    """Column means and deviations of a stream, gathered in one pass, and the map they define."""
+    """Column means and deviations of a stream, gathered in one pass, and the map they define.
+
+    Means and squared deviations of batches are merged by the update of Chan, Golub and LeVeque,
+    which loses no digits to a large mean.
+    """
 
     def __init__(
         self, batches: Iterable[tuple[Tensor, Tensor | None]], standardize: bool, normalize: bool
     ):
-        m, total_x, square, total_y = 0, None, None, None
-        low = high = None
+        m, y_mean = 0, None
+        x_mean = squares = low = high = torch.empty(0)
         for x, y in batches:
-            if not bool(torch.isfinite(x).all()) or (
-                y is not None and not bool(torch.isfinite(y).all())
-            ):
-                raise ValueError("the data must be finite; they hold NaN or ±inf: clean the file.")
-            if total_x is not None and total_x.shape != x.shape[1:]:
+            _check_finite(x)
+            if m == 0:
+                x_mean, squares = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
+                low, high = x.amin(0), x.amax(0)
+            elif len(x_mean) != x.shape[1]:
                 raise ValueError(
                     "all files of a stream must have the same columns; got "
-                    f"{len(total_x)} and {x.shape[1]}."
+                    f"{len(x_mean)} and {x.shape[1]}."
                 )
-            mean = x.mean(0)
-            if total_x is None or low is None or high is None or square is None:
-                total_x, square = mean.clone(), (x - mean).square().sum(0)
-                low, high = x.amin(0), x.amax(0)
-            else:  # Chan, Golub, LeVeque: merge means and sums of squared deviations
-                delta, n = mean - total_x, len(x)
-                square += (x - mean).square().sum(0) + delta**2 * (m * n / (m + n))
-                total_x += delta * (n / (m + n))
-                low, high = torch.minimum(low, x.amin(0)), torch.maximum(high, x.amax(0))
+            share = len(x) / (m + len(x))
+            delta = x.mean(0) - x_mean
+            squares += (x - x.mean(0)).square().sum(0) + delta**2 * (m * share)
+            x_mean += delta * share
+            low, high = torch.minimum(low, x.amin(0)), torch.maximum(high, x.amax(0))
             if y is not None:
-                y_mean = y.mean(0)
-                total_y = y_mean if total_y is None else total_y + (y_mean - total_y) * (
-                    len(x) / (m + len(x))
-                )
+                _check_finite(y)
+                y_mean = y.mean(0) if y_mean is None else y_mean + (y.mean(0) - y_mean) * share
             m += len(x)
-        assert total_x is not None and square is not None and low is not None and high is not None
         self.kept = high > low if standardize else torch.ones_like(low, dtype=torch.bool)
         if not bool(self.kept.any()):
             raise ValueError(
                 "no column of x varies, so nothing is left after standardising: "
                 "use problem.standardize=false."
             )
-        self.shift = total_x if standardize else torch.zeros_like(total_x)
-        self.scale = (square / m).sqrt() if standardize else torch.ones_like(square)
-        self.y_shift = total_y if standardize else None
+        self.shift = x_mean if standardize else torch.zeros_like(x_mean)
+        self.scale = (squares / m).sqrt() if standardize else torch.ones_like(squares)
+        self.y_shift = y_mean if standardize else None
         self.factor = m**-0.5 if normalize else 1.0
         self.notes: tuple[str, ...] = ()
         if standardize:
-            dropped = int((~self.kept).sum())
-            removed = f"{dropped} columns that never vary were removed, the other " if dropped else ""
-            self.notes += (
-                f"{removed}{int(self.kept.sum())} columns of x were standardised"
-                f"{' and y was centred' if total_y is not None else ''}",
+            dropped, kept = int((~self.kept).sum()), int(self.kept.sum())
+            removed = (
+                f"{dropped} columns that never vary were removed, the other " if dropped else ""
             )
+            centred = " and y was centred" if y_mean is not None else ""
+            self.notes += (f"{removed}{kept} columns of x were standardised{centred}",)
         if normalize:
             self.notes += (f"samples were divided by √m = √{m}",)
 
@@ -229,6 +227,11 @@ def _gaussian_samples(
     if d < 1 or m < 1:
         raise ValueError(f"d and m must be >= 1; got d={d}, m={m}.")
     return torch.randn(m, d, dtype=dtype, generator=generator) / math.sqrt(d)
+
+
+def _check_finite(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("the data must be finite; they hold NaN or ±inf: clean the file.")
 
 
 def one_hot(labels: Tensor, dtype: torch.dtype) -> Tensor:

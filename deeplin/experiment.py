@@ -247,9 +247,7 @@ def _initialise(network: DeepLinear, cfg: DictConfig, source: Data) -> None:
         init.balanced_(network, W, rotate=options["rotate"], generator=generator)
     elif name == "gaussian":
         std = options["std"]
-        init.gaussian_(
-            network, list(std) if OmegaConf.is_list(std) else std, generator=generator
-        )
+        init.gaussian_(network, list(std) if OmegaConf.is_list(std) else std, generator=generator)
     elif name == "identity":
         init.identity_(network, **options)
     elif name == "special":
@@ -257,8 +255,7 @@ def _initialise(network: DeepLinear, cfg: DictConfig, source: Data) -> None:
         init.special_(network, V, **options)
     else:
         raise ValueError(
-            "init.name must be orthogonal, balanced, gaussian, identity or special; "
-            f"got {name!r}."
+            f"init.name must be orthogonal, balanced, gaussian, identity or special; got {name!r}."
         )
 
 

@@ -49,8 +49,12 @@ def _band(ax: Axes, t: np.ndarray, history: History, name: str, color: str, labe
     """The median over repeats as a line, their range as a band."""
     values = _flat(history, name).abs().numpy()
     values = np.where(values > 0, values, np.nan)  # an exact 0 has no place on a log axis
-    ax.plot(t, np.nanmedian(values, axis=1) if values.shape[1] > 1 else values[:, 0],
-            color=color, label=label)
+    ax.plot(
+        t,
+        np.nanmedian(values, axis=1) if values.shape[1] > 1 else values[:, 0],
+        color=color,
+        label=label,
+    )
     if values.shape[1] > 1:
         ax.fill_between(t, values.min(1), values.max(1), color=color, alpha=0.2, linewidth=0)
 
@@ -75,8 +79,13 @@ def _distance(ax: Axes, t: np.ndarray, history: History, prediction: Prediction)
         anchor = int(np.searchsorted(-np.log(distance), -np.log(distance[-1]) - 3.0))
         line = distance[anchor] * np.exp(-prediction.rate * (t - t[anchor]))
         shown = line < 10 * distance.max()
-        ax.plot(t[shown], line[shown], label=rf"predicted $e^{{-\rho t}}$, $\rho$ = "
-                f"{prediction.rate:.4g}", **_STYLE)
+        ax.plot(
+            t[shown],
+            line[shown],
+            label=rf"predicted $e^{{-\rho t}}$, $\rho$ = "
+            f"{prediction.rate:.4g}",
+            **_STYLE,
+        )
     ax.set_ylabel("distance")
     ax.legend(frameon=False)
 
@@ -117,4 +126,4 @@ def _conservation(ax: Axes, t: np.ndarray, history: History) -> None:
     right.set_ylabel("numerical rank")
     right.spines[["top"]].set_visible(False)
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    ax.legend(handles, [h.get_label() for h in handles], frameon=False, loc="center right")
+    ax.legend(handles, [str(h.get_label()) for h in handles], frameon=False, loc="center right")

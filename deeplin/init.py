@@ -5,6 +5,7 @@ Each start states the balancedness gap W_{j+1}ᵀW_{j+1} − W_jW_jᵀ and the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -38,9 +39,7 @@ def balanced_(
     """
     d_in, d_out, first = net.widths[0], net.widths[-1], net.weights[0]
     if W.shape[-2:] != (d_out, d_in):
-        raise ValueError(
-            f"W(0) must be (d_N, d_0) = {(d_out, d_in)}; got shape {tuple(W.shape)}."
-        )
+        raise ValueError(f"W(0) must be (d_N, d_0) = {(d_out, d_in)}; got shape {tuple(W.shape)}.")
     if not bool(torch.isfinite(W).all()):
         raise ValueError("W(0) must be finite; it has entries that are NaN or ±inf.")
     W = W.to(dtype=first.dtype, device=first.device)
@@ -55,10 +54,10 @@ def balanced_(
     root = torch.where(kept, s, 0.0)[..., :k] ** (1 / net.depth)
     bases = _hidden_bases(net, k, rotate, generator)
     factors = [Vh[..., :k, :].mT, *bases, U[..., :k]]
-    return _set(net, [
-        (after * root[..., None, :]) @ before.mT
-        for before, after in zip(factors[:-1], factors[1:], strict=True)
-    ])
+    return _set(
+        net,
+        [(after * root[..., None, :]) @ before.mT for before, after in itertools.pairwise(factors)],
+    )
 
 
 def orthogonal_balanced_(
@@ -90,9 +89,7 @@ def orthogonal_balanced_(
     if tied:
         bases[-1] = bases[0]
     root = scale ** (1 / net.depth)
-    return _set(net, [
-        root * after @ before.mT for before, after in zip(bases[:-1], bases[1:], strict=True)
-    ])
+    return _set(net, [root * after @ before.mT for before, after in itertools.pairwise(bases)])
 
 
 def gaussian_(
@@ -120,10 +117,13 @@ def gaussian_(
         raise ValueError(
             f"std must be a positive number, or a list of depth = {net.depth} of them; got {std}."
         )
-    return _set(net, [
-        s * torch.randn(W_j.shape, dtype=W_j.dtype, device=W_j.device, generator=generator)
-        for s, W_j in zip(stds, net.weights, strict=True)
-    ])
+    return _set(
+        net,
+        [
+            s * torch.randn(W_j.shape, dtype=W_j.dtype, device=W_j.device, generator=generator)
+            for s, W_j in zip(stds, net.weights, strict=True)
+        ],
+    )
 
 
 def identity_(net: DeepLinear, *, scale: float = 1.0, rank: int | None = None) -> DeepLinear:
@@ -143,9 +143,7 @@ def identity_(net: DeepLinear, *, scale: float = 1.0, rank: int | None = None) -
     return _set(net, layers)
 
 
-def special_(
-    net: DeepLinear, V: Float[Tensor, "d k"], *, scale: float = 1.0
-) -> DeepLinear:
+def special_(net: DeepLinear, V: Float[Tensor, "d k"], *, scale: float = 1.0) -> DeepLinear:
     """The balanced start W_1 = V_kᵀ, W_j = I_k, W_N = −V_k, times s^{1/N}, that violates (37).
 
     W(0) = −s V_kV_kᵀ, gap 0. With V_k the leading eigenvectors of XXᵀ the exact flow tends to 0
@@ -166,9 +164,10 @@ def special_(
     V = V.to(dtype=first.dtype, device=first.device)
     factors = [V, *_hidden_bases(net, k, False, None), -V]
     root = scale ** (1 / net.depth)
-    return _set(net, [
-        root * after @ before.mT for before, after in zip(factors[:-1], factors[1:], strict=True)
-    ])
+    return _set(
+        net,
+        [root * after @ before.mT for before, after in itertools.pairwise(factors)],
+    )
 
 
 def _set(net: DeepLinear, layers: Sequence[Tensor]) -> DeepLinear:

@@ -76,8 +76,10 @@ class RiemannianHessian:
             return (self @ torch.as_tensor(x.ravel(), dtype=dtype, device=device)).cpu().numpy()
 
         start = torch.ones(self.dim, dtype=dtype).numpy()
-        operator = LinearOperator((self.dim, self.dim), matvec=apply, dtype=start.dtype)
-        values = eigsh(operator, k=1, which="SA", v0=start, tol=1e-8, return_eigenvectors=False)
+        operator = LinearOperator(  # type: ignore[reportCallIssue]
+            (self.dim, self.dim), matvec=apply, dtype=start.dtype
+        )
+        values = eigsh(operator, k=1, which="SA", v0=start, tol=1e-8, return_eigenvectors=False)  # type: ignore[reportArgumentType]
         return float(values[0])
 
 

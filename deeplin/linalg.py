@@ -137,9 +137,7 @@ def random_orthogonal(
     Shapes: (*batch_shape, rows, columns) with columns <= rows.
     Cost: one QR decomposition, O(rows·columns²).
     """
-    G = torch.randn(
-        (*batch_shape, rows, columns), dtype=dtype, device=device, generator=generator
-    )
+    G = torch.randn((*batch_shape, rows, columns), dtype=dtype, device=device, generator=generator)
     Q, R = torch.linalg.qr(G)
     # QR is unique, and Q exactly Haar, once diag R > 0 (Mezzadri 2007).
     return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., None, :].to(Q.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -84,10 +85,7 @@ def balancedness_gap(weights: Sequence[Tensor]) -> list[Float[Tensor, "*batch d_
 
     Source: BRTW Definition 1, Lemma 2(3).
     """
-    return [
-        after.mT @ after - before @ before.mT
-        for before, after in zip(weights[:-1], weights[1:], strict=True)
-    ]
+    return [after.mT @ after - before @ before.mT for before, after in itertools.pairwise(weights)]
 
 
 def layer_gradients(

@@ -88,8 +88,7 @@ class LeastSquares:
         lowest = float(problem.spectrum.values[-1])
         if lowest < -1e-6 * float(problem.spectrum.values[0].abs()):
             raise ValueError(
-                "C = XXᵀ must be positive semidefinite; "
-                f"its smallest eigenvalue is {lowest:.3g}."
+                f"C = XXᵀ must be positive semidefinite; its smallest eigenvalue is {lowest:.3g}."
             )
         explained = problem.singular_values.square().sum()
         problem.residual_loss = 0.5 * (problem.yy - explained).clamp(min=0)
@@ -329,4 +328,3 @@ def _check_matrix(name: str, A: object) -> None:
     bad = int((~torch.isfinite(A)).sum())
     if bad:
         raise ValueError(f"{name} must be finite; {bad} of {A.numel()} entries are NaN or ±inf.")
-

@@ -75,8 +75,8 @@ class History:
         columns = saved["observed"]
         return cls(
             [
-                Record(*moment, {name: column[i] for name, column in columns.items()})
-                for i, moment in enumerate(saved["moments"])
+                Record(step, t, dt, {name: column[i] for name, column in columns.items()})
+                for i, (step, t, dt) in enumerate(saved["moments"])
             ]
         )
 
@@ -269,9 +269,8 @@ def solve(
     if any(not 0 <= t <= t1 for t in times):
         raise ValueError(f"save_at must hold times in [0, t1] = [0, {t1}]; got {times}.")
     integrator = RK4() if integrator is None else integrator
-    if dt is None:
-        dt = 0.5 * integrator.stability_limit / flow.stiffness(y0)
-    stepper = IntegratorStepper(flow, y0, integrator, dt)
+    step = 0.5 * integrator.stability_limit / flow.stiffness(y0) if dt is None else dt
+    stepper = IntegratorStepper(flow, y0, integrator, step)
     states: list[State] = []
 
     class Saver:

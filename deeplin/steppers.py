@@ -17,9 +17,13 @@ __all__ = ["IntegratorStepper", "OptimizerStepper", "Stepper", "minibatch_indice
 class Stepper(Protocol):
     """What `deeplin.solve.drive` advances."""
 
-    t: float
     step: int
     dt: float
+
+    @property
+    def t(self) -> float:
+        """The flow time reached."""
+        ...
 
     @property
     def state(self) -> State:
@@ -62,9 +66,7 @@ class IntegratorStepper:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.t, self.step = saved["t"], saved["step"]
-        self.state = tuple(
-            new.to(old) for new, old in zip(saved["state"], self.state, strict=True)
-        )
+        self.state = tuple(new.to(old) for new, old in zip(saved["state"], self.state, strict=True))
 
 
 class OptimizerStepper:

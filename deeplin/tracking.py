@@ -287,8 +287,10 @@ class TensorBoardLog:
         """Hyperparameters and final metrics; in this run's own file, unlike `add_hparams`."""
         file_writer = self.writer.file_writer
         assert file_writer is not None
-        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in
-                 parameters.items()}
+        plain = {
+            k: v if isinstance(v, (bool, int, float, str)) else str(v)
+            for k, v in parameters.items()
+        }
         final = {f"final/{name}": float(value) for name, value in metrics.items()}
         for summary in hparams(plain, final):
             file_writer.add_summary(summary)

@@ -275,4 +275,3 @@ def _sentence(
     if result.kind in ("time", "steps", "interrupted"):
         return f"Unfinished: W is not yet at the predicted optimum ({state})."
     return f"Theory and run disagree: W came to rest away from the predicted optimum ({state})."
-

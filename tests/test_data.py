@@ -79,13 +79,21 @@ def test_every_format_gives_the_same_problem(randn, tmp_path):
     x, y = table(randn)
     np.savez(tmp_path / "d.npz", x=x.numpy(), y=y.numpy())
     torch.save({"x": x, "y": y}, tmp_path / "d.pt")
-    np.savetxt(tmp_path / "d.csv", torch.cat([x, y], 1).numpy(), delimiter=",", header="a,b,c,d,e,f")
+    np.savetxt(
+        tmp_path / "d.csv", torch.cat([x, y], 1).numpy(), delimiter=",", header="a,b,c,d,e,f"
+    )
     np.savetxt(tmp_path / "plain.csv", torch.cat([x, y], 1).numpy(), delimiter=",")
     for i in range(3):
         np.savez(tmp_path / f"shard{i}.npz", x=x[i::3].numpy(), y=y[i::3].numpy())
     reference = prepare(x, y).problem
     assert reference.d_x == 3
-    for name, labels in [("d.npz", 0), ("d.pt", 0), ("d.csv", 2), ("plain.csv", 2), ("shard*.npz", 0)]:
+    for name, labels in [
+        ("d.npz", 0),
+        ("d.pt", 0),
+        ("d.csv", 2),
+        ("plain.csv", 2),
+        ("shard*.npz", 0),
+    ]:
         problem = from_file(tmp_path / name, labels=labels).problem
         torch.testing.assert_close(problem.C, reference.C)
         torch.testing.assert_close(problem.B, reference.B)
@@ -125,9 +133,12 @@ def bad(tmp_path, name):
         "no match": lambda: from_file(tmp_path / "no*.npz"),
         "ending": lambda: (tmp_path / "x.txt").touch() or from_file(tmp_path / "x.txt"),
         "no array": lambda: (
-            np.savez(tmp_path / "b.npz", a=np.ones(2), b=np.ones(2)) or from_file(tmp_path / "b.npz")
+            np.savez(tmp_path / "b.npz", a=np.ones(2), b=np.ones(2))
+            or from_file(tmp_path / "b.npz")
         ),
-        "vector": lambda: np.savez(tmp_path / "v.npz", x=np.ones(3)) or from_file(tmp_path / "v.npz"),
+        "vector": lambda: (
+            np.savez(tmp_path / "v.npz", x=np.ones(3)) or from_file(tmp_path / "v.npz")
+        ),
         "nan": lambda: (
             np.savez(tmp_path / "n.npz", x=np.array([[1.0, np.nan], [1, 2]]))
             or from_file(tmp_path / "n.npz")

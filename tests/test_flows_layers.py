@@ -1,5 +1,7 @@
 """The layer flow, its integrators and closed forms."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def aligned(u0, s):
 
 def slope(errors):
     """The observed order from errors at steps halved each time."""
-    ratios = [a / b for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    ratios = [a / b for a, b in itertools.pairwise(errors)]
     return torch.tensor(ratios, dtype=torch.float64).log2()
 
 
@@ -96,19 +98,14 @@ def test_one_sgd_step_is_one_euler_step(randn):
 @pytest.mark.statement("BRTW Lemma 2(3)")
 def test_gaps_are_conserved_to_the_order_of_rk4(randn, depth):
     problem = LeastSquares(randn(4, 20) / 4, randn(3, 20) / 4)
-    layers = [
-        0.6 * randn(b, a) for a, b in zip([4] * depth, [4] * (depth - 1) + [3], strict=True)
-    ]
+    layers = [0.6 * randn(b, a) for a, b in zip([4] * depth, [4] * (depth - 1) + [3], strict=True)]
     flow = LayerFlow(problem)
     start = balancedness_gap(layers)
     drifts = []
     for dt in (0.02, 0.01, 0.005, 0.0025):
         end = deeplin.solve(flow, flow.init_state(layers), 0.8, dt=dt).y[-1]
         drifts.append(
-            max(
-                float((a - b).norm())
-                for a, b in zip(balancedness_gap(end), start, strict=True)
-            )
+            max(float((a - b).norm()) for a, b in zip(balancedness_gap(end), start, strict=True))
         )
     assert drifts[-1] < 1e-7
     assert slope(drifts)[-1] == pytest.approx(4, abs=0.2)
@@ -137,8 +134,7 @@ def test_balanced_product_obeys_the_end_to_end_equation(randn):
             return (E * torch.where(keep, values.clamp(min=1e-300) ** p, float(p == 0))) @ E.mT
 
         oracle = -sum(
-            power(W @ W.mT, (N - j) / N) @ G @ power(W.mT @ W, (j - 1) / N)
-            for j in range(1, N + 1)
+            power(W @ W.mT, (N - j) / N) @ G @ power(W.mT @ W, (j - 1) / N) for j in range(1, N + 1)
         )
         torch.testing.assert_close(W_dot, oracle, rtol=1e-9, atol=1e-9)
 

@@ -18,9 +18,7 @@ def layer_hessian_rates(problem, W, depth):
     """Positive eigenvalues of Hess L^N at balanced layers of W, by autograd."""
     k = int(torch.linalg.matrix_rank(W, rtol=1e-9))
     d_y, d_x = W.shape
-    net = init.balanced_(
-        DeepLinear([d_x, *[k] * (depth - 1), d_y], dtype=torch.float64), W
-    )
+    net = init.balanced_(DeepLinear([d_x, *[k] * (depth - 1), d_y], dtype=torch.float64), W)
     shapes = [tuple(w.shape) for w in net.weights]
 
     def loss(flat):

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import mpmath
@@ -36,9 +37,7 @@ def test_expm1_ratio_and_its_derivative(z):
 def test_divided_difference_is_the_sum_over_layers(a, b, depth):
     with mpmath.workdps(50):
         x, y, N = mpmath.mpf(a), mpmath.mpf(b), mpmath.mpf(depth)
-        oracle = sum(
-            x ** (2 * (N - j) / N) * y ** (2 * (j - 1) / N) for j in range(1, depth + 1)
-        )
+        oracle = sum(x ** (2 * (N - j) / N) * y ** (2 * (j - 1) / N) for j in range(1, depth + 1))
     given = torch.tensor([a, b], dtype=torch.float64)
     c = power_divided_difference(given, given.flip(0), depth)
     assert c[0] == c[1]
@@ -52,7 +51,9 @@ def test_infinite_depth_is_the_logarithmic_mean(a, b):
         x, y = mpmath.mpf(a) ** 2, mpmath.mpf(b) ** 2
         oracle = (x - y) / (mpmath.log(x) - mpmath.log(y))
     a, b = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-    assert float(power_divided_difference(a, b, math.inf)) == pytest.approx(float(oracle), rel=1e-14)
+    assert float(power_divided_difference(a, b, math.inf)) == pytest.approx(
+        float(oracle), rel=1e-14
+    )
     large = 1e9
     assert float(power_divided_difference(a, b, large)) / large == pytest.approx(
         float(oracle), rel=1e-7
@@ -91,7 +92,7 @@ def test_psd_power_lives_on_the_range(randn):
 
 @pytest.mark.parametrize("widths", [[4, 3], [4, 2, 5], [3, 5, 2, 6], [2, 6, 5, 4], [6, 5, 4, 2]])
 def test_products_of_chains(randn, widths):
-    matrices = [randn(7, b, a) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    matrices = [randn(7, b, a) for a, b in itertools.pairwise(widths)]
     product = matrices[0]
     for M in matrices[1:]:
         product = M @ product

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -25,9 +27,7 @@ def test_forward_is_the_end_to_end_matrix_on_rows(randn, widths, batch):
 @pytest.mark.statement("BRTW Lemma 2(1)")
 def test_layer_gradients_are_those_of_autograd(randn, widths):
     X, Y = randn(widths[0], 9), randn(widths[-1], 9)
-    layers = [
-        randn(3, b, a).requires_grad_() for a, b in zip(widths[:-1], widths[1:], strict=True)
-    ]
+    layers = [randn(3, b, a).requires_grad_() for a, b in itertools.pairwise(widths)]
     output = X
     for W_j in layers:
         output = W_j @ output
@@ -66,7 +66,7 @@ def test_bad_widths(widths):
 
 @pytest.mark.parametrize(("depth", "rank"), [(1, 2), (2.5, 2), (3, 0), (3, 6)])
 def test_bad_grids(depth, rank):
-    with pytest.raises(ValueError, match="depth must be|rank must satisfy"):
+    with pytest.raises(ValueError, match=r"depth must be|rank must satisfy"):
         grid_widths(5, 6, depth, rank)
 
 

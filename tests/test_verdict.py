@@ -88,7 +88,9 @@ def test_prediction(problem):
     prediction = Prediction.of(problem, 3, 2, balanced=True)
     assert prediction.rank == 2
     torch.testing.assert_close(prediction.limit, problem.minimizer(2))
-    assert prediction.rate == pytest.approx(deeplin.landscape.local_rate(problem, prediction.limit, 3))
+    assert prediction.rate == pytest.approx(
+        deeplin.landscape.local_rate(problem, prediction.limit, 3)
+    )
     assert "balanced starts only" in Prediction.of(problem, 3, 2, balanced=False).rate_missing
     tied = Prediction.of(deeplin.autoencoder(torch.eye(3).double()), 3, 2, balanced=True)
     assert not tied.unique
@@ -107,9 +109,12 @@ def test_sentences(problem):
     assert "where" in verdict(problem, wrong_rate, true)
     saddle = history_of(problem, problem.critical_point([1, 3]), 1e-9)
     records = [
-        Record(r.step, r.t, r.dt, layer_observables(problem, true.limit)(
-            r.t, [problem.critical_point([1, 3])]
-        ))
+        Record(
+            r.step,
+            r.t,
+            r.dt,
+            layer_observables(problem, true.limit)(r.t, [problem.critical_point([1, 3])]),
+        )
         for r in saddle.records
     ]
     saddle = History(records)
@@ -123,7 +128,9 @@ def test_summary_of_repeats_names_the_worst(problem):
     limit = problem.minimizer(2)
     observe = layer_observables(problem, limit)
     W = torch.stack([limit, problem.minimizer(1), limit])
-    history = History([Record(0, 0.0, 0.1, observe(0.0, [W])), Record(9, 1.0, 0.1, observe(1.0, [W]))])
+    history = History(
+        [Record(0, 0.0, 0.1, observe(0.0, [W])), Record(9, 1.0, 0.1, observe(1.0, [W]))]
+    )
     prediction = Prediction.of(problem, 2, 2, balanced=True)
     summary = judge(problem, prediction, history, Result("time", "end."), seconds=2.0).summary
     assert summary["rank"] == 1
