@@ -65,7 +65,7 @@ def two_layer_product(
     return ZZ[d_0:, :d_0]
 
 
-def autoencoder_rate(eigenvalues: Float[Tensor, "d"], rank: int) -> Tensor:
+def autoencoder_rate(eigenvalues: Float[Tensor, " d"], rank: int) -> Tensor:
     """ρ = min_{a≤r<b} ½(λ_a + λ_b − √((λ_a − λ_b)² + 4λ_b²)), the local rate at U_rU_rᵀ.
 
     Independent of the depth. For r = d, where no b is left, ρ is not given by this formula.

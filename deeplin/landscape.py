@@ -76,10 +76,10 @@ class RiemannianHessian:
             return (self @ torch.as_tensor(x.ravel(), dtype=dtype, device=device)).cpu().numpy()
 
         start = torch.ones(self.dim, dtype=dtype).numpy()
-        operator = LinearOperator(  # type: ignore[reportCallIssue]
-            (self.dim, self.dim), matvec=apply, dtype=start.dtype
-        )
-        values = eigsh(operator, k=1, which="SA", v0=start, tol=1e-8, return_eigenvectors=False)  # type: ignore[reportArgumentType]
+        shape = (self.dim, self.dim)
+        operator = LinearOperator(shape, matvec=apply, dtype=start.dtype)  # pyright: ignore
+        options = {"which": "SA", "v0": start, "tol": 1e-8, "return_eigenvectors": False}
+        values = eigsh(operator, k=1, **options)
         return float(values[0])
 
 

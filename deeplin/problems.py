@@ -17,7 +17,7 @@ __all__ = ["LeastSquares", "autoencoder"]
 class Spectrum(NamedTuple):
     """Eigenvalues in descending order and the matrix whose columns are their eigenvectors."""
 
-    values: Float[Tensor, "d"]
+    values: Float[Tensor, " d"]
     vectors: Float[Tensor, "d d"]
 
 
@@ -212,7 +212,7 @@ class LeastSquares:
         return U[:, :q], s[:q], Vh[:q]
 
     @property
-    def singular_values(self) -> Float[Tensor, "q"]:
+    def singular_values(self) -> Float[Tensor, " q"]:
         """The positive singular values σ_1 ≥ … ≥ σ_q of Q; for an autoencoder √λ_i."""
         return self._svd_Q[1]
 
