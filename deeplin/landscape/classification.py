@@ -37,9 +37,9 @@ def classify(problem: Problem, point: Tensor | DeepLinear | Sequence[Tensor], to
     of them in the shape of the batch.
     Cost: a small matrix product each, and for layers O(N²) SVDs of blocks where rank decides.
     Accuracy: a point counts as critical if ‖(W − W_J)C^{1/2}‖_F <= tol·σ_1 and, for layers, each
-    ‖∇_{W_j}L^N‖ is at most tol times its natural size (see `is_critical`). A singular value of a
-    product of n layers counts as 0 below tol^{n/N} of its natural size, as for balanced layers of
-    a W with singular values below tol.
+    ‖∇_{W_j}L^N‖ is at most tol times its natural size (see `is_critical`). Singular values of a
+    product of n layers count as 0 below δ^{n/N} of their natural size, δ ten times the distance of
+    W from W_J: balanced layers of such a W have them.
     Raises: ValueError for tol outside (0, 1) and for shapes that do not fit.
 
     >>> from deeplin import autoencoder
@@ -74,7 +74,9 @@ def classify(problem: Problem, point: Tensor | DeepLinear | Sequence[Tensor], to
         if len(layers) > 2 and bool(deficient.any()):
             chosen = [W_j[deficient] if W_j.ndim > 2 else W_j[None] for W_j in layers]
             ranks = near.rank[deficient] if near.rank.ndim else near.rank[None]
-            strict[deficient] = ~_is_tightened(problem, frame, chosen, ranks, tol)
+            distance = near.distance[deficient] if near.rank.ndim else near.distance[None]
+            noise = _noise(frame, distance)
+            strict[deficient] = ~_is_tightened(frame, chosen, ranks, noise)
         code[deficient] = KINDS.index(NON_STRICT)
         code[deficient & strict] = KINDS.index(STRICT)
     code[~critical] = KINDS.index(NOT_CRITICAL)
@@ -109,25 +111,26 @@ def layers_of(point: Tensor | DeepLinear | Sequence[Tensor]) -> list[Tensor]:
     return [W_j.detach() for W_j in (point.weights if isinstance(point, DeepLinear) else point)]
 
 
-def snapped(
-    problem: Problem, frame: Frame, layers: Sequence[Tensor], near: Nearest, tol: float
-) -> list[Tensor]:
+def snapped(frame: Frame, layers: Sequence[Tensor], near: Nearest) -> list[Tensor]:
     """The layers without the singular values that count as 0 in `classify`.
 
     Shapes: as given, (*batch, d_j, d_{j−1}). Cost: one SVD for each layer.
     """
-    layers = _equal_norms(layers, near.rank)
-    size = _sizes(frame, layers)
-    out = []
+    size, noise, out = _sizes(frame, layers), _noise(frame, near.distance), []
     for W_j in layers:
         U, s, Vh = torch.linalg.svd(W_j, full_matrices=False)
-        kept = s > tol ** (1 / len(layers)) * size[..., None]
+        kept = s > (noise ** (1 / len(layers)) * size)[..., None]
         out.append((U * torch.where(kept, s, 0.0)[..., None, :]) @ Vh)
     return out
 
 
+def _noise(frame: Frame, distance: Tensor) -> Tensor:
+    """What a W as near as this to its W_J may have in place of singular values 0, relatively."""
+    return (10 * distance / frame.scale).clamp(min=1e3 * torch.finfo(distance.dtype).eps)
+
+
 def _is_tightened(
-    problem: Problem, frame: Frame, layers: list[Tensor], k: Tensor, tol: float
+    frame: Frame, layers: list[Tensor], k: Tensor, noise: Tensor
 ) -> Bool[Tensor, " batch"]:
     """Whether no pair i < j gives the Hessian a negative direction; layers (batch, d_j, d_{j−1})."""
     depth = len(layers)
@@ -151,13 +154,13 @@ def _is_tightened(
             left = after[depth - j]
             K = right if left is None else left.mT @ right
             missing = depth - j + i - 1
-            zero = tol ** (missing / depth) * size**missing * largest
+            zero = noise ** (missing / depth) * size**missing * largest
             touches = torch.linalg.matrix_norm(K, 2) > (zero if missing else 0.0)
             if block is None:
                 rank = torch.full_like(k, layers[i - 1].shape[-2])
             else:
                 length = j - 1 - i
-                zero = tol ** (length / depth) * size**length
+                zero = noise ** (length / depth) * size**length
                 rank = (torch.linalg.svdvals(block) > zero[..., None]).sum(-1)
             strict |= touches & (rank > k)
             if j < depth + 1:

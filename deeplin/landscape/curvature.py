@@ -173,7 +173,7 @@ class LayerHessian(_SymmetricOperator):
         def gradient(*layers: Tensor) -> tuple[Tensor, ...]:
             return tuple(layer_gradients(layers, self._problem.egrad(end_to_end(layers))))
 
-        layers = tuple(W_j.expand(*x.shape[:-1], *W_j.shape) for W_j in self._layers)
+        layers = tuple(W_j.expand(*x.shape[:-1], *W_j.shape).contiguous() for W_j in self._layers)
         parts = torch.func.jvp(gradient, layers, self.directions(x))[1]
         return torch.cat([part.flatten(-2) for part in parts], dim=-1)
 
