@@ -1,5 +1,6 @@
 """Critical points of the loss, their kinds and Hessians, local rates, spurious points, reports."""
 
+from deeplin.landscape.classification import classify, is_critical
 from deeplin.landscape.critical import CriticalPoint, critical_points, lift, saddle_curve
 from deeplin.landscape.curvature import (
     Eigenpairs,
@@ -8,6 +9,7 @@ from deeplin.landscape.curvature import (
     hessian,
     local_rate,
 )
+from deeplin.landscape.escape import escape_direction
 from deeplin.landscape.frame import Nearest, nearest_critical_point
 
 __all__ = [
@@ -16,8 +18,11 @@ __all__ = [
     "LayerHessian",
     "Nearest",
     "RiemannianHessian",
+    "classify",
     "critical_points",
+    "escape_direction",
     "hessian",
+    "is_critical",
     "lift",
     "local_rate",
     "nearest_critical_point",
