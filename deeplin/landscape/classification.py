@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Inexact
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from deeplin.landscape.critical import GLOBAL, KINDS, MINIMUM, NON_STRICT, NOT_CRITICAL, STRICT
@@ -22,8 +22,8 @@ def classify(problem: Problem, point: Tensor | DeepLinear | Sequence[Tensor], to
     For W, on the manifold M_k of the nearest critical point W_J, k = |J|: "global minimum" (over
     all ranks: k = q), "minimum on M_k" (J picks the k largest σ_j), "strict saddle" (any other J).
     For layers, with r = min_j d_j: "global minimum" of L^N iff W is the minimum on M_k with
-    k = min(r, q); "strict saddle" where the Hessian of L^N has a negative eigenvalue: for any J that
-    is not optimal, and for N = 2 at all others; else "non-strict saddle", as 0 for N ≥ 3.
+    k = min(r, q); "strict saddle" where the Hessian of L^N has a negative eigenvalue: for any J
+    that is not optimal, and for N = 2 at all others; else "non-strict saddle", as 0 for N ≥ 3.
     "not critical" for what is not within `tol` of a critical point, such as the end of an
     unfinished run.
 
@@ -132,7 +132,10 @@ def _noise(frame: Frame, distance: Tensor) -> Tensor:
 def _is_tightened(
     frame: Frame, layers: list[Tensor], k: Tensor, noise: Tensor
 ) -> Bool[Tensor, " batch"]:
-    """Whether no pair i < j gives the Hessian a negative direction; layers (batch, d_j, d_{j−1})."""
+    """Whether no pair i < j gives the Hessian a negative direction.
+
+    Shapes: layers (batch, d_j, d_{j−1}), k and noise (batch).
+    """
     depth = len(layers)
     layers = _equal_norms(layers, k)
     size = _sizes(frame, layers)

@@ -12,7 +12,14 @@ from torch import Tensor
 from deeplin.landscape.frame import Frame, Problem
 from deeplin.network import check_widths
 
-__all__ = ["CriticalPoint", "critical_points", "lift", "point_kind", "saddle_curve"]
+__all__ = [
+    "CriticalPoint",
+    "critical_points",
+    "index_sets",
+    "lift",
+    "point_kind",
+    "saddle_curve",
+]
 
 GLOBAL, MINIMUM, STRICT, NON_STRICT, NOT_CRITICAL = KINDS = (
     "global minimum",
@@ -110,16 +117,16 @@ def critical_points(problem: Problem, k: int) -> Iterator[CriticalPoint]:
     size = min(len(frame.U), len(frame.V))
     if isinstance(k, bool) or k != int(k) or not 0 <= k <= size:
         raise ValueError(f"k must satisfy 0 <= k <= min(d_y, d_x) = {size}; got {k}.")
-    return (_point(frame, J) for J in _index_sets(frame.groups, int(k)))
+    return (_point(frame, J) for J in index_sets(frame.groups, int(k)))
 
 
-def _index_sets(groups: list[range], k: int) -> Iterator[list[int]]:
+def index_sets(groups: list[range], k: int) -> Iterator[list[int]]:
     """Sets of k indices that take the first ones of every group; the largest σ_j first."""
     if k == 0:
         yield []
     elif sum(map(len, groups)) >= k:
         for count in range(min(k, len(groups[0])), -1, -1):
-            for rest in _index_sets(groups[1:], k - count):
+            for rest in index_sets(groups[1:], k - count):
                 yield [*groups[0][:count], *rest]
 
 

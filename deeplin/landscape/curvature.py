@@ -37,9 +37,7 @@ class _SymmetricOperator:
     def __matmul__(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         raise NotImplementedError
 
-    def extreme(
-        self, n: int = 1, which: Literal["smallest", "largest"] = "smallest"
-    ) -> Eigenpairs:
+    def extreme(self, n: int = 1, which: Literal["smallest", "largest"] = "smallest") -> Eigenpairs:
         """The n smallest or largest eigenvalues (algebraically) and their eigenvectors.
 
         Cost: dense up to dimension 1500; beyond that ARPACK's Lanczos, the operator not formed.
@@ -78,7 +76,12 @@ class _SymmetricOperator:
         # More vectors than ARPACK's default 20: the lowest eigenvalues are often clustered.
         vectors_kept = min(self.dim, max(60, 3 * n))
         values, vectors = eigsh(
-            operator, k=n, which=which, v0=start.numpy(), tol=tolerance, ncv=vectors_kept
+            operator,
+            k=n,
+            which=which,
+            v0=start.numpy(),
+            tol=tolerance,  # pyright: ignore[reportArgumentType]
+            ncv=vectors_kept,
         )
         order = values.argsort()
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -118,13 +119,13 @@ def _through_one_null_space(
 def _through_null_spaces(layers: list[Tensor], u: Tensor, w: Tensor) -> list[Tensor] | None:
     """Rank-one directions that multiply to uwᵀ and to 0 with all layers, if there are such."""
     vectors = [w]
-    for before, after in zip(layers[:-1], layers[1:], strict=True):
+    for before, after in itertools.pairwise(layers):
         null = _null_space(torch.cat([before.mT, after]))
         if null.shape[1] == 0:
             return None
         vectors.append(null[:, 0])
     vectors.append(u)
-    return [torch.outer(b, a) for a, b in zip(vectors[:-1], vectors[1:], strict=True)]
+    return [torch.outer(b, a) for a, b in itertools.pairwise(vectors)]
 
 
 def _null_space(A: Tensor) -> Tensor:
