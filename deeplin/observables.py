@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.landscape.frame import Frame
 from deeplin.linalg import product_svdvals
 from deeplin.network import balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
@@ -34,9 +35,12 @@ def layer_observables(
     - `balancedness_gap`: max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F
     - `singular_values`: those of W, as many as the smallest width; `rank`: those above
       max(d_x, d_y)·eps·σ_1
+    - `nearest_modes`, `nearest_distance`: J of the critical point nearest to W, as a mask, and
+      ‖(W − W_J)C^{1/2}‖_F (`deeplin.landscape.nearest_critical_point`)
 
-    Shapes: each (*batch), singular_values (*batch, min_j d_j).
+    Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
     """
+    frame = Frame.of(problem)
     E = problem.range_basis() if problem.rank_X < problem.d_x else None
 
     def observe(t: float, layers: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -44,6 +48,7 @@ def layer_observables(
         error = W - limit if E is None else (W - limit) @ E
         gradients = layer_gradients(layers, problem.egrad(W))
         s = product_svdvals(layers)
+        nearest = frame.nearest(W)
         noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
         return {
             "loss": problem.loss(W),
@@ -53,6 +58,8 @@ def layer_observables(
             "balancedness_gap": gap_norm(layers),
             "singular_values": s,
             "rank": (s > noise).sum(-1),
+            "nearest_modes": nearest.modes,
+            "nearest_distance": nearest.distance,
         }
 
     return observe

@@ -104,7 +104,7 @@ class Frame:
     def nearest(self, W: Inexact[Tensor, "*batch d_y d_x"]) -> Nearest:
         """The critical point of any rank nearest to W, by ‖(W − W_J)C^{1/2}‖_F.
 
-        The squared distance is ‖Z‖² + Σ_J σ_j(σ_j − 2Re u_jᴴZv_j): j ∈ J iff Re u_jᴴZv_j > σ_j/2, and
+        The squared distance is ‖Z‖² + Σ_J σ_j(σ_j − 2Re u_jᴴZv_j): j ∈ J iff Re u_jᴴZv_j > σ_j/2;
         for equal σ_j the same with the eigenvalues of the Hermitian part of that block.
         """
         W = W.to(self.U.dtype)

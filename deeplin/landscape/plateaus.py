@@ -42,6 +42,14 @@ class Plateau:
         """t_out − t_in."""
         return self.t_out - self.t_in
 
+    @property
+    def label(self) -> str:
+        """J: {1..5} for consecutive indices, {1,2,4} for others, {} for none."""
+        J = self.J
+        if len(J) > 2 and J[-1] - J[0] == len(J) - 1:
+            return f"{{{J[0]}..{J[-1]}}}"
+        return f"{{{','.join(map(str, J))}}}"
+
     def as_dict(self) -> dict[str, Any]:
         """For summary.json."""
         return {
@@ -144,7 +152,7 @@ def plateau_table(report: Sequence[Plateau]) -> str:
     rows = [("J", "kind", "loss", "from t", "to t", "closest", "")]
     rows += [
         (
-            _indices(p.J),
+            p.label,
             p.kind,
             f"{p.loss:.6g}",
             f"{p.t_in:.4g}",
@@ -159,10 +167,3 @@ def plateau_table(report: Sequence[Plateau]) -> str:
         "  ".join(cell.ljust(n) for cell, n in zip(row, columns, strict=True)).rstrip()
         for row in rows
     )
-
-
-def _indices(J: Sequence[int]) -> str:
-    """{1..5} for consecutive indices, {1,2,4} for others, {} for none."""
-    if len(J) > 2 and J[-1] - J[0] == len(J) - 1:
-        return f"{{{J[0]}..{J[-1]}}}"
-    return f"{{{','.join(map(str, J))}}}"
