@@ -14,6 +14,7 @@ from deeplin.landscape.critical import GLOBAL, NON_STRICT, NOT_CRITICAL
 from deeplin.landscape.curvature import LayerHessian
 from deeplin.landscape.frame import Frame, Nearest, Problem
 from deeplin.network import DeepLinear, end_to_end
+from deeplin.problems import LeastSquares
 
 __all__ = ["escape_direction"]
 
@@ -21,11 +22,14 @@ __all__ = ["escape_direction"]
 def escape_direction(
     problem: Problem, point: Tensor | DeepLinear | Sequence[Tensor], tol: float = 1e-6
 ) -> Tensor | tuple[Tensor, ...] | None:
-    """A direction V, of norm 1, such that L(point + tV) < L(point) for small t > 0.
+    """A direction V, of norm 1, in which the loss falls; None at a global minimum.
 
-    None at a global minimum. With u, w = u_j, C^{-1/2}v_j for a j ∉ J and i ∈ J, σ_j > σ_i:
+    L(point + tV) < L(point) for small t > 0; for a W that is no minimum on M_k, V is tangent to
+    M_k and the loss falls along curves in M_k, such as the nearest matrices of rank k to W + tV.
+    With u, w = u_j, C^{-1/2}v_j for a j ∉ J and i ∈ J, σ_j > σ_i:
 
-    - W, J not optimal: V ~ σ_i(u_jv_iᵀ + u_iv_jᵀ)C^{-1/2}, tangent to M_k (Prop. 33);
+    - W, J not optimal: V ~ (u_jv_iᵀ + u_iv_jᵀ)C^{-1/2} (Prop. 33); for an autoencoder the
+      symmetric u_ju_iᵀ + u_iu_jᵀ (Theorem 25 for W = VVᵀ, and 49);
     - W a minimum on M_k, k < q: V ~ uwᵀ, which leaves M_k (Theorem 49);
     - layers, J not optimal: V_1 ~ W_1C^{1/2}v_iv_jᵀC^{-1/2}, V_N ~ u_ju_iᵀW_N (Prop. 35);
     - layers, N = 2, k < min(r, q): V_1 ~ κ^{-1}vwᵀ, V_2 ~ κuvᵀ, v ∈ ker W_1ᵀ or ker W_2 (Prop. 38);
@@ -35,7 +39,7 @@ def escape_direction(
       a_l, a direction found by descent on a sphere of a tenth of the layers' size: the loss is
       lower there, though not necessarily at all smaller t.
 
-    Source: BRTW Prop. 33, 35, 36, 38, Theorem 25 (W = VVᵀ) and 49.
+    Source: BRTW Prop. 33, 35, 36, 38, Theorem 25 and 49.
     Shapes: unbatched; V as the point: (d_y, d_x), or a tuple of (d_j, d_{j−1}).
     Cost: an SVD of each layer; eigenvectors of Hess L^N only for N ≥ 3.
     Raises: ValueError for a point that is not critical to `tol`, and for a batch.
@@ -65,7 +69,10 @@ def escape_direction(
     w = frame.inverse_root @ v
     if not bool(near.optimal):
         i = int(inside[-1])
-        directions = _to_other_mode(frame, near, layers, i, j)
+        if not layers and isinstance(problem, LeastSquares) and problem.is_autoencoder:
+            directions = [torch.outer(u, near.U[:, i]) + torch.outer(near.U[:, i], u)]
+        else:
+            directions = _to_other_mode(frame, near, layers, i, j)
     elif not layers:
         directions = [torch.outer(u, w.conj())]
     else:
@@ -76,10 +83,21 @@ def escape_direction(
         elif len(layers) == 2:
             directions = _through_one_null_space(frame, exact, u, w, float(frame.s[j]))
         else:
-            H = LayerHessian(problem, exact)
-            directions = list(H.directions(H.extreme().vectors[0]))
+            directions = _along_lowest_eigenvector(problem, exact)
     directions = _normalised(directions)
     return directions if layers else directions[0]
+
+
+def _along_lowest_eigenvector(problem: Problem, layers: list[Tensor]) -> list[Tensor]:
+    """Of the two signs of an eigenvector, the one along which the loss is lower at order 3."""
+    H = LayerHessian(problem, layers)
+    V = H.directions(H.extreme().vectors[0])
+    t = 0.1 * max(float(torch.linalg.matrix_norm(W_l)) for W_l in layers) + 1e-3
+    ahead, behind = (
+        float(problem.loss(end_to_end([W_l + h * V_l for W_l, V_l in zip(layers, V, strict=True)])))
+        for h in (t, -t)
+    )
+    return [V_l if ahead <= behind else -V_l for V_l in V]
 
 
 def _normalised(directions: Sequence[Tensor]) -> tuple[Tensor, ...]:
