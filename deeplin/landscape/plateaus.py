@@ -16,6 +16,9 @@ from deeplin.landscape.frame import Frame, Problem
 
 __all__ = ["Plateau", "plateau_table", "plateaus", "plateaus_of_modes"]
 
+# A trajectory ends at a critical point that is nearer than this at its last record.
+_AT_END = 0.01
+
 
 @dataclass(frozen=True)
 class Plateau:
@@ -25,7 +28,8 @@ class Plateau:
     - `t_in`, `t_out`: first and last recorded time at which W_J was near, and `duration` between;
     - `closest`: the least ‖(W − W_J)C^{1/2}‖_F as a fraction of the step to the next critical
       point, the largest σ_j, j ∉ J (at full rank the smallest σ_j, j ∈ J); `t_closest` its time;
-    - `is_end`: whether the trajectory's last record belongs to it.
+    - `is_end`: whether the trajectory ends at it: at the last record the distance is at most 1 %
+      of that step.
     """
 
     J: tuple[int, ...]
@@ -141,7 +145,7 @@ def plateaus_of_modes(
                 float(t[start + int(here[-1])]),
                 float(fraction[best]),
                 float(t[start + best]),
-                stop == len(t) and int(here[-1]) == stop - start - 1,
+                stop == len(t) and float(fraction[-1]) <= _AT_END,
             )
         )
     return report

@@ -81,7 +81,7 @@ def spurious_points(X: Inexact[Tensor, "m n"], s: int | None = None) -> Iterator
 
 def _target(X: Tensor) -> Frame:
     frame = Frame.of(MatrixApproximation(X))
-    if _is_psd(X):  # V = U exactly, so that Z_# is Hermitian to the last bit
+    if _is_psd(X):  # V = U exactly: the SVD's own V is U up to round-off only
         U = frame.U
         frame = Frame(U, frame.s, U, frame.root, frame.inverse_root, frame.residual)
     return frame
