@@ -73,7 +73,9 @@ def saddle_to_saddle(
                 linewidth=0,
             )
     top.set_ylabel("loss")
-    top.legend(frameon=False)
+    top.legend(frameon=False, loc="lower left")
+    # The first rest, at the start, would take most of a logarithmic axis.
+    top.set_xlim(left=max(t[later][0], 0.2 * report[0].t_out))
     bottom.loglog(t[later], np.maximum(distance[later], 1e-300), color=GREEN)
     bottom.set_ylabel(r"$\min_J \|(W - W_J)C^{1/2}\|_F$")
     bottom.set_xlabel("flow time t")

@@ -16,7 +16,9 @@ from deeplin.network import DeepLinear, end_to_end, layer_gradients
 __all__ = ["classify", "is_critical", "layers_of", "snapped"]
 
 
-def classify(problem: Problem, point: Tensor | DeepLinear | Sequence[Tensor], tol: float = 1e-6):
+def classify(
+    problem: Problem, point: Tensor | DeepLinear | Sequence[Tensor], tol: float = 1e-6
+) -> Any:
     """What a W, or a tuple of layers, is in the landscape of the loss.
 
     For W, on the manifold M_k of the nearest critical point W_J, k = |J|: "global minimum" (over
@@ -65,7 +67,7 @@ def classify(problem: Problem, point: Tensor | DeepLinear | Sequence[Tensor], to
         highest = min(frame.q, *(min(W_j.shape[-2:]) for W_j in layers))
     else:
         highest = frame.q
-    code = torch.full(near.rank.shape, KINDS.index(STRICT))
+    code = torch.full_like(near.rank, KINDS.index(STRICT))
     code[near.optimal] = KINDS.index(MINIMUM)
     code[near.optimal & (near.rank == highest)] = KINDS.index(GLOBAL)
     if layers:
@@ -105,10 +107,12 @@ def is_critical(
 
 
 def layers_of(point: Tensor | DeepLinear | Sequence[Tensor]) -> list[Tensor]:
-    """The layers of a network or a sequence; none for a single matrix."""
+    """The layers of a network or a sequence, of one batch shape; none for a single matrix."""
     if isinstance(point, Tensor):
         return []
-    return [W_j.detach() for W_j in (point.weights if isinstance(point, DeepLinear) else point)]
+    weights = point.weights if isinstance(point, DeepLinear) else point
+    batch = torch.broadcast_shapes(*(W_j.shape[:-2] for W_j in weights))
+    return [W_j.detach().expand(*batch, *W_j.shape[-2:]) for W_j in weights]
 
 
 def snapped(frame: Frame, layers: Sequence[Tensor], near: Nearest) -> list[Tensor]:

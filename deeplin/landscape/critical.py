@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -74,7 +74,8 @@ class CriticalPoint:
         """
         return self._directions(lambda outside, inside: outside < inside)
 
-    def _directions(self, wanted) -> Tensor:
+    def _directions(self, wanted: Callable[[int, int], bool]) -> Tensor:
+        """Those of pairs i ∈ J, j ∉ J whose groups of equal σ (j's, i's) are wanted."""
         frame = self._frame
         assert frame is not None
         group = {j: n for n, members in enumerate(frame.groups) for j in members}
@@ -155,7 +156,9 @@ def point_kind(k: int, highest: int, *, optimal: bool) -> str:
     return GLOBAL if k == highest else MINIMUM
 
 
-def saddle_curve(problem: Problem, J: Sequence[int], j0: int, j1: int):
+def saddle_curve(
+    problem: Problem, J: Sequence[int], j0: int, j1: int
+) -> Callable[[float | Tensor], Tensor]:
     """The curve γ of Prop. 33 through W_J in M_k, along which L¹ falls if σ_{j1} > σ_{j0}.
 
     γ(t) = (σ_{j0} u(t)v(t)ᵀ + Σ_{J∖j0} σ_j u_j v_jᵀ) C^{-1/2}, u(t) = t u_{j1} + √(1−t²) u_{j0},
