@@ -111,6 +111,10 @@ def layers_of(point: Tensor | DeepLinear | Sequence[Tensor]) -> list[Tensor]:
     if isinstance(point, Tensor):
         return []
     weights = point.weights if isinstance(point, DeepLinear) else point
+    if any(W_j.is_complex() for W_j in weights):
+        raise TypeError(
+            "layers must be real layers W_j; complex problems are classified by W alone."
+        )
     batch = torch.broadcast_shapes(*(W_j.shape[:-2] for W_j in weights))
     return [W_j.detach().expand(*batch, *W_j.shape[-2:]) for W_j in weights]
 
