@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -85,13 +86,14 @@ class Frame:
         """σ_1, or 1 where Q = 0."""
         return float(self.s[0]) if self.q else 1.0
 
-    @property
+    @cached_property
     def groups(self) -> list[range]:
         """The maximal runs of indices (from 0) of equal σ_j."""
         equal = torch.finfo(self.s.dtype).eps ** 0.5 * self.scale
         groups: list[range] = []
-        for j, sigma in enumerate(self.s.tolist()):
-            if groups and float(self.s[groups[-1].start]) - sigma <= equal:
+        sigma = self.s.tolist()
+        for j in range(len(sigma)):
+            if groups and sigma[groups[-1].start] - sigma[j] <= equal:
                 groups[-1] = range(groups[-1].start, j + 1)
             else:
                 groups.append(range(j, j + 1))
@@ -109,15 +111,16 @@ class Frame:
         """
         W = W.to(self.U.dtype)
         Z = W @ self.root
-        K = self.U.mH @ Z @ self.V
-        overlap = K.diagonal(dim1=-2, dim2=-1).real
         U, V = self.U, self.V
+        ZV = Z @ V
+        overlap = (U.conj() * ZV).sum(-2).real
         repeated = [g for g in self.groups if len(g) > 1]
         if repeated:
-            overlap, rotation = overlap.clone(), torch.zeros_like(K)
-            rotation.diagonal(dim1=-2, dim2=-1).fill_(1)
+            overlap = overlap.clone()
+            rotation = torch.eye(self.q, dtype=U.dtype, device=U.device)
+            rotation = rotation.repeat(*overlap.shape[:-1], 1, 1)
             for g in repeated:
-                block = K[..., g.start : g.stop, g.start : g.stop]
+                block = U[:, g.start : g.stop].mH @ ZV[..., g.start : g.stop]
                 values, vectors = torch.linalg.eigh(0.5 * (block + block.mH))
                 overlap[..., g.start : g.stop] = values.flip(-1)
                 rotation[..., g.start : g.stop, g.start : g.stop] = vectors.flip(-1)
