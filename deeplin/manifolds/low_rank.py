@@ -241,8 +241,14 @@ class LowRankManifold(Manifold):
 
     def _drawn_shape(self, size: tuple) -> tuple[int, ...]:
         shape = tuple(size2shape(*size))
-        self._assert_check_shape(shape, "x")
+        ok, reason = self._check_shape(shape, "x")
+        if not ok:
+            raise ValueError(reason)
         return shape
+
+    def _wrapped(self, point: Point) -> geoopt.ManifoldTensor:
+        x = self._store_point(point)
+        return geoopt.ManifoldTensor(x, manifold=self)  # pyright: ignore[reportCallIssue]
 
     _hermitian = False
 
@@ -259,7 +265,7 @@ class LowRankManifold(Manifold):
         """
         shape = self._drawn_shape(size)
         point = self._draw(shape, dtype, device, generator, self._hermitian)
-        return geoopt.ManifoldTensor(self._store_point(point), manifold=self)
+        return self._wrapped(point)
 
     def origin(
         self,
@@ -281,7 +287,7 @@ class LowRankManifold(Manifold):
 
         U = frame(m)
         point = Point(U, frame(self.rank), U if self._hermitian else frame(n))
-        return geoopt.ManifoldTensor(self._store_point(point), manifold=self)
+        return self._wrapped(point)
 
     # Checks ---------------------------------------------------------------------------------------
 
