@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+torch.set_num_threads(1)  # the matrices are tiny: threads only wait for each other
+
 SPECTRA = {
     "generic": lambda r: torch.linspace(1.7, 0.6, r, dtype=torch.float64),
     "equal": lambda r: torch.full((r,), 1.3, dtype=torch.float64),

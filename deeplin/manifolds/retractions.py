@@ -59,22 +59,14 @@ def validate_retraction(retraction: str, depth: float) -> str:
     return retraction
 
 
-def _keeps_rank(values: Tensor) -> Tensor:
-    """Whether the last of the descending values is above round-off of the first."""
-    floor = values.shape[-1] * torch.finfo(values.dtype).eps
-    return (values[..., -1] > floor * values[..., 0]) & torch.isfinite(values).all(-1)
-
-
-def _singular_step(left: Tensor, core: Tensor, right: Tensor, rank: int) -> Step:
-    """The nearest rank-r matrix to left·core·rightᴴ, for left and right orthonormal."""
-    P, sigma, Qh = torch.linalg.svd(core, full_matrices=False)
-    sigma = sigma[..., :rank]
-    point = Point(
-        left @ P[..., :rank],
-        torch.diag_embed(sigma).to(core.dtype),
-        right @ Qh.mH[..., :rank],
+def _keeps_rank(values: Tensor, point: Point, tangent: Tangent) -> Tensor:
+    """Whether the least of the values is above the round-off of what they were computed from."""
+    scale = torch.maximum(
+        values.amax(-1),
+        torch.linalg.matrix_norm(point.S) + torch.linalg.matrix_norm(tangent.M),
     )
-    return point, _keeps_rank(sigma)
+    floor = values.shape[-1] * torch.finfo(values.dtype).eps * scale
+    return (values.amin(-1) > floor) & torch.isfinite(values).all(-1)
 
 
 def svd_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
@@ -103,9 +95,14 @@ def svd_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
             eigenvalues, vectors = torch.linalg.eigh(core)
             kept = eigenvalues[..., -rank:].flip(-1)
             U = left @ vectors[..., -rank:].flip(-1)
-            return Point(U, torch.diag_embed(kept).to(T.dtype), U), _keeps_rank(kept)
+            new = Point(U, torch.diag_embed(kept).to(T.dtype), U)
+            return new, _keeps_rank(kept, point, tangent)
         right, R_right = torch.linalg.qr(_beside(point.V, tangent.Vp))
-        return _singular_step(left, R_left @ core @ R_right.mH, right, rank)
+        P, sigma, Qh = torch.linalg.svd(R_left @ core @ R_right.mH, full_matrices=False)
+        sigma = sigma[..., :rank]
+        S = torch.diag_embed(sigma).to(T.dtype)
+        new = Point(left @ P[..., :rank], S, right @ Qh.mH[..., :rank])
+        return new, _keeps_rank(sigma, point, tangent)
 
 
 def _beside(A: Tensor, B: Tensor) -> Tensor:
@@ -130,13 +127,13 @@ def orthographic_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
         T = hermitian_part(T)
         L, info = torch.linalg.cholesky_ex(T)
         pivots = L.diagonal(dim1=-2, dim2=-1).real
-        kept = (info == 0) & _pivots_keep_rank(pivots**2)
+        kept = (info == 0) & _keeps_rank(pivots**2, point, tangent)
         L = torch.where(kept[..., None, None], L, _identity_like(L))
         sides = point.U + torch.cholesky_solve(tangent.Up.mH, L).mH
         U, R = orthonormal_factor(sides)
         return Point(U, hermitian_part(R @ T @ R.mH), U), kept
     Q, R = torch.linalg.qr(T)
-    kept = _pivots_keep_rank(R.diagonal(dim1=-2, dim2=-1).abs())
+    kept = _keeps_rank(R.diagonal(dim1=-2, dim2=-1).abs(), point, tangent)
     R_safe = torch.where(kept[..., None, None], R, _identity_like(R))
     # U_p T⁻¹ = (U_p R⁻¹) Qᴴ and V_p T⁻ᴴ = (R⁻¹ Qᴴ V_pᴴ)ᴴ
     left = torch.linalg.solve_triangular(R_safe, tangent.Up, upper=True, left=False) @ Q.mH
@@ -144,11 +141,6 @@ def orthographic_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
     U, R_left = orthonormal_factor(point.U + left)
     V, R_right = orthonormal_factor(point.V + right)
     return Point(U, R_left @ T @ R_right.mH, V), kept
-
-
-def _pivots_keep_rank(pivots: Tensor) -> Tensor:
-    floor = pivots.shape[-1] * torch.finfo(pivots.dtype).eps
-    return (pivots.amin(-1) > floor * pivots.amax(-1)) & torch.isfinite(pivots).all(-1)
 
 
 def _identity_like(A: Tensor) -> Tensor:
@@ -188,12 +180,11 @@ def layers_step(point: Point, tangent: Tangent, depth: float) -> Step:
         eta = left[..., :, None] * B * right[..., None, :]
         S = S @ (torch.diag_embed(root).to(B.dtype) + eta)
     S = S @ R_right.mH
-    if point.hermitian:
-        S = hermitian_part(S)
-        values = torch.linalg.eigvalsh(S.detach()).flip(-1)
-    else:
-        values = torch.linalg.svdvals(S.detach())
-    return Point(U, S, V), _keeps_rank(values)
+    S = hermitian_part(S) if point.hermitian else S
+    finite = torch.isfinite(S).all(-1).all(-1)[..., None, None]
+    core = torch.where(finite, S, torch.zeros_like(S)).detach()
+    values = torch.linalg.eigvalsh(core) if point.hermitian else torch.linalg.svdvals(core)
+    return Point(U, S, V), _keeps_rank(values, point, tangent)
 
 
 _STEPS: dict[str, Callable[[Point, Tangent, float], Step]] = {
@@ -206,7 +197,7 @@ _STEPS: dict[str, Callable[[Point, Tangent, float], Step]] = {
 def retract(point: Point, tangent: Tangent, retraction: str, depth: float) -> Point:
     """R_W(ξ), or R_W(ξ/2^k) with the least k for which that has rank r.
 
-    A step that lands on a matrix of lower rank (numerically: σ_r ≤ r·ε·σ_1), or at a Hermitian
+    A step that lands on a matrix of lower rank (numerically: σ_r below r·ε‖W‖), or at a Hermitian
     point outside the cone, is halved until it does not, for those matrices of the batch only.
 
     Raises: ValueError when ξ is not finite; RuntimeError when no halving helps, which means that
