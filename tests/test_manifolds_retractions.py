@@ -218,14 +218,24 @@ def test_a_psd_step_out_of_the_cone_is_halved_until_inside():
 
 
 @pytest.mark.parametrize("retraction", ALL)
-def test_a_step_that_is_not_finite_is_an_error(retraction):
-    manifold = FixedRank(2, 2, retraction)
-    W = Case.build(5, 4, r=2).W
-    for bad in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="nan or inf"):
-            manifold.retr(W, torch.full_like(W, bad))
+def test_a_step_that_is_not_finite_moves_nothing_and_says_so(retraction):
+    for manifold, W in (
+        (FixedRank(2, 2, retraction), Case.build(5, 4, r=2).W),
+        (PSDFixedRank(2, 2, retraction), Case.build(5, 5, r=2, psd=True).W),
+    ):
+        u = 0.1 * manifold.proju(W, randn(*W.shape, seed=1))
+        for bad in (math.nan, math.inf):
+            with pytest.warns(RuntimeWarning, match="needs a finite tangent vector"):
+                y = manifold.retr(W, torch.stack([torch.full_like(W, bad), u]))
+            assert relative(y[0], W) < 1e-14
+            assert relative(y[1], manifold.retr(W, u)) < 1e-12
+        assert torch.isfinite(manifold.retr(W, 1e200 * u)).all()  # overflow inside
+
+
+@pytest.mark.parametrize("retraction", ALL)
+def test_a_start_of_lower_rank_is_an_error(retraction):
     with pytest.raises(RuntimeError, match="needs a point x of rank 2"):
-        manifold.retr(torch.zeros_like(W), torch.zeros_like(W))
+        FixedRank(2, 2, retraction).retr(torch.zeros(5, 4), torch.zeros(5, 4))
 
 
 def test_orthographic_and_layers_are_differentiable_in_the_step():

@@ -143,10 +143,11 @@ class LowRankManifold(Manifold):
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """R_W(u), by the manifold's ``retraction``; u is projected first when it is not tangent.
 
-        Where the full step would lose rank, or leave the cone, it is halved until it does not.
+        Where the full step would lose rank, or leave the cone, it is halved until it does not;
+        where u is not finite, x stays, with a RuntimeWarning (``retractions.retract``).
 
         Source: deeplin.manifolds.retractions, where each states its order.
-        Raises: ValueError when u is not finite.
+        Raises: RuntimeError when x itself has a lower rank.
         """
         point = self._point(x)
         tangent = self._tangent(point, u)

@@ -16,6 +16,7 @@ layers          integer ≥ 2    2; Hermitian points at depth 2: exact (Exp)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -91,18 +92,25 @@ def svd_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
         )
         left, R_left = torch.linalg.qr(_beside(point.U, tangent.Up))
         if point.hermitian:
-            core = hermitian_part(R_left @ core @ R_left.mH)
+            core = _zero_unless_finite(hermitian_part(R_left @ core @ R_left.mH))
             eigenvalues, vectors = torch.linalg.eigh(core)
             kept = eigenvalues[..., -rank:].flip(-1)
             U = left @ vectors[..., -rank:].flip(-1)
             new = Point(U, torch.diag_embed(kept).to(T.dtype), U)
             return new, _keeps_rank(kept, point, tangent)
         right, R_right = torch.linalg.qr(_beside(point.V, tangent.Vp))
-        P, sigma, Qh = torch.linalg.svd(R_left @ core @ R_right.mH, full_matrices=False)
+        core = _zero_unless_finite(R_left @ core @ R_right.mH)
+        P, sigma, Qh = torch.linalg.svd(core, full_matrices=False)
         sigma = sigma[..., :rank]
         S = torch.diag_embed(sigma).to(T.dtype)
         new = Point(left @ P[..., :rank], S, right @ Qh.mH[..., :rank])
         return new, _keeps_rank(sigma, point, tangent)
+
+
+def _zero_unless_finite(core: Tensor) -> Tensor:
+    """Zero in place of an overflow, which LAPACK would refuse: rank 0, and so a shorter step."""
+    finite = torch.isfinite(core).all(-1).all(-1)[..., None, None]
+    return torch.where(finite, core, torch.zeros_like(core))
 
 
 def _beside(A: Tensor, B: Tensor) -> Tensor:
@@ -181,8 +189,7 @@ def layers_step(point: Point, tangent: Tangent, depth: float) -> Step:
         S = S @ (torch.diag_embed(root).to(B.dtype) + eta)
     S = S @ R_right.mH
     S = hermitian_part(S) if point.hermitian else S
-    finite = torch.isfinite(S).all(-1).all(-1)[..., None, None]
-    core = torch.where(finite, S, torch.zeros_like(S)).detach()
+    core = _zero_unless_finite(S.detach())
     values = torch.linalg.eigvalsh(core) if point.hermitian else torch.linalg.svdvals(core)
     return Point(U, S, V), _keeps_rank(values, point, tangent)
 
@@ -194,30 +201,48 @@ _STEPS: dict[str, Callable[[Point, Tangent, float], Step]] = {
 }
 
 
+def _finite(tangent: Tangent) -> Tensor:
+    """Per matrix of the batch, whether all coordinates are finite; (*batch, 1, 1)."""
+    parts = (tangent.M, tangent.Up, tangent.Vp)
+    checks = [torch.isfinite(part).all(-1).all(-1) for part in parts]
+    return (checks[0] & checks[1] & checks[2])[..., None, None]
+
+
 def retract(point: Point, tangent: Tangent, retraction: str, depth: float) -> Point:
     """R_W(ξ), or R_W(ξ/2^k) with the least k for which that has rank r.
 
     A step that lands on a matrix of lower rank (numerically: σ_r below r·ε‖W‖), or at a Hermitian
-    point outside the cone, is halved until it does not, for those matrices of the batch only.
+    point outside the cone, is halved until it does not, for those matrices of the batch only. An
+    iteration whose limit has a lower rank therefore stalls near it, on the manifold. A ξ with nan
+    or inf entries moves nothing, with a RuntimeWarning: a line search at its goal asks for it.
 
-    Raises: ValueError when ξ is not finite; RuntimeError when no halving helps, which means that
-        the starting point itself is off the manifold.
+    Raises: RuntimeError when no halving helps, which means that the starting point is off the
+        manifold.
     """
     step = _STEPS[retraction]
-    if not all(bool(torch.isfinite(part).all()) for part in (tangent.M, tangent.Up, tangent.Vp)):
-        raise ValueError(
-            "retr(x, u) needs a finite tangent vector u; got nan or inf entries; look at the "
-            "gradient of the loss, or take a smaller step."
+    finite = _finite(tangent)
+    if not bool(finite.all()):
+        warnings.warn(
+            "retr(x, u) needs a finite tangent vector u; got nan or inf entries, and left those "
+            "matrices where they are; look at the loss and its gradient, or take a smaller step.",
+            RuntimeWarning,
+            stacklevel=3,
         )
+        zeroed = [
+            torch.where(finite, part, torch.zeros_like(part)) for part in (tangent.M, tangent.Up)
+        ]
+        Vp = torch.where(finite, tangent.Vp, torch.zeros_like(tangent.Vp))
+        tangent = Tangent(zeroed[0], zeroed[1], zeroed[1] if point.hermitian else Vp)
     new, kept = step(point, tangent, depth)
-    if bool(kept.all()):
-        return new
     factor = torch.ones_like(kept, dtype=new.S.real.dtype)
-    for _ in range(_HALVINGS):
-        factor = torch.where(kept, factor, factor / 2)
-        new, kept = step(point, tangent.scaled(factor[..., None, None]), depth)
+    for halving in range(_HALVINGS):
         if bool(kept.all()):
             return new
+        last = halving == _HALVINGS - 1
+        factor = torch.where(kept, factor, 0 * factor if last else factor / 2)
+        new, kept = step(point, tangent.scaled(factor[..., None, None]), depth)
+    if bool(kept.all()):
+        return new
     raise RuntimeError(
         f"retr(x, u) with retraction={retraction!r} needs a point x of rank {point.S.shape[-1]}; "
         "no step however short along u kept that rank; call projx(x) or assert_check_point_"
