@@ -81,12 +81,27 @@ def recover(manifold, start, target, optimizer, steps, goal=1e-8):
     return p
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+# geoopt hands torch tensors to scipy's line searches, which NumPy and scipy warn about.
+SCIPY = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:retr.x, u. needs a finite tangent vector:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:The line search algorithm did not converge"),
+    pytest.mark.filterwarnings("ignore:No suitable step size:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
+]
+
+
+def scipy_warnings(test):
+    for mark in SCIPY:
+        test = mark(test)
+    return test
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "line search"])
 @pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_recovery_to_1e_8_from_a_random_start(family, optimizer, dtype):
-    if optimizer == "conjugate gradients" and (dtype.is_complex or family in (FixedRank,)):
-        return  # slow, and the same code as the armijo search on our side
     manifold, shape = build(family)
     g = generator(0)
     target = dense(manifold, manifold.random(*shape, dtype=dtype, generator=g)).detach()
@@ -94,6 +109,18 @@ def test_recovery_to_1e_8_from_a_random_start(family, optimizer, dtype):
     p = recover(manifold, start, target, optimizer, 500)
     assert relative(dense(manifold, p.detach()), target) < 1e-8
     assert manifold.check_point_on_manifold(p, atol=1e-11, rtol=1e-11)
+
+
+@scipy_warnings
+@pytest.mark.parametrize("family", [FixedRankFactored, PSDFixedRankFactored])
+def test_conjugate_gradients_with_a_wolfe_search(family):
+    """The one that transports search directions and gradients."""
+    manifold, shape = build(family, depth=1)
+    g = generator(0)
+    target = manifold.to_dense(manifold.random(*shape, dtype=torch.float64, generator=g)).detach()
+    start = manifold.random(*shape, dtype=torch.float64, generator=g)
+    p = recover(manifold, start, target, "conjugate gradients", 300)
+    assert relative(manifold.to_dense(p.detach()), target) < 1e-8
 
 
 @pytest.mark.parametrize("retraction", ["svd", "orthographic", "layers"])
@@ -118,10 +145,10 @@ def test_a_batch_of_8_is_8_single_runs(family, optimizer):
     g = generator(1)
     target = dense(manifold, manifold.random(8, *shape, dtype=torch.float64, generator=g)).detach()
     start = manifold.random(8, *shape, dtype=torch.float64, generator=g)
-    together = dense(manifold, recover(manifold, start, target, optimizer, 25, None).detach())
-    assert relative(together, target) < 0.9  # it moved
+    together = dense(manifold, recover(manifold, start, target, optimizer, 12, None).detach())
+    assert relative(together, target) < relative(dense(manifold, start), target)  # it moved
     for k in range(8):
-        single = recover(manifold, start[k], target[k], optimizer, 25, None)
+        single = recover(manifold, start[k], target[k], optimizer, 12, None)
         assert relative(together[k], dense(manifold, single.detach())) < 1e-10
 
 
@@ -134,17 +161,14 @@ def test_line_search_on_a_batch_converges_together():
     assert relative(manifold.to_dense(p.detach()), target) < 1e-8
 
 
-@pytest.mark.filterwarnings("ignore:retr.x, u. needs a finite tangent vector:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:No suitable step size:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning")
+@scipy_warnings
 def test_line_search_past_its_goal_stays_there():
     """At the optimum scipy's step size becomes nan; the point must not."""
     manifold, shape = build(FixedRankFactored, depth=1)
     g = generator(0)
     target = manifold.to_dense(manifold.random(*shape, dtype=torch.float64, generator=g)).detach()
     start = manifold.random(*shape, dtype=torch.float64, generator=g)
-    p = recover(manifold, start, target, "line search", 60, None)
+    p = recover(manifold, start, target, "line search", 13, None)
     assert relative(manifold.to_dense(p.detach()), target) < 1e-12
 
 
@@ -180,11 +204,11 @@ def test_a_stabilized_momentum_run_keeps_its_gauge():
 
 
 def test_a_product_of_manifolds_with_a_euclidean_part():
-    """Low rank plus a constant: W + b, by Adam on one packed parameter."""
+    """Low rank plus a constant: W + b, by SGD on one packed parameter."""
     low = FixedRankFactored(12, 10, 2)
     manifold = geoopt.ProductManifold((low, (24, 2)), (geoopt.Euclidean(), 10))
     g = generator(3)
-    truth = manifold.random(68, dtype=torch.float64)
+    truth = manifold.random(58, dtype=torch.float64)
     x, b = manifold.unpack_tensor(truth.as_subclass(torch.Tensor))
     target = low.to_dense(x) + b
     start = manifold.pack_point(
