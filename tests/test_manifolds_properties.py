@@ -149,13 +149,20 @@ def test_transport_is_the_projection_and_linear(data, psd):
 
 
 @FEW
-@given(st.integers(1, 30), st.integers(1, 6), dtypes, st.integers(0, 9), st.floats(0.0, 12.0))
-def test_orthonormal_factor(m, r, dtype, seed, digits):
+@given(
+    st.integers(1, 30),
+    st.integers(1, 6),
+    dtypes,
+    st.integers(0, 9),
+    st.floats(0.0, 12.0),
+    st.booleans(),
+)
+def test_orthonormal_factor(m, r, dtype, seed, digits, cholesky):
     """A = QR with orthonormal Q and diag R > 0, also for nearly dependent columns."""
     r = min(m, r)
     A = randn(2, m, r, seed=seed, dtype=dtype)
     A = A * torch.logspace(0, -digits, r, dtype=torch.float64).to(dtype)
-    Q, R = orthonormal_factor(A)
+    Q, R = orthonormal_factor(A, cholesky=cholesky)
     unit = 1e2 * torch.finfo(dtype).eps
     assert (Q.mH @ Q - torch.eye(r, dtype=dtype)).abs().max() < unit
     assert relative(Q @ R, A) < unit

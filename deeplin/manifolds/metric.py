@@ -64,7 +64,12 @@ def core_coefficients(
             [4., 4., 3.],
             [3., 3., 2.]])
     """
-    return power_divided_difference(sigma[..., :, None], sigma[..., None, :], depth)
+    rows, columns = sigma[..., :, None], sigma[..., None, :]
+    if depth == 1:
+        return torch.ones_like(rows * columns)
+    if depth == 2:
+        return rows + columns
+    return power_divided_difference(rows, columns, depth)
 
 
 def side_coefficients(sigma: Float[Tensor, "*batch r"], depth: float) -> Float[Tensor, "*batch r"]:
