@@ -63,6 +63,23 @@ def test_riesz(depth, dtype):
             assert abs(manifold.inner(x, rgrad, v) - slope) < 1e-10
 
 
+@pytest.mark.parametrize("spectrum", ["equal", "gap 1e-12", "tail 1e-3", "tail 1e-6", "tail 1e-9"])
+@pytest.mark.parametrize("depth", [1, 2, 2.5, 3, 10, 64])
+def test_riesz_down_to_the_smallest_singular_values(depth, spectrum):
+    """With S diagonal, as the svd retraction leaves it: 1e-10 relative to the terms' sizes."""
+    for psd in (False, True):
+        m, n = (6, 6) if psd else (6, 5)
+        case = Case.build(m, n, spectrum, r=3, psd=psd)
+        manifold = PSDFixedRankFactored(6, 3, depth) if psd else FixedRankFactored(6, 5, 3, depth)
+        x = manifold.pack_point(*((case.U, case.S) if psd else (case.U, case.S, case.V)))
+        G = randn(m, n, seed=2)
+        rgrad = manifold.egrad2rgrad(x, egrad_of(manifold, x, G))
+        for seed in range(3, 6):
+            v = manifold.proju(x, randn(*x.shape, seed=seed))
+            slope = dot(G, manifold.tangent_to_dense(x, v))
+            assert abs(manifold.inner(x, rgrad, v) - slope) < 1e-10
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("r", [1, 2, 4, 5])
 def test_dimension_from_the_gram_matrix(r, dtype):
@@ -250,6 +267,10 @@ def test_scaled_and_product(manifold, shape):
     x = manifold.random(*shape, dtype=torch.float64, generator=generator(1))
     u = 0.1 * manifold.proju(x, randn(*shape, seed=2))
     scaled = geoopt.Scaled(manifold, 2.0)
+    assert torch.equal(scaled.origin(*shape), manifold.origin(*shape))
+    if hasattr(manifold, "to_dense"):  # p.unpack_tensor() of a parameter goes this way
+        assert all(map(torch.equal, scaled.unpack_tensor(x), manifold.unpack_tensor(x)))
+        assert torch.equal(scaled.pack_point(*scaled.unpack_tensor(x)), x)
     assert relative(
         dense(manifold, scaled.retr(x, 2 * u)), dense(manifold, manifold.retr(x, u))
     ) < (1e-12)

@@ -25,7 +25,9 @@ class FixedRankFactored(FactoredManifold):
     Source: BRTW §4 (metric); HLZ (1), Koch, Lubich 2007 (coordinates).
     Shapes: points and vectors (*batch, m+n+r, r); batch dimensions broadcast.
     Cost: O((m+n)r² + r³) in every operation; nothing m×n is formed but by ``to_dense``.
-    Accuracy: see ``gradient`` in FactoredManifold for depth 1 at small σ_r; else round-off.
+    Accuracy: round-off where S is diagonal, as ``random``, ``from_dense`` and ``retraction="svd"``
+        leave it, also relative to each singular value. For a general S the parts that belong to
+        σ_r are known to ε·σ_1; for depth 1 see ``gradient`` in FactoredManifold.
     Raises: ValueError for a rank that does not fit, a depth below 1, an unknown retraction.
 
     >>> import geoopt

@@ -11,9 +11,9 @@ from geoopt.manifolds.base import Manifold, ScalingInfo
 from geoopt.utils import size2shape
 from torch import Tensor
 
-from deeplin.linalg import random_orthogonal
 from deeplin.manifolds import hessian, metric, retractions
 from deeplin.manifolds.coordinates import Point, Tangent, transport
+from deeplin.manifolds.starts import origin_point, random_point
 
 __all__ = ["LowRankManifold"]
 
@@ -31,8 +31,11 @@ class LowRankManifold(Manifold):
     """
 
     __scaling__ = Manifold.__scaling__.copy()
+    # Scaled hides what it does not list: these pass through it unscaled.
+    __scaling__.update({name: ScalingInfo() for name in ("origin", "pack_point", "unpack_tensor")})
     ndim = 2
     reversible = False
+    _hermitian = False
 
     def __init__(self, rank: int, depth: float, retraction: str) -> None:
         super().__init__()
@@ -210,36 +213,6 @@ class LowRankManifold(Manifold):
 
     # Points ---------------------------------------------------------------------------------------
 
-    def _draw(
-        self,
-        shape: Sequence[int],
-        dtype: torch.dtype | None,
-        device: torch.device | str | None,
-        generator: torch.Generator | None,
-        hermitian: bool,
-    ) -> Point:
-        m, n = self._matrix_sizes(shape)
-        batch_shape = tuple(shape[:-2])
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-
-        def frame(rows: int) -> Tensor:
-            return random_orthogonal(
-                rows,
-                self.rank,
-                batch_shape=batch_shape,
-                dtype=dtype,
-                device=device,
-                generator=generator,
-            )
-
-        U = frame(m)
-        V = U if hermitian else frame(n)
-        uniform = torch.rand(
-            (*batch_shape, self.rank), dtype=dtype.to_real(), device=device, generator=generator
-        )
-        sigma = (uniform + 0.5).sort(-1, descending=True).values
-        return Point(U, torch.diag_embed(sigma).to(U.dtype), V)
-
     def _drawn_shape(self, size: tuple) -> tuple[int, ...]:
         shape = tuple(size2shape(*size))
         ok, reason = self._check_shape(shape, "x")
@@ -250,8 +223,6 @@ class LowRankManifold(Manifold):
     def _wrapped(self, point: Point) -> geoopt.ManifoldTensor:
         x = self._store_point(point)
         return geoopt.ManifoldTensor(x, manifold=self)  # pyright: ignore[reportCallIssue]
-
-    _hermitian = False
 
     def random(
         self,
@@ -265,7 +236,15 @@ class LowRankManifold(Manifold):
         Shapes: size is the shape of the tensor, batch dimensions first.
         """
         shape = self._drawn_shape(size)
-        point = self._draw(shape, dtype, device, generator, self._hermitian)
+        point = random_point(
+            *self._matrix_sizes(shape),
+            self.rank,
+            batch_shape=shape[:-2],
+            hermitian=self._hermitian,
+            dtype=dtype,
+            device=device,
+            generator=generator,
+        )
         return self._wrapped(point)
 
     def origin(
@@ -280,14 +259,14 @@ class LowRankManifold(Manifold):
         Shapes: size is the shape of the tensor, batch dimensions first.
         """
         shape = self._drawn_shape(size)
-        m, n = self._matrix_sizes(shape)
-
-        def frame(rows: int) -> Tensor:
-            eye = torch.eye(rows, self.rank, dtype=dtype, device=device)
-            return eye.expand(*shape[:-2], rows, self.rank)
-
-        U = frame(m)
-        point = Point(U, frame(self.rank), U if self._hermitian else frame(n))
+        point = origin_point(
+            *self._matrix_sizes(shape),
+            self.rank,
+            batch_shape=shape[:-2],
+            hermitian=self._hermitian,
+            dtype=dtype,
+            device=device,
+        )
         return self._wrapped(point)
 
     # Checks ---------------------------------------------------------------------------------------

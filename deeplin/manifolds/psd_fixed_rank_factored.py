@@ -25,7 +25,7 @@ class PSDFixedRankFactored(FactoredManifold):
     Source: HLZ (DLRA) (coordinates); BRTW (8) (metric).
     Shapes: points and vectors (*batch, n+r, r); batch dimensions broadcast.
     Cost: O(n r² + r³) in every operation; nothing n×n is formed but by ``to_dense``.
-    Accuracy: see ``gradient`` in FactoredManifold for depth 1 at small σ_r; else round-off.
+    Accuracy: as for ``FixedRankFactored``.
     Raises: ValueError for a rank that does not fit, a depth below 1, an unknown retraction.
 
     >>> manifold = PSDFixedRankFactored(4, 2)
