@@ -158,6 +158,17 @@ def test_batches_broadcast_and_equal_single_calls(retraction):
                 assert relative(dense_vector(manifold, y[i, j], moved[i, j]), wanted) < 1e-11
 
 
+@pytest.mark.parametrize("retraction", ["svd", "orthographic", "layers"])
+def test_empty_batches(retraction):
+    for manifold, shape in manifolds(depth=3, retraction=retraction):
+        x = manifold.random(0, *shape, generator=generator(1))
+        y, v = manifold.retr_transp(x, x, x)
+        assert y.shape == v.shape == manifold.projx(x).shape == (0, *shape)
+        assert manifold.egrad2rgrad(x, x).shape == (0, *shape)
+        assert manifold.norm(x, x).shape == (0,)
+        assert manifold.check_point_on_manifold(y)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
 @EACH
 def test_random_origin_and_dtypes(manifold, shape, dtype):

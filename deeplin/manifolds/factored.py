@@ -131,7 +131,7 @@ class FactoredManifold(LowRankManifold):
 
     def _core_defect(self, point: Point, tolerance: float) -> str | None:
         S = point.S
-        if self._hermitian:
+        if self._hermitian and S.numel():
             skew = (torch.linalg.matrix_norm(S - S.mH) / torch.linalg.matrix_norm(S)).max().item()
             if skew > tolerance:
                 return f"S must be Hermitian; ‖S − Sᴴ‖/‖S‖ = {skew:.3g} > {tolerance:.3g}."

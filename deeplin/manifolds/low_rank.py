@@ -281,6 +281,8 @@ class LowRankManifold(Manifold):
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
         """Defects are relative to σ_1, or are of orthonormality: both tolerances simply add."""
+        if x.numel() == 0:  # an empty batch
+            return True, None
         if not bool(torch.isfinite(x).all()):
             return False, "x must be finite; it has nan or inf entries."
         reason = self._point_defect(x.detach(), atol + rtol)
@@ -301,6 +303,8 @@ class LowRankManifold(Manifold):
 
     def _spectrum_defect(self, values: Tensor, next_value: Tensor, tolerance: float) -> str | None:
         """Whether descending values[..., :r] are of rank r, and the one after them is round-off."""
+        if values.numel() == 0:  # an empty batch
+            return None
         largest = values[..., 0]
         beyond = (next_value / largest).nan_to_num(nan=0.0).max().item()
         if beyond > tolerance:
