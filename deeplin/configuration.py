@@ -1,0 +1,259 @@
+"""From a configuration to objects: data, network, initial values, prediction, stepper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from deeplin import data, files, init
+from deeplin.data import Data
+from deeplin.flows import LayerFlow
+from deeplin.integrators import RK4, Euler, Integrator
+from deeplin.network import DeepLinear, grid_widths
+from deeplin.observables import gap_norm, layer_observables
+from deeplin.steppers import IntegratorStepper, OptimizerStepper, Stepper, minibatch_indices
+from deeplin.verdict import Prediction
+
+__all__ = ["Experiment", "build", "flatten"]
+
+# The smallest value of each number, and which may be null.
+_LEAST = {
+    "repeats": 1,
+    "threads": 1,
+    "stop.grad_norm": 0,
+    "stop.stagnation": 0,
+    "stop.max_steps": 1,
+    "log.records": 1,
+    "log.singular_values": 0,
+    "log.checkpoint_seconds": 0,
+}
+_OPTIONAL = ("threads", "stop.grad_norm", "stop.stagnation", "stop.max_steps")
+
+
+@dataclass
+class Experiment:
+    """The objects of one run."""
+
+    cfg: DictConfig
+    data: Data
+    network: DeepLinear
+    prediction: Prediction
+    stepper: Stepper
+    t1: float
+    notes: list[str]
+
+
+def flatten(cfg: DictConfig) -> dict[str, Any]:
+    """The leaves of a configuration by their dotted names."""
+
+    def walk(prefix: str, node: Any) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {prefix: node}
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat |= walk(f"{prefix}.{key}" if prefix else str(key), value)
+        return flat
+
+    return walk("", OmegaConf.to_container(cfg, resolve=True))
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """All objects of a run, before anything is written."""
+    _check_numbers(cfg)
+    _check_device(cfg.device)
+    dtypes = {"float64": torch.float64, "float32": torch.float32}
+    dtype = _choice("dtype", cfg.dtype, dtypes)
+    source = _source(cfg, dtype).to(cfg.device)
+    problem = source.problem
+    network = DeepLinear(
+        _widths(cfg, source),
+        batch_shape=(cfg.repeats,) if cfg.repeats > 1 else (),
+        dtype=dtype,
+    )
+    _initialise(network, cfg, source)
+    network.to(cfg.device)
+    weights = [W_j.detach() for W_j in network.weights]
+    observe = layer_observables(problem, problem.solution)
+    round_off = 1e3 * torch.finfo(dtype).eps * max(float(W_j.norm() ** 2) for W_j in weights)
+    balanced = bool((gap_norm(weights) <= round_off).all())
+    start_rank = int(observe(0.0, weights)["rank"].min()) if balanced else min(network.widths)
+    prediction = Prediction.of(problem, network.depth, start_rank, balanced=balanced)
+    stepper = _stepper(network, cfg, source)
+    return Experiment(
+        cfg, source, network, prediction, stepper, _end_time(cfg, prediction), list(source.notes)
+    )
+
+
+def _choice(key: str, value: Any, choices: dict[str, Any]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}; got {value!r}.")
+    return choices[value]
+
+
+def _check_numbers(cfg: DictConfig) -> None:
+    for key, least in _LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        optional = key in _OPTIONAL
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (optional and value is None) and not (number and value >= least):
+            or_null = " or null" if optional else ""
+            raise ValueError(f"{key} must be >= {least}{or_null}; got {value!r}.")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device must be one that torch has here, such as cpu or cuda; got {device!r}."
+        ) from error
+
+
+def _generator(seed: int, purpose: int) -> torch.Generator:
+    """Independent streams for data (0) and initial values (1) from one seed."""
+    if not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise ValueError(f"seed must be an integer with 0 <= seed < 2**31; got {seed!r}.")
+    return torch.Generator().manual_seed(seed + (purpose << 32))
+
+
+def _source(cfg: DictConfig, dtype: torch.dtype) -> Data:
+    sources: dict[str, Callable[..., Data]] = {
+        "digits": data.digits,
+        "gaussian": data.gaussian,
+        "teacher": data.teacher,
+        "file": files.from_file,
+    }
+    options = dict(cfg.problem)
+    make = _choice("problem.name", options.pop("name"), sources)
+    if "seed" in options:
+        options["generator"] = _generator(options.pop("seed"), 0)
+    if cfg.problem.name == "file" and options["path"] is None:
+        raise ValueError(
+            "problem=file needs problem.path=<file>.npz, .pt or .csv, or a pattern of files."
+        )
+    return make(dtype=dtype, **options)
+
+
+def _widths(cfg: DictConfig, source: Data) -> list[int]:
+    d_x, d_y = source.problem.d_x, source.problem.d_y
+    network = cfg.network
+    if network.widths is None:
+        for name in ("depth", "rank"):
+            if not isinstance(network[name], int):
+                raise ValueError(f"network.{name} must be an integer; got {network[name]!r}.")
+        return grid_widths(d_x, d_y, network.depth, network.rank)
+    widths = list(network.widths) if OmegaConf.is_list(network.widths) else [network.widths]
+    if len(widths) < 2 or widths[0] != d_x or widths[-1] != d_y:
+        raise ValueError(
+            f"network.widths must run from d_x = {d_x} to d_y = {d_y}, the sizes of the data; got "
+            f"{widths}: for instance network.widths=[{d_x},10,{d_y}]."
+        )
+    return widths
+
+
+def _initialise(network: DeepLinear, cfg: DictConfig, source: Data) -> None:
+    generator = _generator(cfg.seed, 1)
+    options = dict(cfg.init)
+    name = options.pop("name")
+    if name == "orthogonal":
+        if options["tied"] == "auto":
+            options["tied"] = source.problem.is_autoencoder
+        init.orthogonal_balanced_(network, generator=generator, **options)
+    elif name == "balanced":
+        W = _start_product(network, cfg, generator)
+        init.balanced_(network, W, rotate=options["rotate"], generator=generator)
+    elif name == "gaussian":
+        std = options["std"]
+        init.gaussian_(network, list(std) if OmegaConf.is_list(std) else std, generator=generator)
+    elif name == "identity":
+        init.identity_(network, **options)
+    elif name == "special":
+        V = source.problem.spectrum.vectors[:, : min(network.widths)].cpu()
+        init.special_(network, V, **options)
+    else:
+        raise ValueError(
+            f"init.name must be orthogonal, balanced, gaussian, identity or special; got {name!r}."
+        )
+
+
+def _start_product(network: DeepLinear, cfg: DictConfig, generator: torch.Generator) -> Tensor:
+    """W(0) of init=balanced: from a file, or a product of Gaussian factors of spectral norm scale.
+
+    With init.psd the two factors are equal, and W(0) is positive semidefinite.
+    """
+    dtype = network.weights[0].dtype
+    if cfg.init.path is not None:
+        W, _ = files.read_arrays(Path(cfg.init.path), dtype)
+        return W
+    init.check_scale(cfg.init.scale)
+    k, batch = min(network.widths), network.batch_shape
+    d_in, d_out = network.widths[0], network.widths[-1]
+    left = torch.randn(*batch, d_out, k, dtype=dtype, generator=generator)
+    if cfg.init.psd and d_in != d_out:
+        raise ValueError(
+            f"init.psd=true needs d_x = d_y; got {d_in} and {d_out}: use init.psd=false."
+        )
+    right = left if cfg.init.psd else torch.randn(*batch, d_in, k, dtype=dtype, generator=generator)
+    W = left @ right.mT
+    return cfg.init.scale * W / torch.linalg.matrix_norm(W, 2, keepdim=True)
+
+
+def _stepper(network: DeepLinear, cfg: DictConfig, source: Data) -> Stepper:
+    method, problem = cfg.method, source.problem
+    integrator: Integrator = _choice("method.name", method.name, {"sgd": Euler(), "rk4": RK4()})
+    flow = LayerFlow(problem)
+    state = flow.init_state(network)
+    dt = method.dt
+    if dt == "auto":
+        if not 0 < method.safety <= 1:
+            raise ValueError(f"method.safety must be in (0, 1]; got {method.safety}.")
+        dt = method.safety * integrator.stability_limit / flow.stiffness(state)
+    elif not isinstance(dt, (int, float)) or not dt > 0:
+        raise ValueError(f"method.dt must be a positive number or auto; got {dt!r}.")
+    if method.name != "sgd":
+        return IntegratorStepper(flow, state, integrator, dt)
+    parameters = list(network.weights)
+    optimizer = torch.optim.SGD(parameters, lr=dt)
+    return OptimizerStepper(parameters, optimizer, _loss_of_step(network, cfg, source), dt)
+
+
+def _loss_of_step(network: DeepLinear, cfg: DictConfig, source: Data) -> Callable[[int], Tensor]:
+    """The loss that step k of SGD differentiates: of all samples, or an unbiased mini-batch's."""
+    if cfg.method.batch_size is None:
+        return lambda step: source.problem.loss(network.end_to_end()).sum()
+    x, y = source.x, source.y
+    if x is None or y is None:
+        raise ValueError(
+            "method.batch_size needs the samples in memory; this problem is known by its moments "
+            "alone: use method.batch_size=null."
+        )
+    indices = minibatch_indices(len(x), cfg.method.batch_size, cfg.seed)
+    weight = 0.5 * len(x) / cfg.method.batch_size
+
+    def loss(step: int) -> Tensor:
+        rows = indices(step)
+        return weight * (network(x[rows]) - y[rows]).square().sum()
+
+    return loss
+
+
+def _end_time(cfg: DictConfig, prediction: Prediction) -> float:
+    t1 = cfg.method.t1
+    if t1 == "auto":
+        if not prediction.rate or prediction.rate <= 0:
+            reason = prediction.rate_missing or "the predicted rate is not positive"
+            raise ValueError(
+                f"method.t1=auto is 20 / the predicted rate, which is not known here ({reason}): "
+                "give method.t1=<flow time>."
+            )
+        return 20 / prediction.rate
+    if not isinstance(t1, (int, float)) or not 0 < t1 < math.inf:
+        raise ValueError(f"method.t1 must be a positive number or auto; got {t1!r}.")
+    return float(t1)

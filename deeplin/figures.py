@@ -1,0 +1,129 @@
+"""The figure of a run, with its predictions drawn in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from deeplin.solve import History
+from deeplin.verdict import Prediction
+
+__all__ = ["convergence"]
+
+# Okabe and Ito's colours, distinct for every kind of colour vision.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+_STYLE: dict[str, Any] = {"linestyle": (0, (4, 3)), "color": GREY, "linewidth": 1.2}
+
+
+def convergence(history: History, prediction: Prediction, title: str) -> Figure:
+    """Four panels over flow time: loss, distance to the limit, singular values, conservation."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
+    t = history.t.numpy()
+    _loss(axes[0, 0], t, history, prediction)
+    _distance(axes[0, 1], t, history, prediction)
+    _singular_values(axes[1, 0], t, history, prediction)
+    _conservation(axes[1, 1], t, history)
+    for ax in axes.flat:
+        ax.set_xlabel("flow time t")
+        ax.margins(x=0.01)
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _flat(history: History, name: str) -> torch.Tensor:
+    """Records × repeats (× singular values)."""
+    column = history.column(name).double()
+    tail = column.shape[-1:] if name == "singular_values" else ()
+    return column.reshape(len(column), -1, *tail)
+
+
+def _band(ax: Axes, t: np.ndarray, history: History, name: str, color: str, label: str) -> None:
+    """The median over repeats as a line, their range as a band."""
+    values = _flat(history, name).abs().numpy()
+    values = np.where(values > 0, values, np.nan)  # an exact 0 has no place on a log axis
+    ax.plot(
+        t,
+        np.nanmedian(values, axis=1) if values.shape[1] > 1 else values[:, 0],
+        color=color,
+        label=label,
+    )
+    if values.shape[1] > 1:
+        ax.fill_between(t, values.min(1), values.max(1), color=color, alpha=0.2, linewidth=0)
+
+
+def _loss(ax: Axes, t: np.ndarray, history: History, prediction: Prediction) -> None:
+    ax.set_yscale("log")
+    _band(ax, t, history, "loss", BLUE, "loss $L^N$")
+    _band(ax, t, history, "excess_loss", ORANGE, "excess over the optimum")
+    if prediction.loss > 0:
+        ax.axhline(prediction.loss, label=f"predicted optimum {prediction.loss:.6g}", **_STYLE)
+    ax.set_ylabel("loss")
+    ax.legend(frameon=False)
+
+
+def _distance(ax: Axes, t: np.ndarray, history: History, prediction: Prediction) -> None:
+    ax.set_yscale("log")
+    _band(ax, t, history, "distance_to_limit", BLUE, r"$\|W(t) - W^*\|_F$")
+    _band(ax, t, history, "gradient_norm", GREEN, r"gradient norm $\|\nabla L^N\|$")
+    if prediction.rate:
+        # Anchored where the decay has become exponential, not at the transient before it.
+        distance = _flat(history, "distance_to_limit").median(1).values.numpy()
+        anchor = int(np.searchsorted(-np.log(distance), -np.log(distance[-1]) - 3.0))
+        line = distance[anchor] * np.exp(-prediction.rate * (t - t[anchor]))
+        shown = line < 10 * distance.max()
+        ax.plot(
+            t[shown],
+            line[shown],
+            label=rf"predicted $e^{{-\rho t}}$, $\rho$ = "
+            f"{prediction.rate:.4g}",
+            **_STYLE,
+        )
+    ax.set_ylabel("distance")
+    ax.legend(frameon=False)
+
+
+def _shade(i: int, values: np.ndarray) -> tuple[float, float, float]:
+    """Blue for the first singular value, lighter for each later one."""
+    mix = 0.75 * i / max(values.shape[-1] - 1, 1)
+    return tuple((1 - mix) * c + mix for c in (0.0, 0.27, 0.5))  # type: ignore[return-value]
+
+
+def _limits(prediction: Prediction) -> np.ndarray:
+    values = torch.linalg.svdvals(prediction.limit.double())[: prediction.rank]
+    return np.unique(np.round(values.cpu().numpy(), 6))
+
+
+def _singular_values(ax: Axes, t: np.ndarray, history: History, prediction: Prediction) -> None:
+    values = _flat(history, "singular_values").numpy()
+    later = t > 0  # a logarithmic axis shows the fast start and the slow end
+    for i, sigma in enumerate(np.median(values, axis=1).T):
+        ax.semilogx(t[later], sigma[later], color=_shade(i, values), linewidth=1.2)
+    for n, level in enumerate(_limits(prediction)):
+        ax.axhline(level, label=None if n else "predicted limits", **_STYLE)
+    ax.set_ylabel(r"singular values of $W(t)$")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
+
+
+def _conservation(ax: Axes, t: np.ndarray, history: History) -> None:
+    ax.set_yscale("log")
+    _band(ax, t, history, "balancedness_gap", ORANGE, "balancedness gap")
+    ax.set_ylabel("balancedness gap")
+    lower, upper = ax.get_ylim()
+    ax.set_ylim(min(lower, 1e-17), max(upper, 1e-12))
+    right = ax.twinx()
+    right.plot(t, _flat(history, "rank").median(1).values, color=BLUE, label="rank of W(t)")
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set_ylim(0, 1.25 * max(right.get_ylim()[1], 1))
+    right.set_ylabel("numerical rank")
+    right.spines[["top"]].set_visible(False)
+    handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    ax.legend(handles, [str(h.get_label()) for h in handles], frameon=False, loc="center right")

@@ -1,0 +1,58 @@
+"""What is worth seeing along a run: named tensors of (t, y), without any input or output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deeplin.linalg import product_svdvals
+from deeplin.network import balancedness_gap, end_to_end, layer_gradients
+from deeplin.problems import LeastSquares
+
+__all__ = ["gap_norm", "layer_observables"]
+
+
+def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
+    """max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F; 0 for balanced layers and for a single layer."""
+    norms = [torch.linalg.matrix_norm(gap) for gap in balancedness_gap(weights)]
+    if not norms:
+        return weights[0].new_zeros(weights[0].shape[:-2])
+    return torch.stack(norms).amax(0)
+
+
+def layer_observables(
+    problem: LeastSquares, limit: Float[Tensor, "d_y d_x"]
+) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+    """The function (t, layers) -> observables of a deep linear network.
+
+    - `loss`: L^N; `excess_loss`: L^N − L¹(limit), without cancellation
+    - `distance_to_limit`: ‖W − limit‖_F (on the range of X, where W is determined)
+    - `gradient_norm`: (Σ_j ‖∇_{W_j}L^N‖_F²)^{1/2}
+    - `balancedness_gap`: max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F
+    - `singular_values`: those of W, as many as the smallest width; `rank`: those above
+      max(d_x, d_y)·eps·σ_1
+
+    Shapes: each (*batch), singular_values (*batch, min_j d_j).
+    """
+    E = problem.range_basis() if problem.rank_X < problem.d_x else None
+
+    def observe(t: float, layers: Sequence[Tensor]) -> dict[str, Tensor]:
+        W = end_to_end(layers)
+        error = W - limit if E is None else (W - limit) @ E
+        gradients = layer_gradients(layers, problem.egrad(W))
+        s = product_svdvals(layers)
+        noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
+        return {
+            "loss": problem.loss(W),
+            "excess_loss": problem.loss_difference(W, limit),
+            "distance_to_limit": torch.linalg.matrix_norm(error),
+            "gradient_norm": sum(G_j.square().sum((-2, -1)) for G_j in gradients) ** 0.5,
+            "balancedness_gap": gap_norm(layers),
+            "singular_values": s,
+            "rank": (s > noise).sum(-1),
+        }
+
+    return observe

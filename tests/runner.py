@@ -1,0 +1,22 @@
+"""Running scripts/train.py inside the test process, as a user would type it."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "method=rk4", "log.records=100"]
+
+
+def train(*arguments: str, folder: Path | None = None) -> int:
+    """The exit status of `python scripts/train.py ARGUMENTS`; hydra.run.dir=FOLDER if given."""
+    where = [] if folder is None else [f"hydra.run.dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["scripts/train.py", *arguments, *where])
+        try:
+            runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+        except SystemExit as exit:
+            return int(exit.code or 0)
+    return 0

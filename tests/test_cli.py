@@ -1,0 +1,128 @@
+"""Bad input: one clear sentence, a non-zero status, no traceback."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from runner import ROOT, SMALL, train
+
+BAD = {
+    # names
+    "network.dpeth=3": "there is no network.dpeth; the nearest valid names are network.depth",
+    "depth=3": "there is no depth; the nearest valid names are network.depth",
+    "problem=digit": "there is no problem=digit; the nearest valid names are problem=digits",
+    "methd=rk4": "there is no methd; the nearest valid names are method",
+    "method=adam": "there is no method=adam; the nearest valid names are method=",
+    "experiment=none": "there is no experiment=none",
+    "init.tied.x=1": "there is no init.tied.x",
+    "~network.dept": "there is no network.dept",
+    # syntax and kinds
+    "network.depth": "must look like key=value",
+    "network.depth=[1": "must look like key=value",
+    "network.depth=three": "network.depth must be an integer, as its default 3; got 'three'",
+    "network.depth=2.5": "network.depth must be an integer",
+    "init.scale=big": "init.scale must be a number",
+    "repeats=true": "repeats must be an integer",
+    "problem.standardize=3": "problem.standardize must be true or false",
+    # values
+    "network.depth=1": "depth must be an integer >= 2",
+    "network.rank=0": "1 <= rank <= min(d_x, d_y) = 61; got 0",
+    "network.rank=62": "1 <= rank <= min(d_x, d_y) = 61; got 62",
+    "network.widths=[61,10,60]": "must run from d_x = 61 to d_y = 61",
+    "network.widths=[61,0,61]": "positive integers",
+    "network.widths=7": "for instance network.widths=[61,10,61]",
+    "repeats=0": "repeats must be >= 1",
+    "seed=-1": "seed must be an integer",
+    "dtype=int8": "dtype must be one of float64, float32",
+    "method.dt=0": "method.dt must be a positive number or auto; got 0",
+    "method.dt=fast": "method.dt must be a positive number or auto; got 'fast'",
+    "method.t1=-1": "method.t1 must be a positive number or auto; got -1",
+    "method.safety=2.0": "method.safety must be in (0, 1]",
+    "method.batch_size=0": "1 <= batch_size <= m = 1797",
+    "init.scale=0": "scale must be positive",
+    "init.rank=11": "1 <= rank <= min widths = 10",
+    "log.records=0": "log.records must be >= 1",
+    "problem.target=pixels": "must be autoencoder or labels",
+    "problem.singular=ignore": "one of keep, project, whiten",
+    "device=tpu9": "device must be",
+    # combinations
+    "init=balanced init.path=nowhere.npz": "nowhere.npz must be a file",
+    "init=gaussian method.dt=0.01": "give method.t1=<flow time>",
+    "problem.target=labels init.tied=true": "tied=True needs d_0 = d_N",
+    "problem.target=labels network.rank=4 init=special": "d = d_0 = d_N",
+    # files and folders
+    "problem=file": "needs problem.path=",
+    "problem=file problem.path=nowhere.csv": "nowhere.csv must be a file",
+    "problem=file problem.path=README.md": "must end in .npz, .pt or .csv",
+    "resume=nowhere": "must name the folder of a run with a checkpoint",
+    "hydra.run.dir=README.md/run": "no folder that can be written",
+}
+
+
+@pytest.mark.parametrize("words", BAD, ids=list(BAD))
+def test_bad_input(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").touch()
+    assert train(*words.split()) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ")
+    assert BAD[words] in output.err
+    assert output.err.count("\n") == 1
+    assert "Traceback" not in output.err + output.out
+    assert not list(tmp_path.glob("runs/*/*")), "a run that never began leaves no folder"
+
+
+def test_data_with_nan(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("nan.npz", x=np.array([[1.0, np.nan], [2.0, 3.0]]))
+    assert train("problem=file", "problem.path=nan.npz", "network.rank=1") == 2
+    assert "must be finite" in capsys.readouterr().err
+
+
+def test_divergence_is_reported(tmp_path, capsys):
+    assert train(*SMALL, "method.dt=3.0", "method.t1=100", folder=tmp_path / "run") == 1
+    output = capsys.readouterr()
+    assert "error: diverged before t =" in output.err
+    assert "take a smaller dt" in output.err
+    assert "No verdict" in (tmp_path / "run" / "summary.json").read_text()
+
+
+def test_a_folder_of_another_run_is_not_overwritten(tmp_path, capsys):
+    assert train(*SMALL, "method.t1=1", folder=tmp_path) == 0
+    assert train(*SMALL, "method.t1=1", "seed=3", folder=tmp_path) == 2
+    assert "holds a run with problem.seed=0, not 3" in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint(tmp_path, capsys):
+    assert train(*SMALL, "method.t1=1", folder=tmp_path) == 0
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
+    assert train(f"resume={tmp_path}") == 2
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+
+
+def test_one_bad_job_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status = train(*SMALL, "-m", "network.rank=2,9,3", "method.t1=1", "hydra.sweep.dir=sweep")
+    assert status == 2
+    assert "1 <= rank <= min(d_x, d_y) = 6; got 9" in capsys.readouterr().err
+    assert sorted(p.parent.name for p in tmp_path.glob("sweep/*/summary.json")) == ["0", "2"]
+
+
+def test_unknown_value_in_a_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train("-m", "problem=gaussian,digit") == 2
+    assert "there is no problem=digit; the nearest" in capsys.readouterr().err
+
+
+def test_from_the_shell(tmp_path):
+    """The same in a process of its own: nothing in between catches or adds anything."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), "network.rank=99"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: rank must satisfy")
+    assert done.stdout == ""
