@@ -83,7 +83,7 @@ def test_riesz_down_to_the_smallest_singular_values(depth, spectrum):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("r", [1, 2, 4, 5])
 def test_dimension_from_the_gram_matrix(r, dtype):
-    """HLZ Lemma 2.1 prints other complex dimensions (theory.md §8.3)."""
+    """HLZ Lemma 2.1 prints other complex dimensions."""
     for manifold, shape in manifolds(rank=r):
         x = manifold.random(*shape, dtype=dtype, generator=generator(1))
         draws = randn(130, *shape, seed=2, dtype=dtype)

@@ -231,7 +231,7 @@ def test_escape_from_the_neighbourhood_of_spurious_critical_points():
     """HLZ §5, Figure 2b: 100 starts near points of rank r − 2, step 0.2; all of them reach X.
 
     The retraction has to keep the largest algebraic eigenvalues: with plain truncation by size
-    98 of 100 such runs left the cone (theory.md §7).
+    98 of 100 such runs left the cone.
     """
     manifold = PSDFixedRankFactored(N, R, depth=1)
     d = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from manifold_oracles import Case, Geodesic, dot, generator, randn, relative, unitary
 
+from deeplin import DeepLinear, init
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
 from deeplin.manifolds.check import check_retraction, check_transport
 
@@ -29,7 +30,7 @@ def test_svd_is_the_nearest_matrix_of_rank_r(m, n, r, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_svd_on_psd_matrices_keeps_the_largest_algebraic_eigenvalues(dtype):
-    """A step whose negative eigenvalue is larger in size than a positive one (theory.md §7)."""
+    """A step whose negative eigenvalue is larger in size than a positive one."""
     case = Case.build(6, 6, r=2, dtype=dtype, psd=True)
     left = case.left
     M = torch.diag(torch.tensor([0.0, -1.0], dtype=torch.float64)).to(dtype)
@@ -129,7 +130,7 @@ def test_first_order_and_transports(retraction, dtype):
 
 
 def balanced_layers(W, depth, rank):
-    """theory.md §3(a): U Σ^{1/N}, Σ^{1/N}, ..., Σ^{1/N} Vᵀ, first layer first."""
+    """Proof of BRTW Prop. 12: U Σ^{1/N}, Σ^{1/N}, ..., Σ^{1/N} Vᵀ, first layer first."""
     U, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
     root = torch.diag(sigma[:rank] ** (1 / depth))
     middle = [root.clone() for _ in range(depth - 2)]
@@ -150,11 +151,12 @@ def product(layers):
 def test_the_bridge_one_sgd_step_on_layers_is_one_retraction(depth, spectrum):
     case = Case.build(6, 5, spectrum, r=3)
     target, h = randn(6, 5, seed=5), 0.05
-    layers = balanced_layers(case.W, depth, 3)
-    optimizer = torch.optim.SGD(layers, lr=h)
-    (0.5 * (product(layers) - target).square().sum()).backward()
+    net = DeepLinear([5, *[3] * (depth - 1), 6], dtype=torch.float64)
+    init.balanced_(net, case.W)
+    optimizer = torch.optim.SGD(net.parameters(), lr=h)
+    (0.5 * (net.end_to_end() - target).square().sum()).backward()
     optimizer.step()
-    wanted = product(layers).detach()
+    wanted = net.end_to_end().detach()
 
     dense = FixedRank(3, depth, "layers")
     rgrad = dense.egrad2rgrad(case.W, case.W - target)

@@ -144,7 +144,7 @@ def test_every_depth_at_critical_points(depth, retraction):
 
 @pytest.mark.parametrize("depth", [2, 3, 10])
 def test_the_smallest_eigenvalue_is_the_local_rate_whatever_the_depth(depth):
-    """theory.md §4: ρ = min ½(λ_a+λ_b − √((λ_a−λ_b)²+4λ_b²)) at the optimum of an autoencoder."""
+    """ρ = min ½(λ_a+λ_b − √((λ_a−λ_b)²+4λ_b²)) at the optimum of an autoencoder."""
     lam = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
     C, W = torch.diag(lam), torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64))
     manifold = FixedRank(2, depth)

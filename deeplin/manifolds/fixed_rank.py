@@ -22,8 +22,7 @@ class FixedRank(LowRankManifold):
     Representation: W itself. Tangent space: T_W M_r = {WA + BW}, also dense. Metric:
     g_W(Z_1, Z_2) = Re⟨𝒜̄_W⁻¹Z_1, Z_2⟩_F with 𝒜_W(Z) = Σ_{j=1}^N (WWᴴ)^{(N−j)/N} Z (WᴴW)^{(j−1)/N}.
 
-    Source: BRTW §4 (metric); HLZ §2 (depth 1). HLZ Lemma 2.1 prints another complex dimension
-        (theory.md §8.3).
+    Source: BRTW §4 (metric); HLZ §2 (depth 1). HLZ Lemma 2.1 prints another complex dimension.
     Shapes: points and vectors (*batch, m, n), min(m, n) >= r; batch dimensions broadcast.
     Cost: an SVD of W in every operation, O(m n min(m, n)). FixedRankFactored needs none.
     Accuracy: what depends on the tangent space is accurate to ε·σ_1/σ_r, since a matrix rounded

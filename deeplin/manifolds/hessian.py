@@ -40,8 +40,8 @@ def embedded_hessian(
     P_W(D∇f[ξ]) + P_U^⊥ G V_p S⁻ᴴ Vᴴ + U S⁻ᴴ U_pᴴ G P_V^⊥, G = ∇f(W): the second and third term are
     the curvature of the manifold, and have the S⁻¹ that HLZ studies.
 
-    Source: Vandereycken 2013, §2.3; theory.md §4 at critical points. HLZ (4) has mismatched
-        shapes and signs that flip between displays (theory.md §8.2).
+    Source: Vandereycken 2013, §2.3; other depths: Hess^g = 𝒜_W ∘ Hess at critical points. HLZ (4) has mismatched
+        shapes and signs that flip between displays.
     Shapes: H the projection of D∇f[ξ]; GVp = G V_p (*batch, m, r), GhUp = Gᴴ U_p (*batch, n, r).
     Cost: O((m + n) r² + r³).
     Accuracy: ε·σ_1/σ_r relative on the curvature terms.
@@ -91,7 +91,7 @@ def riemannian_hessian(
     Depth 1: everywhere (``embedded_hessian``). Other depths: Hess^g = 𝒜_W ∘ Hess, which holds at
     critical points only, because elsewhere the derivative of the metric enters.
 
-    Source: theory.md §4.
+    Source: Vandereycken 2013, §2.3.
     Raises: ValueError for a depth other than 1 where ‖P_W(G)‖ is not small against ‖G‖ and
         ‖D∇f[ξ]‖‖W‖/‖ξ‖ (relative 1e-6).
     """

@@ -188,7 +188,7 @@ class LowRankManifold(Manifold):
 
         Depth 1: everywhere. Other depths: at critical points, Hess^g = 𝒜_W ∘ Hess.
 
-        Source: theory.md §4; depth 1: Vandereycken 2013, §2.3.
+        Source: Vandereycken 2013, §2.3 (depth 1).
         Shapes: egrad and ehess are m×n matrices, or anything with ``@`` and ``.mH``, so that a
             factored manifold need not see one.
         Raises: ValueError at a point that is not critical, for a depth other than 1.

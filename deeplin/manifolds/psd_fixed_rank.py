@@ -25,7 +25,7 @@ class PSDFixedRank(LowRankManifold):
     a constant), whose exponential map is ``retraction="layers"``. A Euclidean gradient that is not
     Hermitian counts with its Hermitian part.
 
-    Source: HLZ §2, §3; BRTW (8). HLZ Lemma 2.1 prints another complex dimension (theory.md §8.3).
+    Source: HLZ §2, §3; BRTW (8). HLZ Lemma 2.1 prints another complex dimension.
     Shapes: points and vectors (*batch, n, n), n >= r; batch dimensions broadcast.
     Cost: an eigendecomposition of W in every operation, O(n³).
     Accuracy: as for ``FixedRank``.
@@ -63,7 +63,7 @@ class PSDFixedRank(LowRankManifold):
     def projx(self, x: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
         """The nearest positive semidefinite matrix of rank r to the Hermitian part of x.
 
-        Source: theory.md §7: the r largest algebraic eigenvalues.
+        Source: HLZ §5, in the cone: the r largest algebraic eigenvalues.
         Raises: ValueError when fewer than r eigenvalues are positive.
         """
         point = self._point(x)

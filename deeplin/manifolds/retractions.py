@@ -78,7 +78,7 @@ def svd_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
     truncation by absolute value leaves the cone. The new S is diagonal, in descending order.
     Order 2 for the embedded metric (depth 1), order 1 for the others.
 
-    Source: HLZ Definition 2.3 (Hermitian: not the definition, see theory.md §7); order: Absil,
+    Source: HLZ Definition 2.3 (Hermitian: not the definition, which leaves the cone); order: Absil,
         Malick 2012.
     Cost: O((m + n) r² + r³).
     Accuracy: round-off relative to σ_1(W + ξ). Not differentiable: nothing is taped through an SVD.
@@ -164,7 +164,7 @@ def layers_step(point: Point, tangent: Tangent, depth: float) -> Step:
     Order 2 for g_W: the layers of a geodesic bend in directions that do not change the product.
     At a Hermitian point and depth 2 it is the exponential map of g_W itself (Bures-Wasserstein).
 
-    Source: theory.md §3(b); the compression: proof of BRTW Prop. 12. The order is ours, measured.
+    Source: BRTW Lemma 2 with equal steps; the compression: proof of BRTW Prop. 12. The order is ours, measured.
     Cost: O((m + n) r² + N r³).
     Raises: ValueError unless the depth is an integer ≥ 2.
     """
