@@ -40,8 +40,8 @@ def embedded_hessian(
     P_W(D∇f[ξ]) + P_U^⊥ G V_p S⁻ᴴ Vᴴ + U S⁻ᴴ U_pᴴ G P_V^⊥, G = ∇f(W): the second and third term are
     the curvature of the manifold, and have the S⁻¹ that HLZ studies.
 
-    Source: Vandereycken 2013, §2.3; other depths: Hess^g = 𝒜_W ∘ Hess at critical points. HLZ (4) has mismatched
-        shapes and signs that flip between displays.
+    Source: Vandereycken 2013, §2.3; other depths: Hess^g = 𝒜_W ∘ Hess at critical points.
+        HLZ (4) has mismatched shapes and signs that flip between displays.
     Shapes: H the projection of D∇f[ξ]; GVp = G V_p (*batch, m, r), GhUp = Gᴴ U_p (*batch, n, r).
     Cost: O((m + n) r² + r³).
     Accuracy: ε·σ_1/σ_r relative on the curvature terms.

@@ -164,7 +164,8 @@ def layers_step(point: Point, tangent: Tangent, depth: float) -> Step:
     Order 2 for g_W: the layers of a geodesic bend in directions that do not change the product.
     At a Hermitian point and depth 2 it is the exponential map of g_W itself (Bures-Wasserstein).
 
-    Source: BRTW Lemma 2 with equal steps; the compression: proof of BRTW Prop. 12. The order is ours, measured.
+    Source: BRTW Lemma 2 with equal steps; the compression: proof of BRTW Prop. 12. The
+        order is ours, measured.
     Cost: O((m + n) r² + N r³).
     Raises: ValueError unless the depth is an integer ≥ 2.
     """
