@@ -12,8 +12,8 @@ FILES = sorted((ROOT / "deeplin").rglob("*.py"))
 ROWS = [
     {"linalg"},
     {"problems", "approximation"},
-    {"network", "exact", "landscape"},
-    {"init", "data"},
+    {"network", "exact"},
+    {"init", "data", "landscape"},
     {"files", "flows", "manifolds", "observables"},
     {"integrators"},
     {"steppers"},

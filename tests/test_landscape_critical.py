@@ -134,7 +134,7 @@ def test_no_critical_points_beyond_rank_Q_and_laziness(randn):
 
 @pytest.mark.statement("BRTW Prop. 32(1)")
 def test_repeated_singular_values_give_continua(randn):
-    """theory.md §8.5: any singular vectors of the repeated σ give critical points."""
+    """Any singular vectors of a repeated σ give critical points, not those of one SVD alone."""
     problem = problem_of("repeated", randn)
     points = {p.J: p for p in critical_points(problem, 2)}
     assert set(points) == {(1, 2), (1, 4), (2, 3), (2, 4)}

@@ -131,7 +131,7 @@ def names_by_enumeration(problem, W, r, tol):
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("balanced", [True, False])
 def test_a_thousand_limits_are_named(generator, depth, balanced):
-    """250 runs of each kind on M_3 = GL(3): named as by enumeration; the sign rule of §8.7."""
+    """250 runs of each kind on M_3 = GL(3): named as by enumeration; det W keeps its sign."""
     tol, sign = 1e-4, 1.0
     problem = moderate_problem(generator, sign=sign)
     net = DeepLinear([3] * (depth + 1), batch_shape=(250,), dtype=F64)
@@ -168,7 +168,7 @@ def test_a_thousand_limits_are_named(generator, depth, balanced):
         return
     for name, det in zip(names, torch.linalg.det(W_0).tolist(), strict=True):
         if name != "not critical":
-            assert (name == "global minimum") == (det * sign > 0), "theory.md §8.7"
+            assert (name == "global minimum") == (det * sign > 0), "det W keeps its sign"
     assert 80 < names.count("global minimum") < 170
 
 
@@ -207,7 +207,7 @@ def test_limits_of_riemannian_gradient_descent_are_named(generator, dtype):
         assert name == (expected[n % 5] if n % 5 < 4 else "strict saddle")
 
 
-# -- the counterexample of theory.md §8.8 ----------------------------------------------------------
+# -- a counterexample to Conjecture 41(b) ----------------------------------------------------------
 
 
 @pytest.mark.statement("BRTW Conjecture 41(b)")
@@ -220,7 +220,7 @@ def test_the_counterexample_ends_at_the_saddle_of_rank_one(depth, t1):
     solution = deeplin.solve(
         flow, flow.init_state(net), t1, dt=0.0025 if depth == 2 else 0.1, save_at=[1.0]
     )
-    # For N = 2 dt is small: its error escapes e^{t} fast, falsely, as theory.md §8.9 says.
+    # For N = 2 dt is small: its error escapes e^{t} fast, falsely.
     layers, tol = solution.y[-1], 1e-3
     W = flow.end_to_end(layers)
     assert classify(problem, [*solution.y[1]], tol) == "not critical"

@@ -30,7 +30,7 @@ def projected(Z, M):
     return P @ M + M @ R - P @ M @ R
 
 
-@pytest.mark.statement("HLZ Lemma 2.4")
+@pytest.mark.statement("HLZ Definition 2.5")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_partial_sums_are_critical(generator, dtype):
     X = target(6, [4.0, 3.0, 2.0, 1.0], dtype, generator)
@@ -129,7 +129,7 @@ def iterate(Z, X, alpha, r):
 
 @pytest.mark.statement("HLZ Lemma 4.1")
 def test_the_stretch_is_one_plus_alpha_d():
-    """theory.md §8.1: 1.69993 at ε = 1e-4 for α = 0.7, D_2 = 1; the lemma's 1 + 2αD_2 is 2.4."""
+    """1.69993 at ε = 1e-4 for α = 0.7, D_2 = 1; the lemma's first display has 1 + 2αD_2 = 2.4."""
     X = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=F64))
     xi = torch.zeros(3, 3, dtype=F64)
     xi[1, 2] = xi[2, 1] = 1

@@ -187,7 +187,7 @@ def hessian(
 ) -> RiemannianHessian:
     """Hess^g L¹ at a critical point W, as an operator: `@`, `extreme` eigenpairs, `tangent`.
 
-    Source: BRTW §6.3; theory: Hess^g = 𝒜_W ∘ Hess of the embedded metric (depth = 1).
+    Source: BRTW §6.3; at critical points Hess^g = 𝒜_W ∘ Hess of the embedded metric (depth = 1).
     Cost: one full SVD; the operator is not formed.
     Raises: ValueError if W is farther than tol·σ_1 from every critical point (there the formula
     lacks the derivative of the metric), for W = 0 or depth < 1; TypeError for complex problems.

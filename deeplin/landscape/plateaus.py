@@ -82,7 +82,7 @@ def plateaus(
     passed "near" if the distance is at most `near` times the step to the next one. A stay ends when
     another critical point is nearer.
 
-    Source: BRTW Prop. 32; theory: with small starts W rests near W_{1..k}, k = 0, 1, 2, ….
+    Source: BRTW Prop. 32. From small starts W rests near W_{1..k}, k = 0, 1, 2, … in turn.
     Shapes: t (times), increasing; W the matrices then, (d_y, d_x) each. For a `Solution` of a flow:
     `plateaus(problem, solution.t, [flow.end_to_end(y) for y in solution.y])`. `rank` bounds |J|,
     the smallest width of the network; min(d_y, d_x) unless given.

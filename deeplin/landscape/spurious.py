@@ -63,7 +63,7 @@ def spurious_points(X: Inexact[Tensor, "m n"], s: int | None = None) -> Iterator
     nearest to X first in each S_s, S_{r−1} before S_{r−2} and so on. Of points that differ by equal
     d_i (to √eps·d_1) one represents the continuum on which they lie.
 
-    Source: HLZ Definition 2.5, Lemma 2.4; theory: X = Σ d_i u_i u_i*.
+    Source: HLZ Definition 2.5.
     Shapes: X (m, n), real or complex; rank r by its singular values above max(m, n)·eps·d_1.
     Cost: one SVD.
     Raises: ValueError unless 0 <= s <= r − 1, or for a batch of X.
