@@ -112,7 +112,7 @@ def run_batch(problem, layers, t1, dt, tol):
     return end
 
 
-def names_by_enumeration(problem, W, r, tol):
+def names_by_enumeration(problem, W, tol):
     """(k, J optimal) of the nearest of all 2^q critical points, None if none is within tol·σ_1."""
     q = len(problem.singular_values)
     root = deeplin.linalg.psd_power(problem.C, 0.5)
@@ -146,7 +146,7 @@ def test_a_thousand_limits_are_named(generator, depth, balanced):
     layers = run_batch(problem, net, t1, 0.01 if depth == 2 else 0.04, tol)
     names = classify(problem, layers, tol)
     W = end_to_end(layers)
-    truth = names_by_enumeration(problem, W, 3, tol)
+    truth = names_by_enumeration(problem, W, tol)
     gradient = torch.stack(
         [G.flatten(1).norm(dim=1) for G in LayerFlow(problem).velocity(0.0, tuple(layers))]
     ).amax(0)
@@ -177,6 +177,36 @@ def test_unfinished_runs_are_called_unfinished(generator):
     net = init.gaussian_(DeepLinear([3, 3, 3], batch_shape=(200,), dtype=F64), generator=generator)
     layers = run_batch(problem, net, 1.0, 0.05, 1e-6)
     assert classify(problem, layers) == ["not critical"] * 200
+    assert names_by_enumeration(problem, end_to_end(layers), 1e-6) == [None] * 200
+
+
+@pytest.mark.statement("BRTW Theorem 39")
+@pytest.mark.parametrize("widths", [[3, 2, 3], [3, 2, 4, 3]])
+def test_limits_below_the_rank_of_Q_are_global_minima(generator, widths):
+    problem = moderate_problem(generator)
+    net = init.gaussian_(
+        DeepLinear(widths, batch_shape=(100,), dtype=F64), 0.6, generator=generator
+    )
+    names = classify(problem, run_batch(problem, net, 80.0, 0.04, 1e-4), 1e-4)
+    assert names.count("global minimum") >= 95
+    assert set(names) <= {"global minimum", "not critical"}
+
+
+@pytest.mark.statement("BRTW Prop. 35")
+@pytest.mark.parametrize("depth", [2, 3])
+def test_starts_on_a_stable_manifold_end_at_strict_saddles(generator, depth):
+    """Zeros in the first row and column of an aligned problem stay: u_1 is never learned."""
+    B = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=F64))
+    problem = LeastSquares.from_moments(torch.eye(3, dtype=F64), B, 14.0)
+    layers = [0.6 * torch.randn(100, 3, 3, dtype=F64, generator=generator) for _ in range(depth)]
+    layers[0][:, :, 0] = 0
+    layers[-1][:, 0] = 0
+    end = run_batch(problem, layers, 80.0, 0.04, 1e-4)
+    names = classify(problem, end, 1e-4)
+    assert names.count("strict saddle") >= 95
+    assert set(names) <= {"strict saddle", "not critical"}
+    truth = names_by_enumeration(problem, end_to_end(end), 1e-4)
+    assert truth.count((2, False)) >= 95, "J = {2, 3}"
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.complex128])
@@ -292,7 +322,7 @@ def test_digits_pass_the_saddles_in_the_order_of_the_eigenvalues(tmp_path, capsy
 
 def test_repeats_have_a_report_each(tmp_path):
     options = ["problem=gaussian", "problem.d=5", "network.rank=2", "network.depth=2"]
-    options += ["method=rk4", "init.scale=1e-8", "repeats=3"]
+    options += ["method=rk4", "init.scale=1e-8", "repeats=3", "log.records=300"]
     assert train(*options, folder=tmp_path) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["repeats"]["plateaus"]) == 3
