@@ -13,7 +13,7 @@ from deeplin.linalg import product_svdvals
 from deeplin.network import balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
-__all__ = ["gap_norm", "layer_observables"]
+__all__ = ["gap_norm", "layer_observables", "nearest_observables"]
 
 
 def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
@@ -35,12 +35,11 @@ def layer_observables(
     - `balancedness_gap`: max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F
     - `singular_values`: those of W, as many as the smallest width; `rank`: those above
       max(d_x, d_y)·eps·σ_1
-    - `nearest_modes`, `nearest_distance`: J of the critical point nearest to W, as a mask, and
-      ‖(W − W_J)C^{1/2}‖_F (`deeplin.landscape.nearest_critical_point`)
+    - `nearest_modes`, `nearest_distance`: see `nearest_observables`
 
     Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
     """
-    frame = Frame.of(problem)
+    nearest = nearest_observables(problem)
     E = problem.range_basis() if problem.rank_X < problem.d_x else None
 
     def observe(t: float, layers: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -48,7 +47,6 @@ def layer_observables(
         error = W - limit if E is None else (W - limit) @ E
         gradients = layer_gradients(layers, problem.egrad(W))
         s = product_svdvals(layers)
-        nearest = frame.nearest(W)
         noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
         return {
             "loss": problem.loss(W),
@@ -58,8 +56,26 @@ def layer_observables(
             "balancedness_gap": gap_norm(layers),
             "singular_values": s,
             "rank": (s > noise).sum(-1),
-            "nearest_modes": nearest.modes,
-            "nearest_distance": nearest.distance,
+            **nearest(W),
         }
+
+    return observe
+
+
+def nearest_observables(
+    problem: LeastSquares,
+) -> Callable[[Float[Tensor, "*batch d_y d_x"]], dict[str, Tensor]]:
+    """The function W -> where it is among the critical points; for any method that has a W.
+
+    - `nearest_modes`: J of the critical point W_J nearest to W, as a mask (*batch, q)
+    - `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
+
+    Source: BRTW Prop. 32 (`deeplin.landscape.nearest_critical_point`).
+    """
+    frame = Frame.of(problem)
+
+    def observe(W: Tensor) -> dict[str, Tensor]:
+        near = frame.nearest(W)
+        return {"nearest_modes": near.modes, "nearest_distance": near.distance}
 
     return observe
