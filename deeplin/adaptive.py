@@ -19,7 +19,8 @@ class AdaptiveStepper:
     """Dormand–Prince 5(4) in which every trajectory of a batch keeps its own time and step.
 
     A step is accepted when, for each tensor of the state, ‖error‖_F <= atol + rtol·‖y‖_F; the next
-    one follows by a PI controller. Trajectories run freely past the asked times, whose states come
+    one follows by a PI controller. For tensors of logarithms (`flow.logarithmic_parts`) ‖y‖ counts
+    as 1: their errors are relative already. Trajectories run freely past the asked times, whose states come
     from the dense output, of order 4: a step is never cut short to meet a time.
 
     Why our own: torchdiffeq's dopri5 controls one norm of the whole batch, so that the fastest
@@ -57,6 +58,7 @@ class AdaptiveStepper:
         self.integrator = DormandPrince() if integrator is None else integrator
         self.t, self.step, self.state = 0.0, 0, tuple(y0)
         self._normalised = getattr(flow, "normalised", None)
+        self._logarithmic = getattr(flow, "logarithmic_parts", ())
         shape = flow.end_to_end(self.state).shape[:-2] if hasattr(flow, "end_to_end") else ()
         zero = y0[0].new_zeros(shape, dtype=torch.float64)
         self._times, self._ends = zero, self.state  # each trajectory's own time, and state then
@@ -149,10 +151,12 @@ class AdaptiveStepper:
         """The largest ‖error‖/(atol + rtol‖y‖) over the tensors of the state, by trajectory."""
         dims = self._times.ndim
         worst = torch.zeros_like(self._times)
-        for e, a, b in zip(error, y, end, strict=True):
+        for i, (e, a, b) in enumerate(zip(error, y, end, strict=True)):
             norms = [v.flatten(dims).norm(dim=-1).double() for v in (e, a, b)]
-            scale = self.atol + self.rtol * torch.maximum(norms[1], norms[2])
-            worst = torch.maximum(worst, norms[0] / scale)
+            size = torch.maximum(norms[1], norms[2])
+            if i in self._logarithmic:
+                size = torch.ones_like(size)
+            worst = torch.maximum(worst, norms[0] / (self.atol + self.rtol * size))
         return worst
 
     def _first_step(self, like: Tensor) -> Tensor:

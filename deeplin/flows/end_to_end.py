@@ -18,16 +18,17 @@ Factors = tuple[Tensor, Tensor, Tensor]
 
 
 class EndToEndFlow:
-    """Ẇ = −𝒜_W(∇L¹(W)) on M_k, factored as W = U diag(s) Vᵀ and moved by multiplication.
+    """Ẇ = −𝒜_W(∇L¹(W)) on M_k, factored as W = U diag(e^ℓ) Vᵀ and moved by multiplication.
 
     With the reduced SVD W = UΣVᵀ, G = ∇L¹(W), g = UᵀGV and
     K_ij = g_ij (σ_i − σ_j)/(σ_i^{2/N} − σ_j^{2/N}) the flow is Ẇ = −(M_U Uᵀ)W − W(V M_Vᵀ),
     M_U = UK + P_U^⊥ G V Σ^{1−2/N},  M_V = VKᵀ + P_V^⊥ Gᵀ U Σ^{1−2/N}.
-    So W(t) = A(t) W(0) B(t)ᵀ with invertible A, B: along a step the middle factor s stands still,
-    U̇ = −M_U(UᵀU), V̇ = −M_V(VᵀV), and after it `normalised` renews the decomposition with every
-    singular value to relative accuracy. Hence **any** Runge–Kutta method keeps the rank and the
-    sign of det W here, at its full order, down to the smallest numbers of the format; no
-    singular value passes through 0. For N ≥ 2 nothing is divided by σ_k or by gaps.
+    So W(t) = A(t) W(0) B(t)ᵀ with invertible A, B. Along a step U and V move by M_U and M_V but
+    for the growth of each column, which goes to ℓ, the logarithms of the singular values; after
+    it `normalised` renews the decomposition with every singular value to relative accuracy. Hence
+    **any** Runge–Kutta method keeps the rank and the sign of det W here, at its full order, however
+    small σ_k becomes, below the range of the number format too; no singular value passes through
+    0. For N ≥ 2 nothing is divided by σ_k or by gaps.
 
     `depth` N is a real number ≥ 1 or ∞. N = 1 is the embedded metric (DLRA), whose coefficients
     grow like 1/σ_k; `rescaled` multiplies the field by σ_k (DLRA*), which bounds them again.
@@ -35,17 +36,20 @@ class EndToEndFlow:
 
     Conserved: the rank k and, for k = m = n, the sign of det W.
     Source: BRTW (9), (24), Prop. 12; N = 1: HLZ (1), (DLRA*); the form: theory.md §3(c).
-    Shapes: a state is (U, s, V): (*batch, m, k), (*batch, k), (*batch, n, k); s > 0 descends, U and
-    V are orthonormal at the ends of steps.
+    Shapes: a state is (U, ℓ, V): (*batch, m, k), (*batch, k), (*batch, n, k); ℓ descends, U and V
+    are orthonormal at the ends of steps.
     Cost: O((m+n)k² + k³) and the products of C and B with k columns, whatever the depth.
     Raises: ValueError for depth < 1.
 
     >>> problem = MatrixApproximation(torch.eye(2, dtype=torch.float64))
     >>> flow = EndToEndFlow(problem, depth=2)
-    >>> U, s, V = flow.init_state(torch.eye(2, dtype=torch.float64) / 2, rank=1)
-    >>> s
+    >>> y = flow.init_state(torch.eye(2, dtype=torch.float64) / 2, rank=1)
+    >>> flow.singular_values(y)
     tensor([0.5000], dtype=torch.float64)
     """
+
+    # Errors of ℓ, logarithms, are relative already: `adaptive` measures them against 1.
+    logarithmic_parts = (1,)
 
     def __init__(self, problem: Any, depth: float, *, rescaled: bool = False):
         if not depth >= 1:
@@ -56,13 +60,16 @@ class EndToEndFlow:
 
     def init_state(self, W: Float[Tensor, "*batch m n"], rank: int | None = None) -> Factors:
         """The factors of W at the given rank, or at its numerical rank."""
-        return low_rank_factors(W, rank)
+        U, s, V = low_rank_factors(W, rank)
+        return U, s.log(), V
 
     def velocity(self, t: float, y: Factors) -> Factors:
-        """(U̇, 0, V̇) at factors U, V of full column rank, orthonormal or not; autonomous."""
-        U, s, V, A, B = _orthonormal(y)
-        M_U, M_V = self._generators(U, s, V)
-        return -(M_U @ A), torch.zeros_like(y[1]), -(M_V @ B)
+        """(U̇, ℓ̇, V̇) at factors U, V of full column rank, orthonormal or not; autonomous."""
+        U, log_s, V, A, B = _orthonormal(y)
+        M_U, M_V = self._generators(U, log_s.exp(), V)
+        U_dot, growth_U = _without_growth(y[0], -(M_U @ A))
+        V_dot, growth_V = _without_growth(y[2], -(M_V @ B))
+        return U_dot, growth_U + growth_V, V_dot
 
     def _generators(self, U: Tensor, s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """M_U and M_V at orthonormal U, V."""
@@ -90,26 +97,26 @@ class EndToEndFlow:
         Given the state before the step, a trajectory whose step was so long that a singular value
         would have passed through 0 becomes NaN instead: no silent change of sign.
         """
-        U, s, V, _, _ = _orthonormal(y)
+        U, log_s, V, _, _ = _orthonormal(y)
         if before is not None:
             passed = (torch.linalg.det(before[0].mT @ y[0]) > 0) & (
                 torch.linalg.det(before[2].mT @ y[2]) > 0
             )
-            s = torch.where(passed[..., None], s, math.nan)
-        return U, s, V
+            log_s = torch.where(passed[..., None], log_s, math.nan)
+        return U, log_s, V
 
     def end_to_end(self, y: Factors) -> Float[Tensor, "*batch m n"]:
-        """W = U diag(s) Vᵀ."""
-        U, s, V = y
-        return (U * s[..., None, :]) @ V.mT
+        """W = U diag(e^ℓ) Vᵀ."""
+        U, log_s, V = y
+        return (U * log_s.exp()[..., None, :]) @ V.mT
 
     def singular_values(self, y: Factors) -> Float[Tensor, "*batch k"]:
-        """The singular values of W, each to relative accuracy."""
-        return y[1]
+        """The singular values e^ℓ of W, each to relative accuracy; 0 below the number format."""
+        return y[1].exp()
 
     def gradient_norm(self, y: Factors) -> Float[Tensor, "*batch"]:
         """g_W(∇^g L, ∇^g L)^{1/2} = ⟨∇L¹, 𝒜_W ∇L¹⟩^{1/2}; for balanced layers that of ∇L^N."""
-        U, s, V = y
+        U, s, V = y[0], y[1].exp(), y[2]
         GV, GtU = egrad_products(self.problem, U, s, V)
         M_U, M_V = self._generators(U, s, V)
         rate = (s[..., None, :] * (GV * M_U)).sum((-2, -1))
@@ -118,30 +125,19 @@ class EndToEndFlow:
 
     def conserved(self, y: Factors) -> dict[str, Tensor]:
         """UᵀU, VᵀV (= I), the rank, and for square W of full rank the sign of det W."""
-        U, s, V = y
-        quantities = {"UtU": U.mT @ U, "VtV": V.mT @ V, "rank": (s > 0).sum(-1).to(s)}
-        if U.shape[-2] == V.shape[-2] == s.shape[-1]:
+        U, log_s, V = y
+        rank = torch.isfinite(log_s).sum(-1).to(log_s)
+        quantities = {"UtU": U.mT @ U, "VtV": V.mT @ V, "rank": rank}
+        if U.shape[-2] == V.shape[-2] == log_s.shape[-1]:
             quantities["sign_det"] = torch.sign(torch.linalg.det(U) * torch.linalg.det(V))
         return quantities
-
-    def fault(self, y: Factors) -> str | None:
-        """A sentence once σ_k is below what the number format carries."""
-        smallest = float(y[1][..., -1].amin())
-        info = torch.finfo(y[1].dtype)
-        if smallest >= info.tiny / info.eps:
-            return None
-        return (
-            f"the smallest singular value of W, {smallest:.3g}, has left the range of "
-            f"{str(y[1].dtype).removeprefix('torch.')}: W stays of rank {y[1].shape[-1]} under "
-            "the exact flow, but these numbers cannot show it any longer."
-        )
 
     def stiffness(self, y: Factors) -> float:
         """The rate that limits explicit steps: Nσ^{2−2/N}λ_1(C) at y and at the optimum.
 
         And the norm of the generators at y: a step multiplies by about 1 − hM.
         """
-        U, s, V = y
+        U, s, V = y[0], y[1].exp(), y[2]
         largest = s[..., 0].amax()
         minimizer = getattr(self.problem, "minimizer", None)
         if minimizer is not None:
@@ -189,15 +185,21 @@ def low_rank_factors(W: Float[Tensor, "*batch m n"], rank: int | None) -> Factor
 
 
 def _orthonormal(y: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(U, σ, V, A, B): the SVD UΣVᵀ of the product of the factors y = (UA, s, VB)."""
-    left, s, right = y
-    grams = torch.stack(torch.broadcast_tensors(left.mT @ left, right.mT @ right))
+    """(U, log σ, V, A, B): the SVD UΣVᵀ of the product of the factors y = (UA, ℓ, VB)."""
+    left, log_s, right = y
+    grams = torch.stack([left.mT @ left, right.mT @ right])
     L, failed = torch.linalg.cholesky_ex(grams)
     if bool(failed.any()):
         L = torch.where(failed[..., None, None] > 0, math.nan, L)
     R = L.mT
-    P, sigma, Q = graded_svd(R[0], s, R[1])
+    P, log_sigma, Q = graded_svd(R[0], log_s, R[1])
     PQ = torch.stack([P, Q])
     T = torch.linalg.solve_triangular(R, PQ, upper=True)
     A = PQ.mT @ R
-    return left @ T[0], sigma, right @ T[1], A[0], A[1]
+    return left @ T[0], log_sigma, right @ T[1], A[0], A[1]
+
+
+def _without_growth(columns: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """(rate without its part along each column, that part: the rate of log‖column‖)."""
+    growth = (columns * rate).sum(-2) / columns.square().sum(-2)
+    return rate - columns * growth[..., None, :], growth
