@@ -89,9 +89,10 @@ class AdaptiveStepper:
 
     def fault(self) -> str | None:
         """Why it cannot go on, if so."""
-        if self._trouble is None and hasattr(self.flow, "fault"):
-            return self.flow.fault(self.state)
         return self._trouble
+
+    def remark(self) -> str | None:
+        return self.flow.remark(self.state) if hasattr(self.flow, "remark") else None
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -238,13 +238,13 @@ def drive(
         )
 
     def limit() -> Result | None:
-        if stepper.t >= t1 - tolerance and stepper.fault() is None:
-            return Result("time", f"reached the end time t1 = {t1:.6g}.")
-        if max_steps is not None and stepper.step >= max_steps:
-            return Result("steps", f"took max_steps = {max_steps} steps, to t = {stepper.t:.6g}.")
         fault = stepper.fault()
         if fault is not None:
             return Result("fault", f"stopped at t = {stepper.t:.6g}: {fault}")
+        if stepper.t >= t1 - tolerance:
+            return Result("time", f"reached the end time t1 = {t1:.6g}.")
+        if max_steps is not None and stepper.step >= max_steps:
+            return Result("steps", f"took max_steps = {max_steps} steps, to t = {stepper.t:.6g}.")
         reason = interrupt()
         if reason is not None:
             return Result("interrupted", f"interrupted at t = {stepper.t:.6g} by {reason}.")
@@ -272,6 +272,9 @@ def drive(
     if result.kind != "diverged" and history.records[-1].step != stepper.step:
         final = make_record()
         result = final if final is not None and final.kind == "diverged" else result
+    remark = stepper.remark()
+    if remark is not None and result.kind != "diverged":
+        result = replace(result, sentence=f"{result.sentence} {remark}")
     return result, history
 
 

@@ -43,7 +43,11 @@ class Stepper(Protocol):
         ...
 
     def fault(self) -> str | None:
-        """A sentence if the state can no longer be trusted, or the next step not be taken."""
+        """A sentence if the next step cannot be taken."""
+        ...
+
+    def remark(self) -> str | None:
+        """A sentence on what the numbers of the state cannot show."""
         ...
 
 
@@ -52,7 +56,7 @@ class IntegratorStepper:
 
     So every target is met exactly, and asking for more of them changes the result only within the
     order of the integrator. A flow that offers `normalised(y, before)` has it called after each
-    step, and one that offers `fault(y)` is asked whether the numbers still carry the state.
+    step; `remark(y)`, if it offers that, goes into the result.
     """
 
     def __init__(self, flow: Any, y0: State, integrator: Integrator, dt: float):
@@ -68,7 +72,10 @@ class IntegratorStepper:
         self.step += 1
 
     def fault(self) -> str | None:
-        return self.flow.fault(self.state) if hasattr(self.flow, "fault") else None
+        return None
+
+    def remark(self) -> str | None:
+        return self.flow.remark(self.state) if hasattr(self.flow, "remark") else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"t": self.t, "step": self.step, "state": list(self.state)}
@@ -111,6 +118,9 @@ class OptimizerStepper:
         self.step += 1
 
     def fault(self) -> str | None:
+        return None
+
+    def remark(self) -> str | None:
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -132,6 +132,18 @@ class EndToEndFlow:
             quantities["sign_det"] = torch.sign(torch.linalg.det(U) * torch.linalg.det(V))
         return quantities
 
+    def remark(self, y: Factors) -> str | None:
+        """A sentence once σ_k is below what the number format can show; ℓ still carries it."""
+        smallest = float(y[1][..., -1].amin())
+        info = torch.finfo(y[1].dtype)
+        if not smallest < math.log(info.tiny):
+            return None
+        return (
+            f"The smallest singular value of W, 10^{smallest / math.log(10):.1f}, is below what "
+            f"{str(y[1].dtype).removeprefix('torch.')} can carry as a number: W is of rank "
+            f"{y[1].shape[-1]}, but a dense W does not show it."
+        )
+
     def stiffness(self, y: Factors) -> float:
         """The rate that limits explicit steps: Nσ^{2−2/N}λ_1(C) at y and at the optimum.
 
