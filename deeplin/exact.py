@@ -100,9 +100,7 @@ def two_layer_product(
     return _riccati(t, F, torch.cat([W1.mT, W2]), 1.0)[d_0:, :d_0]
 
 
-def gram_flow(
-    t: float, X: Float[Tensor, "n n"], V: Float[Tensor, "n r"]
-) -> Float[Tensor, "n n"]:
+def gram_flow(t: float, X: Float[Tensor, "n n"], V: Float[Tensor, "n r"]) -> Float[Tensor, "n n"]:
     """VVᵀ(t) for V̇ = (X − VVᵀ)V with symmetric X, from any V(0).
 
     VVᵀ(t) = e^{Xt}V_0[I + 2V_0ᵀ(∫_0^t e^{2Xs}ds)V_0]^{-1}V_0ᵀe^{Xt}.

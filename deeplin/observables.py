@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.flows import LayerFlow
 from deeplin.linalg import product_svdvals
 from deeplin.network import balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
-__all__ = ["gap_norm", "layer_observables"]
+__all__ = ["flow_observables", "gap_norm", "layer_observables"]
 
 
 def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
@@ -54,5 +56,52 @@ def layer_observables(
             "singular_values": s,
             "rank": (s > noise).sum(-1),
         }
+
+    return observe
+
+
+def flow_observables(
+    flow: Any,
+    problem: LeastSquares,
+    limit: Float[Tensor, "d_y d_x"],
+    y0: Sequence[Tensor],
+) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+    """The function (t, state) -> observables of any flow of W, under `layer_observables`' names.
+
+    `gradient_norm` is that of the flow's own metric, which for balanced layers is the layers';
+    `balancedness_gap` the largest drift of a conserved quantity where there are no layers. And
+    `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0.
+    """
+    start = flow.conserved(y0)
+    layers = layer_observables(problem, limit) if isinstance(flow, LayerFlow) else None
+    E = problem.range_basis() if problem.rank_X < problem.d_x else None
+
+    def drifts(y: Sequence[Tensor]) -> dict[str, Tensor]:
+        batch = flow.end_to_end(y).ndim - 2
+        return {
+            f"drift_{name}": (value - start[name]).flatten(batch).norm(dim=-1)
+            if value.ndim > batch
+            else (value - start[name]).abs()
+            for name, value in flow.conserved(y).items()
+        }
+
+    def observe(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
+        drift = drifts(y)
+        if layers is not None:
+            return layers(t, y) | drift
+        W = flow.end_to_end(y)
+        error = W - limit if E is None else (W - limit) @ E
+        s = flow.singular_values(y) if hasattr(flow, "singular_values") else None
+        kept = torch.linalg.svdvals(W) if s is None else s
+        noise = max(W.shape[-2:]) * torch.finfo(W.dtype).eps * kept[..., :1] if s is None else 0.0
+        return {
+            "loss": problem.loss(W),
+            "excess_loss": problem.loss_difference(W, limit),
+            "distance_to_limit": torch.linalg.matrix_norm(error),
+            "gradient_norm": flow.gradient_norm(y),
+            "balancedness_gap": torch.stack(list(drift.values())).amax(0),
+            "singular_values": kept,
+            "rank": (kept > noise).sum(-1),
+        } | drift
 
     return observe

@@ -112,7 +112,9 @@ def test_end_to_end_velocity_is_the_metric_operator(randn, depth, shape):
 
 @pytest.mark.parametrize("depth", [3, 5, 10])
 def test_deep_mode_time_is_the_integral(depth):
-    value, _ = scipy.integrate.quad(lambda u: 1 / (depth * u ** (2 - 2 / depth) * (2 - u)), 0.1, 1.5)
+    value, _ = scipy.integrate.quad(
+        lambda u: 1 / (depth * u ** (2 - 2 / depth) * (2 - u)), 0.1, 1.5
+    )
     assert float(exact.deep_mode_time(1.5, 0.1, 2.0, depth)) == pytest.approx(value, rel=1e-10)
     value, _ = scipy.integrate.quad(lambda u: 1 / (u**2 * (2 - u)), 0.1, 1.5)
     assert float(exact.infinite_mode_time(1.5, 0.1, 2.0)) == pytest.approx(value, rel=1e-10)
@@ -127,7 +129,7 @@ def test_aligned_modes(depth, randn):
         torch.eye(3, dtype=F64), (left * s) @ right.mT, s.square().sum()
     )
     flow = EndToEndFlow(problem, depth)
-    t = 1.2
+    t = 1.2 if depth in (2, math.inf) else 3 / depth
     W = end(flow, flow.init_state((left * u0) @ right.mT, 2), t, 1e-11)
     u = (left.mT @ W @ right).diagonal()
     if depth == 2:
@@ -323,7 +325,7 @@ def test_rescaling_changes_the_clock_and_not_the_path(randn):
     for rescaled in (False, True):
         flow = PSDDLRAFlow(MatrixApproximation(X), rescaled)
         limits.append(end(flow, flow.init_state(Z, 2), 60.0, 1e-8))
-    close(*limits, 1e-6)
+    close(*limits, 1e-5)
 
 
 def test_dlra_forms_agree(randn):
@@ -337,8 +339,9 @@ def test_dlra_forms_agree(randn):
             1e-8,
         )
     V = randn(5, 2)
-    psd, general = PSDDLRAFlow(MatrixApproximation(X.mT @ X)), DLRAFlow(
-        MatrixApproximation(X.mT @ X)
+    psd, general = (
+        PSDDLRAFlow(MatrixApproximation(X.mT @ X)),
+        DLRAFlow(MatrixApproximation(X.mT @ X)),
     )
     close(
         end(psd, psd.init_state(V @ V.mT, 2), 1.0, 1e-11),

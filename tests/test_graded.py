@@ -56,7 +56,9 @@ def _drop(A, i):
 
 def test_batches_are_the_single_ones(randn):
     A = torch.stack([triangular(randn, 4) for _ in range(6)]).view(2, 3, 4, 4)
-    log_s = -torch.arange(4, dtype=torch.float64).expand(2, 3, 4) * torch.tensor([0.1, 9, 60])[:, None]
+    log_s = (
+        -torch.arange(4, dtype=torch.float64).expand(2, 3, 4) * torch.tensor([0.1, 9, 60])[:, None]
+    )
     together = graded_svd(A, log_s, A)[1]
     for i in range(2):
         for j in range(3):

@@ -21,9 +21,7 @@ def slope(flow, y0, t1, integrator, counts, reference):
     errors = [
         float(
             (
-                flow.end_to_end(
-                    deeplin.solve(flow, y0, t1, integrator=integrator, dt=t1 / n).y[-1]
-                )
+                flow.end_to_end(deeplin.solve(flow, y0, t1, integrator=integrator, dt=t1 / n).y[-1])
                 - reference
             ).norm()
         )
@@ -97,9 +95,7 @@ def test_example_1_1(alpha):
         p = torch.tensor([0.0, math.sin(epsilon), math.cos(epsilon)], dtype=F64)
         Z = Z - torch.diag(torch.tensor([0.0, 0.0, 1.0], dtype=F64)) + p[:, None] * p
         y0 = flow.init_state(Z, 2)
-        y = deeplin.solve(
-            flow, y0, 200 * alpha, dt=alpha, integrator=ProjectedRungeKutta(1)
-        ).y[-1]
+        y = deeplin.solve(flow, y0, 200 * alpha, dt=alpha, integrator=ProjectedRungeKutta(1)).y[-1]
         assert float((flow.end_to_end(y) - limit).norm()) < 1e-6
 
 

@@ -186,9 +186,7 @@ def low_rank_factors(W: Float[Tensor, "*batch m n"], rank: int | None) -> Factor
     ranks = (s > noise).sum(-1)
     k = int(ranks.max()) if rank is None else rank
     if not 1 <= k <= s.shape[-1]:
-        raise ValueError(
-            f"rank must satisfy 1 <= rank <= min(m, n) = {s.shape[-1]}; got rank={k}."
-        )
+        raise ValueError(f"rank must satisfy 1 <= rank <= min(m, n) = {s.shape[-1]}; got rank={k}.")
     if int(ranks.min()) < k:
         raise ValueError(
             f"W(0) must have rank {k}; its numerical rank is {int(ranks.min())}: give that as rank."

@@ -20,6 +20,9 @@ class PQWFlow:
 
     Polynomial, without roots: from P = (WᵀW)^{1/N} and Q = (WWᵀ)^{1/N} it is the end-to-end flow.
 
+    Nothing in this form holds the rank: round-off outside the range of W grows wherever W is no
+    minimum over larger ranks. It is the uniqueness proof of the paper, not a method for long times.
+
     Conserved: P^N − WᵀW = 0, Q^N − WWᵀ = 0; to the order of the integrator.
     Source: BRTW (23).
     Shapes: a state is (P, Q, W): (*batch, n, n), (*batch, m, m), (*batch, m, n).
@@ -53,6 +56,11 @@ class PQWFlow:
     def end_to_end(self, y: Triple) -> Float[Tensor, "*batch m n"]:
         """W."""
         return y[2]
+
+    def gradient_norm(self, y: Triple) -> Float[Tensor, "*batch"]:
+        """⟨G, 𝒜_W(G)⟩^{1/2}, that of the layers."""
+        G, W_dot = self.problem.egrad(y[2]), self.velocity(0.0, y)[2]
+        return (-(G * W_dot).sum((-2, -1))).clamp(min=0).sqrt()
 
     def conserved(self, y: Triple) -> dict[str, Tensor]:
         """P^N − WᵀW and Q^N − WWᵀ, both 0."""
