@@ -20,8 +20,8 @@ class AdaptiveStepper:
 
     A step is accepted when, for each tensor of the state, ‖error‖_F <= atol + rtol·‖y‖_F; the next
     one follows by a PI controller. For tensors of logarithms (`flow.logarithmic_parts`) ‖y‖ counts
-    as 1: their errors are relative already. Trajectories run freely past the asked times, whose states come
-    from the dense output, of order 4: a step is never cut short to meet a time.
+    as 1: their errors are relative already. Trajectories run freely past the asked times, whose
+    states come from the dense output, of order 4: a step is never cut short to meet a time.
 
     Why our own: torchdiffeq's dopri5 controls one norm of the whole batch, so that the fastest
     trajectory sets everybody's step and hides behind everybody's error; torchode controls each,

@@ -72,8 +72,8 @@ class MatrixCompletion:
 
     def __init__(
         self,
-        rows: Int[Tensor, "p"] | Sequence[int],
-        cols: Int[Tensor, "p"] | Sequence[int],
+        rows: Int[Tensor, " p"] | Sequence[int],
+        cols: Int[Tensor, " p"] | Sequence[int],
         values: Inexact[Tensor, "*batch p"],
         shape: tuple[int, int],
     ):

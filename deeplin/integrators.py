@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -151,8 +151,8 @@ class ProjectedRungeKutta:
     Raises: ValueError for another order.
     """
 
-    _A = {1: (), 2: ((1 / 2,),), 4: ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0))}
-    _B = {1: (1.0,), 2: (0.0, 1.0), 4: (1 / 6, 1 / 3, 1 / 3, 1 / 6)}
+    _A: ClassVar = {1: (), 2: ((1 / 2,),), 4: ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0))}
+    _B: ClassVar = {1: (1.0,), 2: (0.0, 1.0), 4: (1 / 6, 1 / 3, 1 / 3, 1 / 6)}
 
     def __init__(self, order: int = 2):
         if order not in self._B:

@@ -73,35 +73,32 @@ def flow_observables(
     `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0.
     """
     start = flow.conserved(y0)
-    layers = layer_observables(problem, limit) if isinstance(flow, LayerFlow) else None
+    with_layers = issubclass(type(flow), LayerFlow)
+    layers = layer_observables(problem, limit)
     E = problem.range_basis() if problem.rank_X < problem.d_x else None
 
-    def drifts(y: Sequence[Tensor]) -> dict[str, Tensor]:
-        batch = flow.end_to_end(y).ndim - 2
-        return {
-            f"drift_{name}": (value - start[name]).flatten(batch).norm(dim=-1)
-            if value.ndim > batch
-            else (value - start[name]).abs()
-            for name, value in flow.conserved(y).items()
-        }
-
     def observe(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
-        drift = drifts(y)
-        if layers is not None:
+        W, conserved = flow.end_to_end(y), flow.conserved(y)
+        drift = {}
+        for name, value in conserved.items():
+            change = (value - start[name]).unsqueeze(-1).flatten(W.ndim - 2)
+            drift[f"drift_{name}"] = torch.linalg.vector_norm(change, dim=-1)
+        if with_layers:
             return layers(t, y) | drift
-        W = flow.end_to_end(y)
         error = W - limit if E is None else (W - limit) @ E
-        s = flow.singular_values(y) if hasattr(flow, "singular_values") else None
-        kept = torch.linalg.svdvals(W) if s is None else s
-        noise = max(W.shape[-2:]) * torch.finfo(W.dtype).eps * kept[..., :1] if s is None else 0.0
+        if hasattr(flow, "singular_values"):
+            s, noise = flow.singular_values(y), 0.0
+        else:
+            s = torch.linalg.svdvals(W)
+            noise = max(W.shape[-2:]) * torch.finfo(W.dtype).eps * s[..., :1]
         return {
             "loss": problem.loss(W),
             "excess_loss": problem.loss_difference(W, limit),
             "distance_to_limit": torch.linalg.matrix_norm(error),
             "gradient_norm": flow.gradient_norm(y),
             "balancedness_gap": torch.stack(list(drift.values())).amax(0),
-            "singular_values": kept,
-            "rank": (kept > noise).sum(-1),
+            "singular_values": s,
+            "rank": conserved.get("rank", (s > noise).sum(-1)),
         } | drift
 
     return observe

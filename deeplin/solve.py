@@ -37,7 +37,9 @@ Stop = Callable[["History"], "Result | None"]
 class Result:
     """Why a run ended: a kind that programs test and a sentence that people read."""
 
-    kind: str  # "time", "steps", "converged", "near_lower_rank", "stagnated", "diverged", "fault", "interrupted"
+    # "time", "steps", "converged", "near_lower_rank", "stagnated", "diverged", "fault",
+    # "interrupted"
+    kind: str
     sentence: str
 
 

@@ -78,7 +78,7 @@ def test_thin_velocity_is_the_full_one(randn):
 @pytest.mark.parametrize("depth", [1, 1.5, 2, 2.5, 3, 10, 64, math.inf])
 @pytest.mark.parametrize("shape", [(5, 4, 2), (3, 6, 3), (4, 4, 4), (4, 3, 1)])
 def test_end_to_end_velocity_is_the_metric_operator(randn, depth, shape):
-    """Against (8) as an integral: Σ_l → N∫_0^1 for real N by its eigenvalues in 2-by-2 quotients."""
+    """Against the quotients of (8) in a full SVD, written out for N = 1 and ∞."""
     m, n, k = shape
     X = randn(2, m, n)
     flow = EndToEndFlow(MatrixApproximation(X), depth)
@@ -214,16 +214,17 @@ def test_riccati_form_is_the_flow_of_two_layers(randn):
     C = X @ X.mT
     W1, W2 = randn(2, 4), randn(4, 2)
     V = torch.cat([W1.mT, W2])
-    O, I = torch.zeros(4, 4, dtype=F64), torch.eye(4, dtype=F64)
+    zero, eye = torch.zeros(4, 4, dtype=F64), torch.eye(4, dtype=F64)
 
     def blocks(a, b, c, d):
         return torch.cat([torch.cat([a, b], 1), torch.cat([c, d], 1)])
 
-    literal = (
-        torch.eye(8, dtype=F64)
-        + blocks(-C, O, O, O) @ V @ V.mT @ blocks(O, O, torch.linalg.inv(C), O)
-        + blocks(O, O, O, -I) @ V @ V.mT @ blocks(O, I, O, O)
-    ) @ (blocks(O, C, C, O) @ V)
+    left_1, left_2 = blocks(-C, zero, zero, zero), blocks(zero, zero, zero, -eye)
+    right_1 = blocks(zero, zero, torch.linalg.inv(C), zero)
+    right_2 = blocks(zero, eye, zero, zero)
+    G = V @ V.mT
+    bracket = torch.eye(8, dtype=F64) + left_1 @ G @ right_1 + left_2 @ G @ right_2
+    literal = bracket @ blocks(zero, C, C, zero) @ V
     flow = RiccatiFlow(C)
     (ours,) = flow.velocity(0.0, flow.init_state(V))
     close(ours, literal, 1e-9)

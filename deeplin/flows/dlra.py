@@ -180,7 +180,7 @@ class PSDDLRAFlow(DLRAFlow):
         return U, self.clock_rate(S)[..., None, None] * R if self.rescaled else R
 
     def truncated(self, y: Factors, steps: list[tuple[float, tuple[Tensor, Tensor]]]) -> Factors:
-        """The nearest positive semidefinite matrix of rank r to USUᵀ + Σ_i h_i(L_iR_iᵀ + R_iL_iᵀ)."""
+        """The nearest semidefinite matrix of rank r to USUᵀ + Σ_i h_i(L_iR_iᵀ + R_iL_iᵀ)."""
         U, S = y
         r = S.shape[-1]
         Q, T = torch.linalg.qr(torch.cat([U, *(part for _, pair in steps for part in pair)], -1))
