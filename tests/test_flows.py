@@ -241,7 +241,7 @@ def test_layers_stay_bounded_and_reach_a_critical_point(randn):
     flow = LayerFlow(problem)
     y0 = tuple(0.8 * randn(8, b, a) for a, b in ((4, 2), (2, 3), (3, 3)))
     norm = []
-    solution = deeplin.solve(flow, y0, 200.0, rtol=1e-8, save_at=[10.0, 50.0])
+    solution = deeplin.solve(flow, y0, 100.0, rtol=1e-6, save_at=[10.0, 50.0])
     for y in solution.y:
         gradient = sum(v.square().sum((-2, -1)) for v in flow.velocity(0.0, y)) ** 0.5
         norm.append(float(gradient.max()))
@@ -314,7 +314,7 @@ def test_rescaling_changes_the_clock_and_not_the_path(randn):
         flow = PSDDLRAFlow(MatrixApproximation(X), rescaled)
         y0 = (*flow.init_state(Z, 2), torch.zeros(1, dtype=F64))
         times = [t1 * (i / 300) ** 2 for i in range(1, 300)]
-        solution = deeplin.solve(WithArcLength(flow), y0, t1, rtol=1e-10, save_at=times)
+        solution = deeplin.solve(WithArcLength(flow), y0, t1, rtol=1e-8, save_at=times)
         arc = [float(y[-1]) for y in solution.y]
         points = torch.stack([flow.end_to_end(y[:-1]) for y in solution.y])
         paths.append((arc, CubicSpline(arc, points.numpy())))
@@ -325,7 +325,7 @@ def test_rescaling_changes_the_clock_and_not_the_path(randn):
     limits = []
     for rescaled in (False, True):
         flow = PSDDLRAFlow(MatrixApproximation(X), rescaled)
-        limits.append(end(flow, flow.init_state(Z, 2), 60.0, 1e-8))
+        limits.append(end(flow, flow.init_state(Z, 2), 60.0, 1e-7))
     close(*limits, 1e-5)
 
 
@@ -335,8 +335,8 @@ def test_dlra_forms_agree(randn):
     for rescaled in (False, True):
         flow, product = DLRAFlow(problem, rescaled), EndToEndFlow(problem, 1, rescaled=rescaled)
         close(
-            end(flow, flow.init_state(W, 2), 1.0, 1e-11),
-            end(product, product.init_state(W, 2), 1.0, 1e-11),
+            end(flow, flow.init_state(W, 2), 0.5, 1e-10),
+            end(product, product.init_state(W, 2), 0.5, 1e-10),
             1e-8,
         )
     V = randn(5, 2)
@@ -345,8 +345,8 @@ def test_dlra_forms_agree(randn):
         DLRAFlow(MatrixApproximation(X.mT @ X)),
     )
     close(
-        end(psd, psd.init_state(V @ V.mT, 2), 1.0, 1e-11),
-        end(general, general.init_state(V @ V.mT, 2), 1.0, 1e-11),
+        end(psd, psd.init_state(V @ V.mT, 2), 0.5, 1e-10),
+        end(general, general.init_state(V @ V.mT, 2), 0.5, 1e-10),
         1e-8,
     )
 
