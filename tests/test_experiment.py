@@ -127,9 +127,6 @@ def test_seeds_repeat_bit_for_bit(tmp_path):
         ["method=structure", "log.records=60"],
         ["method=structure", "flow=dlra_rescaled", "method.t1=2", "log.records=20"],
         ["method=euler", "method.rebalance=true", "method.t1=3"],
-        ["method=rgd", *APPROXIMATION],
-        ["method=rgd", "flow=psd_dlra_rescaled", "method.dt=1.5", "repeats=3", *APPROXIMATION],
-        ["method=rgd", "method.order=2", "method.dt=auto", "method.t1=2", *APPROXIMATION],
         ["experiment=plateaus", "method.t1=1"],
         ["experiment=condition37", "method.t1=1"],
     ],
@@ -141,6 +138,22 @@ def test_every_option_runs(tmp_path, options):
     assert math.isfinite(end["loss"])
     if "method.t1" not in " ".join(options) and "max_steps" not in " ".join(options):
         assert end["verdict"].startswith("Theory and run agree"), end["verdict"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["flow=psd_dlra_rescaled", "method.dt=1.5", "repeats=3"],
+        ["method.order=2", "method.dt=auto", "flow=psd_dlra", "method.t1=2"],
+        ["method=structure", "flow=dlra", "log.records=30", "method.t1=2"],
+    ],
+    ids=" ".join,
+)
+def test_approximation_of_a_matrix(tmp_path, options):
+    assert train("method=rgd", *APPROXIMATION, *options, folder=tmp_path) == 0
+    if "method.t1=2" not in options:
+        assert summary(tmp_path)["verdict"].startswith("Theory and run agree")
 
 
 def test_digits_with_labels(tmp_path):
