@@ -155,7 +155,7 @@ def _leaves(cfg: Any, prefix: str = "") -> dict[str, Any]:
 
 def _unknown(prefix: str, given: object, valid: Sequence[str]) -> str:
     given = str(given)
-    near = get_close_matches(given, valid, n=3, cutoff=0.5)
+    near = get_close_matches(given, valid, n=3, cutoff=0.6)
     last = given.rsplit(".", 1)[-1]
     near += [v for v in valid if v.rsplit(".", 1)[-1] == last and v not in near]
     hint = " or ".join(f"{prefix}{n}" for n in near) or ", ".join(f"{prefix}{v}" for v in valid)

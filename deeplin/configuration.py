@@ -29,7 +29,7 @@ _LEAST = {
     "repeats": 1,
     "threads": 1,
     "stop.grad_norm": 0,
-    "stop.stagnation": 2,
+    "stop.stagnation": 0,
     "stop.max_steps": 1,
     "log.records": 1,
     "log.singular_values": 0,

@@ -120,7 +120,7 @@ def _drive(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | No
             experiment.t1,
             record_at=Every(max(1, math.ceil(steps / cfg.log.records))),
             observe=experiment.observe,
-            stop=_stops(cfg),
+            stop=_stops(cfg, experiment.t1),
             max_steps=cfg.stop.max_steps,
             interrupt=interruption,
             listeners=[log, progress, checkpointer],
@@ -136,12 +136,12 @@ def _drive(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | No
     return int(result.kind == "diverged")
 
 
-def _stops(cfg: DictConfig) -> list[Stop]:
+def _stops(cfg: DictConfig, t1: float) -> list[Stop]:
     stops: list[Stop] = []
     if cfg.stop.grad_norm is not None:
         stops.append(GradientNormBelow(cfg.stop.grad_norm))
     if cfg.stop.stagnation is not None:
-        stops.append(Stagnation(cfg.stop.stagnation))
+        stops.append(Stagnation(cfg.stop.stagnation * t1))
     return stops
 
 

@@ -252,7 +252,7 @@ class LeastSquares:
     def has_unique_minimizer(self, k: int, rtol: float = 1e-10) -> bool:
         """Whether σ_k > σ_{k+1}, by more than rtol·σ_1."""
         s = self.singular_values
-        return k >= len(s) or bool(s[k - 1] - s[k] > rtol * s[0])
+        return k in (0, len(s)) or bool(s[k - 1] - s[k] > rtol * s[0])
 
     def critical_point(self, J: Iterable[int]) -> Float[Tensor, "d_y d_x"]:
         """W_J = Σ_{j∈J} σ_j u_j v_jᵀ C^{-1/2}, J ⊆ {1..q} counted from 1 as in the paper.

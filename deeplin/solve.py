@@ -88,7 +88,7 @@ class History:
 
 @dataclass(frozen=True)
 class Every:
-    """Record every `steps` steps and, before the first of these, after 1, 2, 4, 8, … steps."""
+    """Record every `steps` steps, and more often at first: 16 times as the step count doubles."""
 
     steps: int
 
@@ -97,7 +97,8 @@ class Every:
             raise ValueError(f"Every(steps=...) must be >= 1; got {self.steps}.")
 
     def includes(self, step: int) -> bool:
-        return step % self.steps == 0 or (step < self.steps and step & (step - 1) == 0)
+        spacing = 1 << max(step.bit_length() - 5, 0)
+        return step % self.steps == 0 or (spacing < self.steps and step % spacing == 0)
 
 
 class Listener(Protocol):
@@ -161,29 +162,34 @@ class SingularValueBelow:
 
 @dataclass(frozen=True)
 class Stagnation:
-    """Stop when nothing has happened for `window` records: the loss at rest to round-off.
+    """Stop when nothing has happened for a flow time `duration`: the loss at rest to round-off.
 
     The loss has fallen by less than `rtol` of itself and the gradient norm has stayed within a
-    factor 2. A flow that leaves a saddle at an exponential rate is not at rest by this measure.
+    factor 2. A flow that leaves a saddle at a rate above log 2/duration is not at rest by this.
     """
 
-    window: int
+    duration: float
     rtol: float = 1e-15
 
     def __call__(self, history: History) -> Result | None:
-        if len(history.records) <= self.window:
+        now = history.records[-1].t
+        if history.records[0].t > now - self.duration:
             return None
-        recent = History(history.records[-self.window - 1 :])
+        start = next(
+            i
+            for i in range(len(history.records) - 1, -1, -1)
+            if history.records[i].t <= now - self.duration
+        )
+        recent = History(history.records[start:])
         loss, norm = recent.column("loss"), recent.column("gradient_norm")
         fell = (loss[0] - loss[-1]) > self.rtol * loss[0].abs()
         moved = norm.amax(0) > 2 * norm.amin(0)
         if bool((fell | moved).any()):
             return None
-        last = recent.records[-1]
         return Result(
             "stagnated",
-            f"stagnated at t = {last.t:.6g}: loss and gradient norm at rest for the last "
-            f"{self.window} records, at gradient norm {float(norm[-1].max()):.2g}.",
+            f"stagnated at t = {now:.6g}: loss and gradient norm at rest for a flow time of "
+            f"{self.duration:.3g}, at gradient norm {float(norm[-1].max()):.2g}.",
         )
 
 

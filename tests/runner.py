@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "method=rk4"]
+SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "method=rk4", "log.records=100"]
 
 
 def train(*arguments: str, folder: Path | None = None) -> int:

@@ -49,7 +49,7 @@ def test_gaussian_data(generator):
     source = data.gaussian(200, generator=generator)
     assert source.x.shape == (600, 200)
     values = source.problem.spectrum.values
-    # theory.md §6: λ_1 ≈ 7.5 and λ_d ≈ 0.54, the edges 3(1 ± 3^{-1/2})² of the spectrum.
+    # λ_1 ≈ 7.5 and λ_d ≈ 0.54, the edges 3(1 ± 3^{-1/2})² of the spectrum.
     assert float(values[0]) == pytest.approx(7.46, abs=0.5)
     assert float(values[-1]) == pytest.approx(0.54, abs=0.1)
 

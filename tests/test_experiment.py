@@ -191,8 +191,8 @@ def test_a_sweep_and_its_repetition(tmp_path, capsys):
 
 
 def test_resuming_with_a_later_end(tmp_path):
-    assert train(*SMALL, "method.dt=0.01", "method.t1=4", folder=tmp_path / "whole") == 0
-    assert train(*SMALL, "method.dt=0.01", "method.t1=1", folder=tmp_path / "part") == 0
+    assert train(*SMALL, "method.dt=0.02", "method.t1=4", folder=tmp_path / "whole") == 0
+    assert train(*SMALL, "method.dt=0.02", "method.t1=1", folder=tmp_path / "part") == 0
     assert train(f"resume={tmp_path}/part", "method.t1=4") == 0
     for a, b in zip(state(tmp_path / "whole"), state(tmp_path / "part"), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -202,7 +202,7 @@ def test_resuming_with_a_later_end(tmp_path):
 # -- killed runs -----------------------------------------------------------------------------------
 
 METHODS = {
-    "sgd": ["method=sgd", "method.dt=0.002", "method.t1=4", "method.batch_size=7"],
+    "sgd": ["method=sgd", "method.dt=0.004", "method.t1=4", "method.batch_size=7"],
     "rk4": ["method=rk4", "method.dt=0.004", "method.t1=4"],
     "structure": ["method=structure", "method.t1=9", "method.rtol=1e-9"],
 }

@@ -64,7 +64,7 @@ def test_tied_ends_satisfy_condition_37_and_free_ends_rarely_do(generator):
     assert fraction() == 1
     torch.testing.assert_close(product(net) @ product(net), product(net))
     init.orthogonal_balanced_(net, generator=generator)
-    # theory.md §8.4: about 2^{-r} for independent ends, not certain as BRTW §7.1.1 has it.
+    # About 2^{-r} for independent ends, not certain as BRTW §7.1.1 has it.
     assert fraction() == pytest.approx(2.0**-4, abs=0.03)
 
 

@@ -83,8 +83,8 @@ def test_rate_predicts_the_decay_of_a_trajectory(generator, depth):
     flow = LayerFlow(problem)
     y0 = flow.init_state(net)
     stepper = IntegratorStepper(flow, y0, RK4(), 1 / flow.stiffness(y0))
-    t1 = 25 / rho
-    times = [t1 * i / 200 for i in range(1, 200)]
+    t1 = 15 / rho
+    times = [t1 * i / 100 for i in range(1, 100)]
     _, history = drive(stepper, t1, record_at=times, observe=layer_observables(problem, W))
     rate = fitted_rate(history.t, history.column("distance_to_limit"), 1e-12)
     assert rate == pytest.approx(rho, rel=0.02)

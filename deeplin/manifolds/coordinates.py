@@ -1,0 +1,136 @@
+"""Points and tangent vectors of rank-r matrices in factored coordinates, and how to move them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from deeplin.linalg import hermitian_part
+
+__all__ = ["Point", "Tangent", "project_matrix", "project_packed", "project_products", "transport"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """The rank-r matrix W = U S Vᴴ, with U and V orthonormal and S any invertible r×r matrix.
+
+    A Hermitian positive definite point has ``V is U`` and S Hermitian positive definite; all the
+    functions of this package then keep it, and its tangent vectors, Hermitian. The pair
+    (U, S, V) is a gauge: (UP, PᴴSR, VR) is the same W for unitary P, R.
+
+    Shapes: U (*batch, m, r), S (*batch, r, r), V (*batch, n, r).
+    """
+
+    U: Inexact[Tensor, "*batch m r"]
+    S: Inexact[Tensor, "*batch r r"]
+    V: Inexact[Tensor, "*batch n r"]
+
+    @property
+    def hermitian(self) -> bool:
+        return self.V is self.U
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Float[Tensor, "*batch r"], Tensor]:
+        """(P, σ, Q) with S = P diag(σ) Qᴴ: an r×r SVD, or eigendecomposition, with σ descending.
+
+        Never differentiated through: it is computed from detached factors.
+        """
+        S = self.S.detach()
+        if self.hermitian:
+            eigenvalues, vectors = torch.linalg.eigh(hermitian_part(S))
+            P = vectors.flip(-1)
+            return P, eigenvalues.flip(-1).clamp(min=0), P
+        P, sigma, Qh = torch.linalg.svd(S)
+        return P, sigma, Qh.mH
+
+    def dense(self) -> Inexact[Tensor, "*batch m n"]:
+        """The matrix W = U S Vᴴ itself."""
+        return (self.U @ self.S) @ self.V.mH
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """The tangent vector ξ = U M Vᴴ + U_p Vᴴ + U V_pᴴ at a point, UᴴU_p = 0 and VᴴV_p = 0.
+
+    At a Hermitian point M is Hermitian and ``Vp is Up``. The Frobenius product of two of them is
+    the sum of those of their coordinates (U_p counted twice in the Hermitian case).
+
+    Shapes: M (*batch, r, r), Up (*batch, m, r), Vp (*batch, n, r).
+    """
+
+    M: Inexact[Tensor, "*batch r r"]
+    Up: Inexact[Tensor, "*batch m r"]
+    Vp: Inexact[Tensor, "*batch n r"]
+
+    def scaled(self, factor: Tensor | float) -> Tangent:
+        """The vector times a number, or times one number per matrix of the batch."""
+        Up = factor * self.Up
+        Vp = Up if self.Vp is self.Up else factor * self.Vp
+        return Tangent(factor * self.M, Up, Vp)
+
+    def dense(self, point: Point) -> Inexact[Tensor, "*batch m n"]:
+        """The matrix ξ itself."""
+        return (point.U @ self.M + self.Up) @ point.V.mH + point.U @ self.Vp.mH
+
+
+def project_products(
+    point: Point, ZV: Inexact[Tensor, "*batch m r"], ZhU: Inexact[Tensor, "*batch n r"]
+) -> Tangent:
+    """The orthogonal projection P_W(Z) of a matrix Z that is known by Z V and Zᴴ U only.
+
+    M = UᴴZV, U_p = (I − UUᴴ)ZV, V_p = (I − VVᴴ)ZᴴU; at a Hermitian point that of ½(Z + Zᴴ).
+
+    Source: BRTW Lemma 7.
+    Shapes: ZV (*batch, m, r), ZhU (*batch, n, r).
+    Cost: O((m + n) r²).
+    """
+    if point.hermitian:
+        ZU = (ZV + ZhU) / 2
+        core = point.U.mH @ ZU
+        Up = ZU - point.U @ core
+        return Tangent(hermitian_part(core), Up, Up)
+    core = point.U.mH @ ZV
+    return Tangent(core, ZV - point.U @ core, ZhU - point.V @ (point.V.mH @ ZhU))
+
+
+def project_matrix(point: Point, Z: Inexact[Tensor, "*batch m n"]) -> Tangent:
+    """The orthogonal projection P_W(Z) = UUᴴZ + ZVVᴴ − UUᴴZVVᴴ of a dense matrix.
+
+    Source: BRTW Lemma 7.
+    Cost: O(m n r).
+    """
+    return project_products(point, Z @ point.V, Z.mH @ point.U)
+
+
+def project_packed(point: Point, Zu: Tensor, Zv: Tensor, Zs: Tensor) -> Tangent:
+    """The coordinates (U_p, V_p, M) nearest to any (Z_u, Z_v, Z_s) of the same shapes.
+
+    U_p = (I − UUᴴ)Z_u, V_p = (I − VVᴴ)Z_v, M = Z_s (its Hermitian part at a Hermitian point). A
+    matrix Z enters as (ZV, ZᴴU, UᴴZV), and then this is P_W(Z).
+
+    Cost: O((m + n) r²).
+    """
+    Up = Zu - point.U @ (point.U.mH @ Zu)
+    if point.hermitian:
+        return Tangent(hermitian_part(Zs), Up, Up)
+    return Tangent(Zs, Up, Zv - point.V @ (point.V.mH @ Zv))
+
+
+def transport(start: Point, end: Point, tangent: Tangent) -> Tangent:
+    """The tangent vector at ``end`` nearest to one at ``start``: P_end(ξ), a vector transport.
+
+    Linear in ξ, and the identity when start = end. Nothing m×n is formed.
+
+    Cost: O((m + n) r²).
+    """
+    right = start.V.mH @ end.V
+    left = right if start.hermitian else start.U.mH @ end.U
+    ZV = start.U @ (tangent.M @ right + tangent.Vp.mH @ end.V) + tangent.Up @ right
+    if start.hermitian:
+        return project_products(end, ZV, ZV)
+    ZhU = start.V @ (tangent.M.mH @ left + tangent.Up.mH @ end.U) + tangent.Vp @ left
+    return project_products(end, ZV, ZhU)

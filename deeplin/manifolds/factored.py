@@ -1,0 +1,162 @@
+"""What the two manifolds of packed factors share: the tape, the gradient, dense conversions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from deeplin.linalg import hermitian_part, orthonormal_factor
+from deeplin.manifolds.coordinates import Point, Tangent, project_packed
+from deeplin.manifolds.low_rank import LowRankManifold
+from deeplin.manifolds.metric import gradient_from_partials, metric_operator
+
+__all__ = ["FactoredManifold"]
+
+GRADIENTS = ("partials", "taped")
+
+
+class FactoredManifold(LowRankManifold):
+    """Rank-r matrices stored as factors, one below the other in a single tensor.
+
+    ``gradient`` says what autograd leaves in ``x.grad``:
+
+    - ``"partials"``: the loss is written with ``x.unpack_tensor()``, and x.grad holds
+      (∂_U, ∂_V, ∂_S). No inverse of S is taken for depth ≥ 2. At depth 1 ∂_U S⁻ᴴ is needed, which
+      costs ε·σ_1/σ_r unless S is diagonal, as ``retraction="svd"`` leaves it.
+    - ``"taped"``: the loss is written with ``A, B = x.manifold.factor_pair(x)``, whose product ABᴴ
+      is W, or with ``to_dense(x)``, and x.grad holds (GV, GᴴU, UᴴGV), G = ∇f: accurate at every
+      depth, gauge and σ_r. ``unpack_tensor`` then returns detached factors.
+    """
+
+    def __init__(self, rank: int, depth: float, retraction: str, gradient: str) -> None:
+        super().__init__(rank, depth, retraction)
+        if gradient not in GRADIENTS:
+            raise ValueError(
+                f"gradient must be 'partials' or 'taped'; got {gradient!r}; write "
+                'gradient="partials" for a loss written with unpack_tensor.'
+            )
+        self.gradient = gradient
+
+    @abstractmethod
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(U, S, V), views of the rows of x; V is U for a Hermitian manifold."""
+
+    @abstractmethod
+    def _stack(self, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+        """One tensor from its rows, after broadcasting the batch dimensions."""
+
+    def _point(self, x: Tensor) -> Point:
+        return Point(*self._split(x.detach()))
+
+    def _tangent(self, point: Point, u: Tensor) -> Tangent:
+        Zu, Zs, Zv = self._split(u)
+        return project_packed(point, Zu, Zv, Zs)
+
+    def _store_point(self, point: Point) -> Tensor:
+        return self._stack(point.U, point.S, point.V)
+
+    def _store_tangent(self, point: Point, tangent: Tangent) -> Tensor:
+        return self._stack(tangent.Up, tangent.M, tangent.Vp)
+
+    def _gradient(self, point: Point, u: Tensor) -> Tangent:
+        if self.gradient == "taped":
+            return metric_operator(point, self._tangent(point, u), self.depth)
+        dU, dS, dV = self._split(u)
+        return gradient_from_partials(point, dU, dV, dS, self.depth)
+
+    def factor_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors A, B with W = A Bᴴ, to write a loss with; q = r columns, or 2r when taped.
+
+        Partials: A = US, B = V. Taped: A = [US + K, U], B = [V, L] with K = L = 0, so that the
+        gradients that reach x are ∂_K = GV and ∂_L = GᴴU, free of S.
+
+        Shapes: A (*batch, m, q), B (*batch, n, q).
+
+        >>> from deeplin.manifolds import FixedRankFactored
+        >>> manifold = FixedRankFactored(6, 5, 2, depth=1, gradient="taped")
+        >>> x = manifold.random(13, 2).requires_grad_()
+        >>> A, B = manifold.factor_pair(x)
+        >>> bool(torch.allclose(A @ B.mH, manifold.to_dense(x)))
+        True
+        """
+        U, S, V = self._split(x)
+        if self.gradient == "partials":
+            return U @ S, V
+        frame = U.detach()
+        K = U - frame
+        if self._hermitian:
+            return torch.cat([frame @ S + K / 2, frame], -1), torch.cat([frame, K / 2], -1)
+        other = V.detach()
+        return torch.cat([frame @ S + K, frame], -1), torch.cat([other, V - other], -1)
+
+    def to_dense(self, x: Tensor) -> Inexact[Tensor, "*batch m n"]:
+        """The matrix W itself, differentiable.
+
+        Cost: O(m n r); the only place, with ``tangent_to_dense``, where an m×n matrix is formed.
+        """
+        A, B = self.factor_pair(x)
+        return A @ B.mH
+
+    def tangent_to_dense(self, x: Tensor, u: Tensor) -> Inexact[Tensor, "*batch m n"]:
+        """The matrix ξ = U M Vᴴ + U_p Vᴴ + U V_pᴴ of a packed tangent vector.
+
+        Cost: O(m n r).
+        """
+        point = self._point(x)
+        return self._tangent(point, u).dense(point)
+
+    def projx(self, x: Tensor) -> Tensor:
+        """The same product USVᴴ with orthonormal U and V (and Hermitian S).
+
+        Factors that are already orthonormal stay what they are: a momentum kept in their gauge
+        keeps its meaning.
+
+        Cost: O((m + n) r² + r³).
+        Raises: ValueError when the matrix has a lower rank, or is not positive semidefinite.
+        """
+        U, S, V = self._split(x.detach())
+        U, R = orthonormal_factor(U)
+        if self._hermitian:
+            point = Point(U, hermitian_part(R @ S @ R.mH), U)
+        else:
+            V, R_right = orthonormal_factor(V)
+            point = Point(U, R @ S @ R_right.mH, V)
+        reason = self._core_defect(point, 1.0)
+        if reason:
+            raise ValueError(f"projx: {reason}")
+        return self._store_point(point)
+
+    def _core_defect(self, point: Point, tolerance: float) -> str | None:
+        S = point.S
+        if self._hermitian and S.numel():
+            skew = (torch.linalg.matrix_norm(S - S.mH) / torch.linalg.matrix_norm(S)).max().item()
+            if skew > tolerance:
+                return f"S must be Hermitian; ‖S − Sᴴ‖/‖S‖ = {skew:.3g} > {tolerance:.3g}."
+            values = torch.linalg.eigvalsh(hermitian_part(S)).flip(-1)
+            negative = (-values[..., -1] / values[..., 0].abs()).nan_to_num(nan=0.0).max().item()
+            if negative > self.rank * torch.finfo(values.dtype).eps:
+                return f"S must be positive definite; -λ_r/|λ_1| = {negative:.3g}; use projx(x)."
+        else:
+            values = torch.linalg.svdvals(S)
+        return self._spectrum_defect(values, torch.zeros_like(values[..., 0]), tolerance)
+
+    def _point_defect(self, x: Tensor, tolerance: float) -> str | None:
+        point = self._point(x)
+        frames = {"U": point.U} if self._hermitian else {"U": point.U, "V": point.V}
+        for name, frame in frames.items():
+            gram = frame.mH @ frame
+            eye = torch.eye(self.rank, dtype=gram.dtype, device=gram.device)
+            defect = (gram - eye).abs().max().item()
+            if defect > tolerance:
+                return (
+                    f"{name} must have orthonormal columns; max|{name}ᴴ{name} − I| = {defect:.3g} "
+                    f"is above {tolerance:.3g}; use projx(x)."
+                )
+        return self._core_defect(point, tolerance)
+
+    def extra_repr(self) -> str:
+        taped = ", gradient='taped'" if self.gradient == "taped" else ""
+        return f"{super().extra_repr()}{taped}"

@@ -1,0 +1,99 @@
+"""Matrices of rank exactly r, stored dense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from deeplin.manifolds.coordinates import Point, Tangent, project_matrix
+from deeplin.manifolds.low_rank import LowRankManifold
+from deeplin.manifolds.metric import metric_operator
+
+__all__ = ["FixedRank"]
+
+
+class FixedRank(LowRankManifold):
+    """The m×n matrices of rank exactly r, as dense tensors, with the metric of depth N.
+
+    Set: M_r = {W ∈ F^{m×n} : rank W = r}, F = R or C, of dimension r(m+n−r), over C twice that.
+    Representation: W itself. Tangent space: T_W M_r = {WA + BW}, also dense. Metric:
+    g_W(Z_1, Z_2) = Re⟨𝒜̄_W⁻¹Z_1, Z_2⟩_F with 𝒜_W(Z) = Σ_{j=1}^N (WWᴴ)^{(N−j)/N} Z (WᴴW)^{(j−1)/N}.
+
+    Source: BRTW §4 (metric); HLZ §2 (depth 1). HLZ Lemma 2.1 prints another complex dimension.
+    Shapes: points and vectors (*batch, m, n), min(m, n) >= r; batch dimensions broadcast.
+    Cost: an SVD of W in every operation, O(m n min(m, n)). FixedRankFactored needs none.
+    Accuracy: what depends on the tangent space is accurate to ε·σ_1/σ_r, since a matrix rounded
+        to ε does not know its small singular vectors better.
+    Raises: ValueError for a rank that does not fit, a depth below 1, an unknown retraction.
+
+    >>> import geoopt
+    >>> manifold = FixedRank(rank=2)
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> target = manifold.random(6, 5, dtype=torch.float64, generator=generator)
+    >>> W = geoopt.ManifoldParameter(manifold.origin(6, 5, dtype=torch.float64))
+    >>> optimizer = geoopt.optim.RiemannianSGD([W], lr=0.2)
+    >>> for _ in range(300):
+    ...     optimizer.zero_grad()
+    ...     (0.5 * (W - target).square().sum()).backward()
+    ...     optimizer.step()
+    >>> bool((W - target).norm() < 1e-10)
+    True
+    """
+
+    name = "FixedRank"
+
+    def __init__(self, rank: int, depth: float = 2, retraction: str = "svd") -> None:
+        super().__init__(rank, depth, retraction)
+
+    def _point(self, x: Inexact[Tensor, "*batch m n"]) -> Point:
+        U, sigma, Vh = torch.linalg.svd(x.detach(), full_matrices=False)
+        r = self.rank
+        S = torch.diag_embed(sigma[..., :r]).to(U.dtype)
+        return Point(U[..., :r], S, Vh[..., :r, :].mH)
+
+    def _tangent(self, point: Point, u: Tensor) -> Tangent:
+        return project_matrix(point, u)
+
+    def _store_point(self, point: Point) -> Tensor:
+        return point.dense()
+
+    def _store_tangent(self, point: Point, tangent: Tangent) -> Tensor:
+        return tangent.dense(point)
+
+    def _gradient(self, point: Point, u: Tensor) -> Tangent:
+        return metric_operator(point, self._tangent(point, u), self.depth)
+
+    def projx(self, x: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
+        """The nearest matrix of rank r.
+
+        Source: HLZ Definition 2.3 (Eckart, Young).
+        Raises: ValueError when x has a lower rank.
+        """
+        point = self._point(x)
+        reason = self._spectrum_defect(
+            point.S.diagonal(dim1=-2, dim2=-1).real, x.new_zeros(()).real, 1.0
+        )
+        if reason:
+            raise ValueError(f"projx: {reason}")
+        return point.dense()
+
+    def _matrix_sizes(self, shape: Sequence[int]) -> tuple[int, int]:
+        return shape[-2], shape[-1]
+
+    def _shape_error(self, shape: Sequence[int], name: str) -> str | None:
+        m, n = self._matrix_sizes(shape)
+        if self.rank <= min(m, n):
+            return None
+        return (
+            f"FixedRank(rank=...) must satisfy 1 <= rank <= min(m, n); got rank={self.rank} for "
+            f"points of shape ({m}, {n})."
+        )
+
+    def _point_defect(self, x: Tensor, tolerance: float) -> str | None:
+        sigma = torch.linalg.svdvals(x)
+        r = self.rank
+        beyond = sigma[..., r] if r < sigma.shape[-1] else torch.zeros_like(sigma[..., 0])
+        return self._spectrum_defect(sigma[..., :r], beyond, tolerance)

@@ -1,0 +1,325 @@
+"""geoopt's whole contract for rank-r matrices, written once; the four manifolds only encode."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import geoopt
+import torch
+from geoopt.manifolds.base import Manifold, ScalingInfo
+from geoopt.utils import size2shape
+from torch import Tensor
+
+from deeplin.manifolds import hessian, metric, retractions
+from deeplin.manifolds.coordinates import Point, Tangent, transport
+from deeplin.manifolds.starts import origin_point, random_point
+
+__all__ = ["LowRankManifold"]
+
+
+class LowRankManifold(Manifold):
+    """Matrices of rank exactly r with the metric of a deep linear network.
+
+    What a subclass supplies: how a point and a tangent vector are stored in one tensor
+    (``_point``, ``_tangent``, ``_store_point``, ``_store_tangent``, ``_shape_error``) and what is
+    wrong with it (``_point_defect``). Everything geoopt asks for is here.
+
+    Gradients flow through tangent vectors, not through points: a point enters every operation
+    detached, because its spectrum is needed and one never differentiates through an SVD.
+    ``logmap`` and ``dist`` are not implemented, since no closed form is known.
+    """
+
+    __scaling__ = Manifold.__scaling__.copy()
+    # Scaled hides what it does not list: these pass through it unscaled.
+    __scaling__.update({name: ScalingInfo() for name in ("origin", "pack_point", "unpack_tensor")})
+    ndim = 2
+    reversible = False
+    _hermitian = False
+
+    def __init__(self, rank: int, depth: float, retraction: str) -> None:
+        super().__init__()
+        if isinstance(rank, bool) or not isinstance(rank, int):
+            raise TypeError(f"{self.name}(rank=...) must be an int; got {rank!r}; write rank=2.")
+        if rank < 1:
+            raise ValueError(f"{self.name}(rank=...) must satisfy rank >= 1; got rank={rank}.")
+        self.rank = rank
+        self.depth = metric.validate_depth(depth)
+        self.retraction = retractions.validate_retraction(retraction, depth)
+
+    # What a subclass supplies ---------------------------------------------------------------------
+
+    @abstractmethod
+    def _point(self, x: Tensor) -> Point:
+        """The factors of a stored point, detached."""
+
+    @abstractmethod
+    def _tangent(self, point: Point, u: Tensor) -> Tangent:
+        """The coordinates of a stored vector; of its projection, when it is not tangent."""
+
+    @abstractmethod
+    def _store_point(self, point: Point) -> Tensor:
+        """The one tensor that stands for a point."""
+
+    @abstractmethod
+    def _store_tangent(self, point: Point, tangent: Tangent) -> Tensor:
+        """The one tensor that stands for a tangent vector."""
+
+    @abstractmethod
+    def _gradient(self, point: Point, u: Tensor) -> Tangent:
+        """𝒜_W(∇f) from what autograd leaves in ``x.grad``."""
+
+    @abstractmethod
+    def _shape_error(self, shape: Sequence[int], name: str) -> str | None:
+        """What is wrong with the last two dimensions, in one sentence, or None."""
+
+    @abstractmethod
+    def _point_defect(self, x: Tensor, tolerance: float) -> str | None:
+        """What keeps x off the manifold, measured, in one sentence, or None."""
+
+    @abstractmethod
+    def _matrix_sizes(self, shape: Sequence[int]) -> tuple[int, int]:
+        """(m, n) for a tensor of that shape."""
+
+    # Metric ---------------------------------------------------------------------------------------
+
+    def inner(
+        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
+    ) -> Tensor:
+        """g_W(u, v) = Re⟨𝒜̄_W⁻¹u, v⟩_F, v = u when it is not given.
+
+        Source: BRTW (18).
+        Shapes: (*batch), or (*batch, 1, 1) with keepdim; real also for complex points.
+        Raises: ValueError where depth ∞ is no metric.
+        """
+        point = self._point(x)
+        first = self._tangent(point, u)
+        second = first if v is None else self._tangent(point, v)
+        value = metric.metric_inner(point, first, second, self.depth)
+        return value[..., None, None] if keepdim else value
+
+    def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
+        """√g_W(u, u); its gradient at u = 0 is 0, not NaN."""
+        squared = self.inner(x, u, keepdim=keepdim)
+        positive = squared > 0
+        return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
+
+    def metric_operator(self, x: Tensor, Z: Tensor) -> Tensor:
+        """𝒜_W(Z), a tangent vector; Z any vector of the ambient space.
+
+        Source: BRTW (8).
+        """
+        point = self._point(x)
+        operated = metric.metric_operator(point, self._tangent(point, Z), self.depth)
+        return self._store_tangent(point, operated)
+
+    def metric_inverse(self, x: Tensor, u: Tensor) -> Tensor:
+        """𝒜̄_W⁻¹(u), the tangent vector whose 𝒜_W is u.
+
+        Source: BRTW Lemma 8.
+        Raises: ValueError where depth ∞ is no metric.
+        """
+        point = self._point(x)
+        inverse = metric.metric_inverse(point, self._tangent(point, u), self.depth)
+        return self._store_tangent(point, inverse)
+
+    def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
+        """∇^g f(W) = 𝒜_W(∇f(W)), from the gradient u that autograd leaves in ``x.grad``.
+
+        Source: BRTW (22).
+        """
+        point = self._point(x)
+        return self._store_tangent(point, self._gradient(point, u))
+
+    # Projections ----------------------------------------------------------------------------------
+
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        """The tangent vector nearest to u, orthogonal in the Frobenius product (not in g_W).
+
+        Source: BRTW Lemma 7.
+        """
+        point = self._point(x)
+        return self._store_tangent(point, self._tangent(point, u))
+
+    # Moving ---------------------------------------------------------------------------------------
+
+    def retr(self, x: Tensor, u: Tensor) -> Tensor:
+        """R_W(u), by the manifold's ``retraction``; u is projected first when it is not tangent.
+
+        Where the full step would lose rank, or leave the cone, it is halved until it does not;
+        where u is not finite, x stays, with a RuntimeWarning (``retractions.retract``).
+
+        Source: deeplin.manifolds.retractions, where each states its order.
+        Raises: RuntimeError when x itself has a lower rank.
+        """
+        point = self._point(x)
+        tangent = self._tangent(point, u)
+        return self._store_point(retractions.retract(point, tangent, self.retraction, self.depth))
+
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        """Falls back to ``retr``: the geodesics of this metric have no closed form.
+
+        The exception is a positive semidefinite manifold with depth=2 and retraction="layers",
+        where ``retr`` is the exponential map.
+        """
+        return self.retr(x, u)
+
+    def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """The tangent vector at y nearest to v in the Frobenius product: P_y(v). Linear in v."""
+        start, end = self._point(x), self._point(y)
+        moved = transport(start, end, self._tangent(start, v))
+        return self._store_tangent(end, moved)
+
+    @__scaling__(ScalingInfo(1))
+    def inverse_orthographic(self, x: Tensor, y: Tensor) -> Tensor:
+        """The u with R_x(u) = y for the orthographic retraction: P_x(y − x).
+
+        Source: Absil, Malick 2012, §4.
+        """
+        start = self._point(x)
+        return self._store_tangent(start, retractions.inverse_orthographic(start, self._point(y)))
+
+    # Second order ---------------------------------------------------------------------------------
+
+    def ehess2rhess(
+        self, x: Tensor, egrad: hessian.Matrix, ehess: hessian.Matrix, u: Tensor
+    ) -> Tensor:
+        """Hess f(W)[u] from the Euclidean gradient ∇f(W) and its derivative along u.
+
+        Depth 1: everywhere. Other depths: at critical points, Hess^g = 𝒜_W ∘ Hess.
+
+        Source: Vandereycken 2013, §2.3 (depth 1).
+        Shapes: egrad and ehess are m×n matrices, or anything with ``@`` and ``.mH``, so that a
+            factored manifold need not see one.
+        Raises: ValueError at a point that is not critical, for a depth other than 1.
+        """
+        point = self._point(x)
+        tangent = self._tangent(point, u)
+        result = hessian.riemannian_hessian(point, egrad, ehess, tangent, self.depth)
+        return self._store_tangent(point, result)
+
+    def hessian_vector_product(self, x: Tensor, loss: hessian.PairLoss, u: Tensor) -> Tensor:
+        """Hess f(W)[u] by autograd, for a loss written in a factor pair: loss(A, B) = f(A Bᴴ).
+
+        Nothing m×n is formed unless the loss does so.
+
+        Cost: one double backward pass of the loss with 4r columns in A and B.
+        Raises: as ``ehess2rhess``.
+        """
+        point = self._point(x)
+        tangent = self._tangent(point, u)
+        result = hessian.hessian_vector_product(point, loss, tangent, self.depth)
+        return self._store_tangent(point, result)
+
+    # Points ---------------------------------------------------------------------------------------
+
+    def _drawn_shape(self, size: tuple) -> tuple[int, ...]:
+        shape = tuple(size2shape(*size))
+        ok, reason = self._check_shape(shape, "x")
+        if not ok:
+            raise ValueError(reason)
+        return shape
+
+    def _wrapped(self, point: Point) -> geoopt.ManifoldTensor:
+        x = self._store_point(point)
+        return geoopt.ManifoldTensor(x, manifold=self)  # pyright: ignore[reportCallIssue]
+
+    def random(
+        self,
+        *size: int | Sequence[int],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> geoopt.ManifoldTensor:
+        """A random point: Haar-distributed U, V and singular values uniform in (1/2, 3/2).
+
+        Shapes: size is the shape of the tensor, batch dimensions first.
+        """
+        shape = self._drawn_shape(size)
+        point = random_point(
+            *self._matrix_sizes(shape),
+            self.rank,
+            batch_shape=shape[:-2],
+            hermitian=self._hermitian,
+            dtype=dtype,
+            device=device,
+            generator=generator,
+        )
+        return self._wrapped(point)
+
+    def origin(
+        self,
+        *size: int | Sequence[int],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        seed: int | None = 42,
+    ) -> geoopt.ManifoldTensor:
+        """The matrix with ones in the first r places of the diagonal; the seed is not used.
+
+        Shapes: size is the shape of the tensor, batch dimensions first.
+        """
+        shape = self._drawn_shape(size)
+        point = origin_point(
+            *self._matrix_sizes(shape),
+            self.rank,
+            batch_shape=shape[:-2],
+            hermitian=self._hermitian,
+            dtype=dtype,
+            device=device,
+        )
+        return self._wrapped(point)
+
+    # Checks ---------------------------------------------------------------------------------------
+
+    def _check_shape(self, shape: Sequence[int], name: str) -> tuple[bool, str | None]:
+        if len(shape) < 2:
+            return False, f"{name} must have at least 2 dimensions; got shape {tuple(shape)}."
+        reason = self._shape_error(shape, name)
+        return reason is None, reason
+
+    def _check_point_on_manifold(
+        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        """Defects are relative to σ_1, or are of orthonormality: both tolerances simply add."""
+        if x.numel() == 0:  # an empty batch
+            return True, None
+        if not bool(torch.isfinite(x).all()):
+            return False, "x must be finite; it has nan or inf entries."
+        reason = self._point_defect(x.detach(), atol + rtol)
+        return reason is None, reason
+
+    def _check_vector_on_tangent(
+        self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        defect = u - self.proju(x, u)
+        measured = torch.linalg.vector_norm(defect, dim=(-2, -1))
+        size = torch.linalg.vector_norm(u, dim=(-2, -1))
+        if bool((measured <= atol + rtol * size).all()):
+            return True, None
+        return False, (
+            f"u must be tangent; its normal part has norm {measured.max().item():.3g}, above "
+            f"atol={atol} + rtol={rtol} times ‖u‖={size.max().item():.3g}; use proju(x, u)."
+        )
+
+    def _spectrum_defect(self, values: Tensor, next_value: Tensor, tolerance: float) -> str | None:
+        """Whether descending values[..., :r] are of rank r, and the one after them is round-off."""
+        if values.numel() == 0:  # an empty batch
+            return None
+        largest = values[..., 0]
+        beyond = (next_value / largest).nan_to_num(nan=0.0).max().item()
+        if beyond > tolerance:
+            return (
+                f"x must have rank {self.rank}; it has more: σ_{self.rank + 1}/σ_1 = {beyond:.3g} "
+                f"is above {tolerance:.3g}; use projx(x)."
+            )
+        floor = self.rank * torch.finfo(values.dtype).eps
+        least = (values[..., -1] / largest).nan_to_num(nan=0.0).min().item()
+        if least <= floor:
+            return (
+                f"x must have rank {self.rank}; it has less: σ_{self.rank}/σ_1 = {least:.3g} is "
+                f"not above {floor:.3g}; take a smaller rank."
+            )
+        return None
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, depth={self.depth}, retraction={self.retraction!r}"
