@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.graded import graded_svd
-from deeplin.linalg import power_divided_difference
 
 __all__ = ["EndToEndFlow", "Factors", "egrad_products", "low_rank_factors"]
 
@@ -66,30 +65,45 @@ class EndToEndFlow:
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, ℓ̇, V̇) at factors U, V of full column rank, orthonormal or not; autonomous."""
         U, log_s, V, A, B = _orthonormal(y)
-        M_U, M_V = self._generators(U, log_s.exp(), V)
+        M_U, M_V = self._generators(U, log_s, V)
         U_dot, growth_U = _without_growth(y[0], -(M_U @ A))
         V_dot, growth_V = _without_growth(y[2], -(M_V @ B))
         return U_dot, growth_U + growth_V, V_dot
 
-    def _generators(self, U: Tensor, s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    def _generators(self, U: Tensor, log_s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """M_U and M_V at orthonormal U, V."""
-        GV, GtU = egrad_products(self.problem, U, s, V)
+        GV, GtU = egrad_products(self.problem, U, log_s.exp(), V)
         if self.depth == 2:
             M_U, M_V = GV, GtU
         else:
-            g, root = U.mT @ GV, s.sqrt()
-            half = power_divided_difference(root[..., :, None], root[..., None, :], self.depth / 2)
+            g = U.mT @ GV
+            K = self._core_weights(log_s) * g
             if math.isinf(self.depth):
-                K = 0.5 * half * g
                 M_U, M_V = U @ K, V @ K.mT
             else:
-                K, p = half * g, (s ** (1 - 2 / self.depth))[..., None, :]
+                p = (log_s * (1 - 2 / self.depth)).exp()[..., None, :]
                 M_U = GV * p + U @ (K - g * p)
                 M_V = GtU * p + V @ (K.mT - g.mT * p)
         if self.rescaled:
-            scale = s[..., -1:, None]
+            scale = log_s.exp()[..., -1:, None]
             return scale * M_U, scale * M_V
         return M_U, M_V
+
+    def _core_weights(self, log_s: Tensor) -> Tensor:
+        """(σ_i − σ_j)/(σ_i^{2/N} − σ_j^{2/N}) = h^{1−2/N} expm1(x)/expm1(2x/N), h = max(σ_i, σ_j).
+
+        x = log(min/max) comes from the logarithms, so nothing cancels; N/2·h^{1−2/N} at x = 0, and
+        h expm1(x)/(2x) for N = ∞.
+        """
+        a, b = log_s[..., :, None], log_s[..., None, :]
+        x = -(a - b).abs()
+        if math.isinf(self.depth):
+            power, divisor, middle = 1.0, 2 * x, 0.5
+        else:
+            power, divisor = 1 - 2 / self.depth, torch.expm1(x * (2 / self.depth))
+            middle = self.depth / 2
+        ratio = torch.where(x == 0, middle, torch.expm1(x) / divisor)
+        return (power * torch.maximum(a, b)).exp() * ratio
 
     def normalised(self, y: Factors, before: Factors | None = None) -> Factors:
         """The same W with orthonormal U, V and its singular values s.
@@ -118,7 +132,7 @@ class EndToEndFlow:
         """g_W(∇^g L, ∇^g L)^{1/2} = ⟨∇L¹, 𝒜_W ∇L¹⟩^{1/2}; for balanced layers that of ∇L^N."""
         U, s, V = y[0], y[1].exp(), y[2]
         GV, GtU = egrad_products(self.problem, U, s, V)
-        M_U, M_V = self._generators(U, s, V)
+        M_U, M_V = self._generators(U, y[1], V)
         rate = (s[..., None, :] * (GV * M_U)).sum((-2, -1))
         rate = rate + (s[..., None, :] * (GtU * M_V)).sum((-2, -1))
         return rate.clamp(min=0).sqrt()
@@ -160,7 +174,7 @@ class EndToEndFlow:
         rate = factor * float(largest) ** power * getattr(self.problem, "lipschitz", 1.0)
         if self.rescaled:
             rate *= float(largest)
-        norms = [float(torch.linalg.matrix_norm(M, 2).amax()) for M in self._generators(U, s, V)]
+        norms = [float(torch.linalg.matrix_norm(M, 2).amax()) for M in self._generators(U, y[1], V)]
         return max(rate, *norms)
 
 

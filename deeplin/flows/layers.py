@@ -26,7 +26,7 @@ class LayerFlow:
     Source: BRTW (5), Lemma 2.
     Shapes: a state is the tuple of the layers (*batch, d_j, d_{j−1}).
     Cost: one egrad and two sweeps of matrix products; nothing depends on the number of samples.
-    Where the first layer is thin, 4d_1 <= d_x, products of C and B with d_1 columns instead.
+    Where the first layer is thin, 2d_1 <= d_x, products of C and B with d_1 columns instead.
     """
 
     def __init__(self, problem: LeastSquares, *, balanced_rank: int | None = None):
@@ -46,19 +46,26 @@ class LayerFlow:
 
     def velocity(self, t: float, y: Layers) -> Layers:
         """(Ẇ_1, …, Ẇ_N) at the layers y; autonomous. Source: BRTW (5), Lemma 2(1)."""
-        if len(y) > 1 and 4 * y[0].shape[-2] <= self.problem.d_x:
+        if len(y) > 1 and 2 * y[0].shape[-2] <= self.problem.d_x:
             return self._thin_velocity(y)
-        gradients = layer_gradients(y, self.problem.egrad(end_to_end(y)))
+        gradients = layer_gradients(y, self.problem.egrad)
         return tuple(-G_j for G_j in gradients)
 
     def _thin_velocity(self, y: Layers) -> Layers:
         """The same from GW_1ᵀ = L(W_1CW_1ᵀ) − BW_1ᵀ and LᵀG, L = W_N···W_2; G is not formed."""
         C, B = self.problem.C, self.problem.B
-        W_1, rest = y[0], y[1:]
-        L, W_1C = end_to_end(rest), W_1 @ C
-        first = L.mT @ B - (L.mT @ L) @ W_1C
-        W_1Bt = W_1C if self.problem.is_autoencoder else W_1 @ B.mT
-        return (first, *layer_gradients(rest, W_1Bt.mT - L @ (W_1C @ W_1.mT)))
+        W_1C = y[0] @ C
+        W_1Bt = W_1C if self.problem.is_autoencoder else y[0] @ B.mT
+        inner = W_1C @ y[0].mT
+        factors: list[Tensor] = []
+
+        def thin_gradient(L: Tensor) -> Tensor:
+            factors.append(L)
+            return W_1Bt.mT - L @ inner
+
+        later = layer_gradients(y[1:], thin_gradient)
+        (L,) = factors
+        return (L.mT @ B - (L.mT @ L) @ W_1C, *later)
 
     def normalised(self, y: Layers, before: Layers | None = None) -> Layers:
         """The layers themselves, or with `balanced_rank` balanced ones of the same product."""
