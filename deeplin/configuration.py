@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import Tensor
 from deeplin import data, files, init
 from deeplin.data import Data
 from deeplin.flows import LayerFlow
-from deeplin.integrators import RK4, Euler, Integrator
+from deeplin.methods import make_flow, make_stepper
 from deeplin.network import DeepLinear, grid_widths
-from deeplin.observables import gap_norm, layer_observables
-from deeplin.steppers import IntegratorStepper, OptimizerStepper, Stepper, minibatch_indices
+from deeplin.observables import flow_observables, gap_norm, layer_observables
+from deeplin.solve import Observe
+from deeplin.steppers import Stepper
 from deeplin.verdict import Prediction
 
 __all__ = ["Experiment", "build", "flatten"]
@@ -46,6 +47,7 @@ class Experiment:
     network: DeepLinear
     prediction: Prediction
     stepper: Stepper
+    observe: Observe
     t1: float
     notes: list[str]
 
@@ -84,11 +86,21 @@ def build(cfg: DictConfig) -> Experiment:
     round_off = 1e3 * torch.finfo(dtype).eps * max(float(W_j.norm() ** 2) for W_j in weights)
     balanced = bool((gap_norm(weights) <= round_off).all())
     start_rank = int(observe(0.0, weights)["rank"].min()) if balanced else min(network.widths)
-    prediction = Prediction.of(problem, network.depth, start_rank, balanced=balanced)
-    stepper = _stepper(network, cfg, source)
-    return Experiment(
-        cfg, source, network, prediction, stepper, _end_time(cfg, prediction), list(source.notes)
-    )
+    flow, state, depth = make_flow(cfg, network, source, start_rank)
+    balanced = balanced or not isinstance(flow, LayerFlow)
+    prediction = Prediction.of(problem, depth, start_rank, balanced=balanced)
+    if getattr(flow, "rescaled", False) and prediction.rate:
+        # The clock of DLRA* runs at σ_r.
+        s_r = float(torch.linalg.svdvals(prediction.limit)[prediction.rank - 1])
+        prediction = replace(prediction, rate=prediction.rate * s_r)
+    t1 = _end_time(cfg, prediction)
+    stepper = make_stepper(cfg, flow, state, network, source, t1)
+    if cfg.method.name == "rgd" and prediction.rate and stepper.dt * prediction.rate < 1:
+        # Steps of finite length: (1 − αρ) per step α, not e^{−αρ}. Source: HLZ Example 1.1.
+        rate = -math.log1p(-stepper.dt * prediction.rate) / stepper.dt
+        prediction = replace(prediction, rate=rate)
+    observe = flow_observables(flow, problem, prediction.limit, state)
+    return Experiment(cfg, source, network, prediction, stepper, observe, t1, list(source.notes))
 
 
 def _choice(key: str, value: Any, choices: dict[str, Any]) -> Any:
@@ -127,6 +139,7 @@ def _source(cfg: DictConfig, dtype: torch.dtype) -> Data:
     sources: dict[str, Callable[..., Data]] = {
         "digits": data.digits,
         "gaussian": data.gaussian,
+        "approximation": data.approximation,
         "teacher": data.teacher,
         "file": files.from_file,
     }
@@ -203,45 +216,6 @@ def _start_product(network: DeepLinear, cfg: DictConfig, generator: torch.Genera
     right = left if cfg.init.psd else torch.randn(*batch, d_in, k, dtype=dtype, generator=generator)
     W = left @ right.mT
     return cfg.init.scale * W / torch.linalg.matrix_norm(W, 2, keepdim=True)
-
-
-def _stepper(network: DeepLinear, cfg: DictConfig, source: Data) -> Stepper:
-    method, problem = cfg.method, source.problem
-    integrator: Integrator = _choice("method.name", method.name, {"sgd": Euler(), "rk4": RK4()})
-    flow = LayerFlow(problem)
-    state = flow.init_state(network)
-    dt = method.dt
-    if dt == "auto":
-        if not 0 < method.safety <= 1:
-            raise ValueError(f"method.safety must be in (0, 1]; got {method.safety}.")
-        dt = method.safety * integrator.stability_limit / flow.stiffness(state)
-    elif not isinstance(dt, (int, float)) or not dt > 0:
-        raise ValueError(f"method.dt must be a positive number or auto; got {dt!r}.")
-    if method.name != "sgd":
-        return IntegratorStepper(flow, state, integrator, dt)
-    parameters = list(network.weights)
-    optimizer = torch.optim.SGD(parameters, lr=dt)
-    return OptimizerStepper(parameters, optimizer, _loss_of_step(network, cfg, source), dt)
-
-
-def _loss_of_step(network: DeepLinear, cfg: DictConfig, source: Data) -> Callable[[int], Tensor]:
-    """The loss that step k of SGD differentiates: of all samples, or an unbiased mini-batch's."""
-    if cfg.method.batch_size is None:
-        return lambda step: source.problem.loss(network.end_to_end()).sum()
-    x, y = source.x, source.y
-    if x is None or y is None:
-        raise ValueError(
-            "method.batch_size needs the samples in memory; this problem is known by its moments "
-            "alone: use method.batch_size=null."
-        )
-    indices = minibatch_indices(len(x), cfg.method.batch_size, cfg.seed)
-    weight = 0.5 * len(x) / cfg.method.batch_size
-
-    def loss(step: int) -> Tensor:
-        rows = indices(step)
-        return weight * (network(x[rows]) - y[rows]).square().sum()
-
-    return loss
 
 
 def _end_time(cfg: DictConfig, prediction: Prediction) -> float:

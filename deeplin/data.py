@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.linalg import chain
+from deeplin.linalg import chain, random_orthogonal
 from deeplin.network import grid_widths
 from deeplin.problems import LeastSquares
 
-__all__ = ["Data", "Standardizer", "digits", "gaussian", "one_hot", "prepare", "teacher"]
+__all__ = [
+    "Data",
+    "Standardizer",
+    "approximation",
+    "digits",
+    "gaussian",
+    "one_hot",
+    "prepare",
+    "teacher",
+]
 
 SINGULAR_CHOICES = ("keep", "project", "whiten")
 
@@ -114,6 +123,31 @@ def teacher(
     W = chain(layers)
     note = f"{len(x)} samples from N(0, I/{d}), labels of a teacher of depth {depth}, rank {rank}"
     return Data.from_samples(x, x @ W.mT, note).regularised(singular)
+
+
+def approximation(
+    n: int = 100,
+    spectrum: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2),
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Data:
+    """The approximation of a matrix, ½‖Z − X‖_F²: the least squares of C = I and B = X.
+
+    X = QDQᵀ is positive semidefinite with the given positive eigenvalues and a random Q.
+
+    Source: HLZ §5, there with m = n = 100, r = 5 and unstated eigenvalues.
+    Raises: ValueError unless 1 <= the number of eigenvalues <= n and all are positive.
+    """
+    values = torch.tensor([float(v) for v in spectrum], dtype=dtype)
+    if not 1 <= len(values) <= n or not bool((values > 0).all()):
+        raise ValueError(
+            f"problem.spectrum must be 1 to n = {n} positive eigenvalues; got {values.tolist()}."
+        )
+    Q = random_orthogonal(n, len(values), dtype=dtype, generator=generator)
+    X = (Q * values) @ Q.mT
+    problem = LeastSquares.from_moments(torch.eye(n, dtype=dtype), X, values.square().sum())
+    return Data(problem, None, None, (f"X of size {n} and rank {len(values)}; loss ½‖W − X‖²",))
 
 
 def digits(

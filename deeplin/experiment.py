@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from deeplin import figures
 from deeplin.configuration import Experiment, build, flatten
 from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
-from deeplin.observables import layer_observables
 from deeplin.solve import Every, GradientNormBelow, History, Result, Stagnation, Stop, drive
 from deeplin.tracking import (
     TIME_UNIT,
@@ -98,7 +97,7 @@ def _report_again(folder: RunFolder) -> None:
 
 
 def _drive(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None) -> int:
-    cfg, stepper, prediction = experiment.cfg, experiment.stepper, experiment.prediction
+    cfg, stepper = experiment.cfg, experiment.stepper
     history = History()
     if saved is not None:
         stepper.load_state_dict(saved["stepper"])
@@ -121,7 +120,7 @@ def _drive(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | No
             stepper,
             experiment.t1,
             record_at=Every(max(1, math.ceil(steps / cfg.log.records))),
-            observe=layer_observables(experiment.data.problem, prediction.limit),
+            observe=experiment.observe,
             stop=_stops(cfg, experiment.t1),
             max_steps=cfg.stop.max_steps,
             interrupt=interruption,
@@ -152,8 +151,15 @@ def _title(experiment: Experiment) -> str:
     repeats = f", {cfg.repeats} repeats" if cfg.repeats > 1 else ""
     return (
         f"{cfg.problem.name}, widths {'-'.join(map(str, network.widths))}, {cfg.init.name} start, "
-        f"{cfg.method.name} with dt = {experiment.stepper.dt:.3g}{repeats}"
+        f"{cfg.method.name} with {_steps(experiment)}{repeats}"
     )
+
+
+def _steps(experiment: Experiment) -> str:
+    method = experiment.cfg.method
+    if "rtol" in method:
+        return f"rtol = {method.rtol:.3g}"
+    return f"dt = {experiment.stepper.dt:.3g}"
 
 
 def _headline(experiment: Experiment, folder: RunFolder, resumed_at: Any) -> str:

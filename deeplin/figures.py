@@ -97,12 +97,9 @@ def _band(ax: Axes, t: np.ndarray, history: History, name: str, color: str, labe
     """The median over repeats as a line, their range as a band."""
     values = _flat(history, name).abs().numpy()
     values = np.where(values > 0, values, np.nan)  # an exact 0 has no place on a log axis
-    ax.plot(
-        t,
-        np.nanmedian(values, axis=1) if values.shape[1] > 1 else values[:, 0],
-        color=color,
-        label=label,
-    )
+    shown = np.nan_to_num(values, nan=0.0)
+    median = np.median(shown, axis=1)
+    ax.plot(t, np.where(median > 0, median, np.nan), color=color, label=label)
     if values.shape[1] > 1:
         ax.fill_between(t, values.min(1), values.max(1), color=color, alpha=0.2, linewidth=0)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
-__all__ = ["RK4", "Euler", "Integrator", "State"]
+__all__ = ["RK4", "DormandPrince", "Euler", "Integrator", "ProjectedRungeKutta", "State", "bound"]
 
 State = tuple[Tensor, ...]
 Velocity = Callable[[float, State], State]
+Step = Callable[[float, State, float], State]
 
 
 class Integrator(Protocol):
@@ -26,6 +28,20 @@ class Integrator(Protocol):
     def step(self, velocity: Velocity, t: float, y: State, dt: float) -> State:
         """The state at t + dt, from y at t."""
         ...
+
+
+def bound(integrator: Any, flow: Any) -> Step:
+    """(t, y, dt) -> the state at t + dt of a flow, in the coordinates that the flow normalises.
+
+    A flow with a method `normalised(y, before)` has it called after each step; an integrator with
+    a method `step_of` gets the flow, not only its velocity.
+    """
+    if hasattr(integrator, "step_of"):
+        return lambda t, y, dt: integrator.step_of(flow, t, y, dt)
+    normalised = getattr(flow, "normalised", None)
+    if normalised is None:
+        return lambda t, y, dt: integrator.step(flow.velocity, t, y, dt)
+    return lambda t, y, dt: normalised(integrator.step(flow.velocity, t, y, dt), y)
 
 
 class Euler:
@@ -56,6 +72,134 @@ class RK4:
             y_i + (dt / 6) * (a + 2 * (b + c) + d)
             for y_i, a, b, c, d in zip(y, k1, k2, k3, k4, strict=True)
         )
+
+
+class DormandPrince:
+    """The Runge–Kutta pair of orders 5(4) of Dormand and Prince, with its dense output of order 4.
+
+    Alone it takes the steps that it is given; `adaptive.AdaptiveStepper` chooses them.
+
+    Source: Dormand, Prince 1980; dense output: Shampine 1986.
+    """
+
+    order = 5
+    stability_limit = 3.3
+
+    _A = (
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    )
+    _C = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+    _E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+    # Row i holds the coefficients of θ, θ², θ³, θ⁴ with which k_i enters y(t + θh).
+    _P = (
+        (1.0, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
+        (0.0, 0.0, 0.0, 0.0),
+        (0.0, 131558114200 / 32700410799, -68118460800 / 10900136933, 87487479700 / 32700410799),
+        (0.0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072),
+        (0.0, 127303824393 / 49829197408, -318862633887 / 49829197408, 701980252875 / 199316789632),
+        (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
+        (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
+    )
+
+    def step(self, velocity: Velocity, t: float, y: State, dt: float) -> State:
+        k = [velocity(t, y)]
+        for row, c in zip(self._A[:-1], self._C, strict=False):
+            k.append(velocity(t + c * dt, combined(y, dt, row, k)))
+        return combined(y, dt, self._A[-1], k)
+
+    def stages(
+        self, velocity: Velocity, t: Any, y: State, dt: Tensor, k1: State | None = None
+    ) -> tuple[State, State, list[State]]:
+        """(y(t + dt), the estimate of its error, the seven stages); dt broadcasts by trajectory."""
+        k = [velocity(t, y) if k1 is None else k1]
+        end = y
+        for row in self._A:
+            end = combined(y, dt, row, k)
+            k.append(velocity(t, end))
+        zero = tuple(torch.zeros_like(part) for part in y)
+        return end, combined(zero, dt, self._E, k), k
+
+    def dense(self, y: State, dt: Tensor, k: Sequence[State], theta: Tensor) -> State:
+        """y(t + θ·dt) from the stages of a step, 0 <= θ <= 1; θ broadcasts by trajectory."""
+        powers = torch.stack([theta, theta**2, theta**3, theta**4], -1)
+        weights = powers @ torch.tensor(self._P, dtype=theta.dtype, device=theta.device).mT
+        return tuple(
+            y_i
+            + _by_trajectory(dt, y_i)
+            * sum(_by_trajectory(weights[..., j], y_i) * k_j[i] for j, k_j in enumerate(k))
+            for i, y_i in enumerate(y)
+        )
+
+
+class ProjectedRungeKutta:
+    """Runge–Kutta methods on M_r that return to rank r by truncation: no inverse of S anywhere.
+
+    Stages Y_i = R(Y_0 + h Σ_j a_ij P_{T(Y_j)}F(Y_j)), R the nearest matrix of rank r; on the
+    positive semidefinite cone the nearest one there. Order 1 is Riemannian gradient descent,
+    Z ← R(Z − α P_T∇f); on a `rescaled` flow its step is α σ_r(Z). Order 2 is the midpoint rule,
+    order 4 the classical one.
+
+    Source: Kieri, Vandereycken 2019; order 1: HLZ Lemma 2.4, (2).
+    Cost: for each stage the gradient's products with r columns and a truncation of rank 3r to 9r.
+    Accuracy: of the stated order for h·‖P^⊥F‖ ≪ σ_r; towards σ_r = 0 the constant grows where F
+    has a component normal to M_r, and the order degrades to 1. It never divides by σ_r.
+    Raises: ValueError for another order.
+    """
+
+    _A: ClassVar = {1: (), 2: ((1 / 2,),), 4: ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0))}
+    _B: ClassVar = {1: (1.0,), 2: (0.0, 1.0), 4: (1 / 6, 1 / 3, 1 / 3, 1 / 6)}
+
+    def __init__(self, order: int = 2):
+        if order not in self._B:
+            raise ValueError(f"ProjectedRungeKutta(order=...) must be 1, 2 or 4; got {order}.")
+        self.order = order
+        self.stability_limit = 2.785 if order == 4 else 2.0
+
+    def step(self, velocity: Velocity, t: float, y: State, dt: float) -> State:
+        raise TypeError(
+            "ProjectedRungeKutta needs a flow with tangent_step and truncated: use it with "
+            "DLRAFlow or PSDDLRAFlow in deeplin.solve."
+        )
+
+    def step_of(self, flow: Any, t: float, y: State, dt: float) -> State:
+        """The state at t + dt of a flow that offers tangent_step and truncated."""
+        if not hasattr(flow, "truncated"):
+            raise TypeError(
+                "ProjectedRungeKutta needs a flow of tangent steps, DLRAFlow or PSDDLRAFlow; got "
+                f"{type(flow).__name__}: choose another integrator."
+            )
+        tangents = [flow.tangent_step(y, y)]
+        for row in (*self._A[self.order], self._B[self.order]):
+            used = [(dt * a, T) for a, T in zip(row, tangents, strict=False) if a]
+            end = flow.truncated(y, used)
+            if len(tangents) < len(self._B[self.order]):
+                tangents.append(flow.tangent_step(y, end))
+        return end
+
+
+def combined(y: State, dt: Any, weights: Sequence[float], k: Sequence[State]) -> State:
+    """y + dt Σ_j w_j k_j, dt a number or one for each trajectory."""
+    used = [(w, k_j) for w, k_j in zip(weights, k, strict=False) if w]
+    result = []
+    for i, y_i in enumerate(y):
+        w, first = used[0]
+        total = w * first[i]
+        for w, k_j in used[1:]:
+            total = total.add(k_j[i], alpha=w)
+        if isinstance(dt, Tensor):
+            result.append(y_i + _by_trajectory(dt, y_i) * total)
+        else:
+            result.append(y_i.add(total, alpha=dt))
+    return tuple(result)
+
+
+def _by_trajectory(value: Tensor, part: Tensor) -> Tensor:
+    return value.reshape(value.shape + (1,) * (part.ndim - value.ndim))
 
 
 def _shifted(y: State, h: float, k: Sequence[Tensor]) -> State:

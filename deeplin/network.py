@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -89,9 +89,12 @@ def balancedness_gap(weights: Sequence[Tensor]) -> list[Float[Tensor, "*batch d_
 
 
 def layer_gradients(
-    weights: Sequence[Tensor], G: Float[Tensor, "*batch d_N d_0"]
+    weights: Sequence[Tensor],
+    G: Float[Tensor, "*batch d_N d_0"] | Callable[[Tensor], Tensor],
 ) -> list[Float[Tensor, "*batch d_j d_j1"]]:
     """∇_{W_j}L^N = W_{j+1}ᵀ···W_Nᵀ G W_1ᵀ···W_{j−1}ᵀ for all j, with G = ∇L¹(W_N···W_1).
+
+    G is that matrix, or the function that gives it for W = W_N···W_1, whose product is then shared.
 
     Source: BRTW Lemma 2(1).
     Shapes: G (*batch, d_N, d_0) -> a matrix of the shape of W_j for each j.
@@ -100,6 +103,8 @@ def layer_gradients(
     prefixes = [None, weights[0]]  # prefixes[j−1] = W_{j−1}···W_1
     for W_j in weights[1:-1]:
         prefixes.append(W_j @ prefixes[-1])
+    if not isinstance(G, Tensor):
+        G = G(weights[0] if len(weights) == 1 else weights[-1] @ prefixes[-1])
     gradients = []
     for W_j, prefix in zip(reversed(weights), reversed(prefixes[: len(weights)]), strict=True):
         gradients.append(G if prefix is None else G @ prefix.mT)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.flows import LayerFlow
 from deeplin.landscape.frame import Frame
 from deeplin.linalg import product_svdvals
 from deeplin.network import balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
-__all__ = ["gap_norm", "layer_observables", "nearest_observables"]
+__all__ = ["flow_observables", "gap_norm", "layer_observables", "nearest_observables"]
 
 
 def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
@@ -77,5 +79,49 @@ def nearest_observables(
     def observe(W: Tensor) -> dict[str, Tensor]:
         near = frame.nearest(W)
         return {"nearest_modes": near.modes, "nearest_distance": near.distance}
+
+    return observe
+
+
+def flow_observables(
+    flow: Any,
+    problem: LeastSquares,
+    limit: Float[Tensor, "d_y d_x"],
+    y0: Sequence[Tensor],
+) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+    """The function (t, state) -> observables of any flow of W, under `layer_observables`' names.
+
+    `gradient_norm` is that of the flow's own metric, which for balanced layers is the layers';
+    `balancedness_gap` the largest drift of a conserved quantity where there are no layers. And
+    `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0.
+    """
+    start = flow.conserved(y0)
+    layers, nearest = layer_observables(problem, limit), nearest_observables(problem)
+    E = problem.range_basis() if problem.rank_X < problem.d_x else None
+
+    def observe(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
+        W, conserved = flow.end_to_end(y), flow.conserved(y)
+        drift = {}
+        for name, value in conserved.items():
+            change = (value - start[name]).unsqueeze(-1).flatten(W.ndim - 2)
+            drift[f"drift_{name}"] = torch.linalg.vector_norm(change, dim=-1)
+        if isinstance(flow, LayerFlow):
+            return layers(t, y) | drift
+        error = W - limit if E is None else (W - limit) @ E
+        if hasattr(flow, "singular_values"):
+            s, noise = flow.singular_values(y), 0.0
+        else:
+            s = torch.linalg.svdvals(W)
+            noise = max(W.shape[-2:]) * torch.finfo(W.dtype).eps * s[..., :1]
+        return {
+            "loss": problem.loss(W),
+            "excess_loss": problem.loss_difference(W, limit),
+            "distance_to_limit": torch.linalg.matrix_norm(error),
+            "gradient_norm": flow.gradient_norm(y),
+            "balancedness_gap": torch.stack(list(drift.values())).amax(0),
+            "singular_values": s,
+            "rank": conserved.get("rank", (s > noise).sum(-1)),
+            **nearest(W),
+        } | drift
 
     return observe

@@ -141,6 +141,20 @@ class LeastSquares:
         """∇L¹(W) = WC − B, computed as (W − BC⁺)C: accurate as W → BC⁺. Source: BRTW §2."""
         return (W - self.solution) @ self.C
 
+    def egrad_products(
+        self,
+        U: Float[Tensor, "*batch d_y k"],
+        s: Float[Tensor, "*batch k"],
+        V: Float[Tensor, "*batch d_x k"],
+    ) -> tuple[Float[Tensor, "*batch d_y k"], Float[Tensor, "*batch d_x k"]]:
+        """(GV, GᵀU) of G = ∇L¹(U diag(s) Vᵀ) at orthonormal U and V, without forming G.
+
+        Cost: the products of C and B with k columns. Accuracy: eps·(‖WC‖ + ‖B‖), absolute.
+        """
+        CV = self.C @ V
+        BV, BtU = (CV, self.C @ U) if self.is_autoencoder else (self.B @ V, self.B.mT @ U)
+        return U @ (s[..., :, None] * (V.mT @ CV)) - BV, CV * s[..., None, :] - BtU
+
     def loss_difference(self, W: Tensor, W_ref: Tensor) -> Float[Tensor, "*batch"]:
         """L¹(W) − L¹(W_ref) = ½⟨ΔC, Δ⟩ + ⟨∇L¹(W_ref), Δ⟩ with Δ = W − W_ref, to the last digit.
 

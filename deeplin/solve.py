@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from deeplin.integrators import RK4, Integrator, State
+from deeplin.adaptive import AdaptiveStepper
+from deeplin.integrators import RK4, DormandPrince, Integrator, ProjectedRungeKutta, State
 from deeplin.steppers import IntegratorStepper, Stepper
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "GradientNormBelow",
     "History",
     "Listener",
+    "LossBelow",
     "Record",
     "Result",
+    "SingularValueBelow",
     "Solution",
     "Stagnation",
     "drive",
@@ -34,7 +37,9 @@ Stop = Callable[["History"], "Result | None"]
 class Result:
     """Why a run ended: a kind that programs test and a sentence that people read."""
 
-    kind: str  # "time", "steps", "converged", "stagnated", "diverged", "interrupted"
+    # "time", "steps", "converged", "near_lower_rank", "stagnated", "diverged", "fault",
+    # "interrupted"
+    kind: str
     sentence: str
 
 
@@ -118,6 +123,40 @@ class GradientNormBelow:
         return Result(
             "converged",
             f"converged at t = {record.t:.6g}: gradient norm {norm:.2g} <= {self.tol:.2g}.",
+        )
+
+
+@dataclass(frozen=True)
+class LossBelow:
+    """Stop once the observable `loss` is at most `tol` on every trajectory."""
+
+    tol: float
+
+    def __call__(self, history: History) -> Result | None:
+        record = history.records[-1]
+        loss = float(record.observed["loss"].max())
+        if loss > self.tol:
+            return None
+        return Result(
+            "converged", f"converged at t = {record.t:.6g}: loss {loss:.6g} <= {self.tol:.6g}."
+        )
+
+
+@dataclass(frozen=True)
+class SingularValueBelow:
+    """Stop once σ_r, the last of `singular_values`, is at most `tol` on some trajectory."""
+
+    tol: float
+
+    def __call__(self, history: History) -> Result | None:
+        record = history.records[-1]
+        smallest = float(record.observed["singular_values"][..., -1].min())
+        if smallest > self.tol:
+            return None
+        return Result(
+            "near_lower_rank",
+            f"near a lower rank at t = {record.t:.6g}: the smallest singular value "
+            f"{smallest:.2g} <= {self.tol:.2g}.",
         )
 
 
@@ -207,6 +246,9 @@ def drive(
         )
 
     def limit() -> Result | None:
+        fault = stepper.fault()
+        if fault is not None:
+            return Result("fault", f"stopped at t = {stepper.t:.6g}: {fault}")
         if stepper.t >= t1 - tolerance:
             return Result("time", f"reached the end time t1 = {t1:.6g}.")
         if max_steps is not None and stepper.step >= max_steps:
@@ -238,6 +280,9 @@ def drive(
     if result.kind != "diverged" and history.records[-1].step != stepper.step:
         final = make_record()
         result = final if final is not None and final.kind == "diverged" else result
+    remark = stepper.remark()
+    if remark is not None and result.kind != "diverged":
+        result = replace(result, sentence=f"{result.sentence} {remark}")
     return result, history
 
 
@@ -248,18 +293,23 @@ def solve(
     *,
     integrator: Integrator | None = None,
     dt: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
     save_at: Sequence[float] | None = None,
     observe: Observe | None = None,
     stop: Stop | Sequence[Stop] | None = None,
 ) -> Solution:
     """Integrate a flow from y0 at t = 0 to t1.
 
-    The integrator is RK4 unless given; dt, unless given, half of its stability limit divided by
-    the flow's own `stiffness(y0)`. States and observables are saved at t = 0, at the times
-    `save_at`, which are met exactly, and at the end. `stop`, one function or several, is asked at
-    each of those times.
+    The integrator is RK4 unless given, for the DLRA flows ProjectedRungeKutta(2); dt, unless given,
+    half of its stability limit divided by the flow's own `stiffness(y0)`. With rtol or atol (by
+    default 1e-3·rtol, and 0) the steps are Dormand–Prince's and chosen by the error, for each
+    trajectory of a batch by its own (`adaptive.AdaptiveStepper`). States and observables are saved
+    at t = 0, at the times `save_at` and at the end: fixed steps meet them exactly, adaptive ones
+    by dense output. `stop`, one function or several, is asked at each of those times.
 
-    Raises: ValueError for t1 <= 0, dt <= 0 and times outside [0, t1].
+    Raises: ValueError for t1 <= 0, dt <= 0, times outside [0, t1], tolerances with an integrator
+    that has no error estimate.
 
     >>> import torch, deeplin
     >>> problem = deeplin.autoencoder(torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64)))
@@ -274,9 +324,7 @@ def solve(
     times = [float(t) for t in save_at] if save_at is not None else []
     if any(not 0 <= t <= t1 for t in times):
         raise ValueError(f"save_at must hold times in [0, t1] = [0, {t1}]; got {times}.")
-    integrator = RK4() if integrator is None else integrator
-    step = 0.5 * integrator.stability_limit / flow.stiffness(y0) if dt is None else dt
-    stepper = IntegratorStepper(flow, y0, integrator, step)
+    stepper = _stepper(flow, y0, integrator, dt, rtol, atol)
     states: list[State] = []
 
     class Saver:
@@ -293,3 +341,27 @@ def solve(
     names = history.records[0].observed
     observed = {name: history.column(name) for name in names}
     return Solution(history.t, states, observed, result)
+
+
+def _stepper(
+    flow: Any,
+    y0: State,
+    integrator: Integrator | None,
+    dt: float | None,
+    rtol: float | None,
+    atol: float | None,
+) -> Stepper:
+    if rtol is not None or atol is not None:
+        if integrator is not None and not isinstance(integrator, DormandPrince):
+            raise ValueError(
+                "rtol and atol need an integrator with an error estimate, DormandPrince(); got "
+                f"{type(integrator).__name__}: give dt instead."
+            )
+        if dt is not None:
+            raise ValueError(f"give either dt or rtol and atol, not both; got dt={dt}.")
+        rtol = 0.0 if rtol is None else rtol
+        return AdaptiveStepper(flow, y0, rtol=rtol, atol=1e-3 * rtol if atol is None else atol)
+    if integrator is None:
+        integrator = ProjectedRungeKutta(2) if hasattr(flow, "truncated") else RK4()
+    step = 0.5 * integrator.stability_limit / flow.stiffness(y0) if dt is None else dt
+    return IntegratorStepper(flow, y0, integrator, step)

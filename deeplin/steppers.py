@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from deeplin.integrators import Integrator, State
+from deeplin.integrators import Integrator, State, bound
 
 __all__ = ["IntegratorStepper", "OptimizerStepper", "Stepper", "minibatch_indices"]
 
@@ -42,24 +42,40 @@ class Stepper(Protocol):
         """Continue from what `state_dict` returned."""
         ...
 
+    def fault(self) -> str | None:
+        """A sentence if the next step cannot be taken."""
+        ...
+
+    def remark(self) -> str | None:
+        """A sentence on what the numbers of the state cannot show."""
+        ...
+
 
 class IntegratorStepper:
     """An integrator on a flow. What remains to a target is divided into equal steps of at most dt.
 
     So every target is met exactly, and asking for more of them changes the result only within the
-    order of the integrator.
+    order of the integrator. A flow that offers `normalised(y, before)` has it called after each
+    step; `remark(y)`, if it offers that, goes into the result.
     """
 
     def __init__(self, flow: Any, y0: State, integrator: Integrator, dt: float):
         self.flow, self.integrator, self.dt = flow, integrator, _check_dt(dt)
         self.t, self.step, self.state = 0.0, 0, tuple(y0)
+        self._step = bound(integrator, flow)
 
     def advance(self, target: float) -> None:
         steps = max(1, math.ceil((target - self.t) / self.dt - 1e-9))
         h = (target - self.t) / steps
-        self.state = self.integrator.step(self.flow.velocity, self.t, self.state, h)
+        self.state = self._step(self.t, self.state, h)
         self.t = target if steps == 1 else self.t + h
         self.step += 1
+
+    def fault(self) -> str | None:
+        return None
+
+    def remark(self) -> str | None:
+        return self.flow.remark(self.state) if hasattr(self.flow, "remark") else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"t": self.t, "step": self.step, "state": list(self.state)}
@@ -100,6 +116,12 @@ class OptimizerStepper:
         self.loss(self.step).backward()
         self.optimizer.step()
         self.step += 1
+
+    def fault(self) -> str | None:
+        return None
+
+    def remark(self) -> str | None:
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -228,7 +228,7 @@ class TensorBoardLog:
         for name, value in record.observed.items():
             if name in ("singular_values", "nearest_modes"):
                 continue
-            if name in _LOG10:
+            if name in _LOG10 or name.startswith("drift_"):
                 name, value = f"log10_{name}", value.abs().clamp(min=1e-300).log10()
             values[name] = value
         spectrum = record.observed["singular_values"][..., : self.singular_values]

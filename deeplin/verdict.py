@@ -48,7 +48,7 @@ class Prediction:
 
     @classmethod
     def of(
-        cls, problem: LeastSquares, depth: int, start_rank: int, *, balanced: bool
+        cls, problem: LeastSquares, depth: float, start_rank: int, *, balanced: bool
     ) -> Prediction:
         k = min(start_rank, problem.rank_Q)
         limit = problem.minimizer(k)

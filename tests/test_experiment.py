@@ -16,6 +16,10 @@ from omegaconf import OmegaConf
 from runner import SMALL, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+APPROXIMATION = [
+    *("problem=approximation", "problem.n=8", "problem.spectrum=[0.9,0.5]"),
+    *("network.rank=2", "init=balanced", "init.psd=true"),
+]
 KEYS = {
     "loss", "optimal_loss", "relative_excess_loss", "distance_to_limit", "rank",
     "balancedness_gap_initial", "balancedness_gap_final", "rate_measured", "rate_predicted",
@@ -118,6 +122,11 @@ def test_seeds_repeat_bit_for_bit(tmp_path):
         ["method=sgd", "repeats=2", "method.t1=4"],
         ["method=sgd", "method.batch_size=5", "method.t1=4"],
         ["method.dt=0.05", "stop.max_steps=10"],
+        ["method=dopri5", "log.records=60"],
+        ["method=dopri5", "flow=pqw", "method.t1=2", "repeats=2", "log.records=20"],
+        ["method=structure", "log.records=60"],
+        ["method=structure", "flow=dlra_rescaled", "method.t1=2", "log.records=20"],
+        ["method=euler", "method.rebalance=true", "method.t1=3"],
         ["experiment=plateaus", "method.t1=1"],
         ["experiment=condition37", "method.t1=1"],
     ],
@@ -129,6 +138,22 @@ def test_every_option_runs(tmp_path, options):
     assert math.isfinite(end["loss"])
     if "method.t1" not in " ".join(options) and "max_steps" not in " ".join(options):
         assert end["verdict"].startswith("Theory and run agree"), end["verdict"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["flow=psd_dlra_rescaled", "method.dt=1.5", "repeats=3"],
+        ["method.order=2", "method.dt=0.1", "flow=psd_dlra", "method.t1=2"],
+        ["method=structure", "flow=dlra", "log.records=30", "method.t1=2"],
+    ],
+    ids=" ".join,
+)
+def test_approximation_of_a_matrix(tmp_path, options):
+    assert train("method=rgd", *APPROXIMATION, *options, folder=tmp_path) == 0
+    if "method.t1=2" not in options:
+        assert summary(tmp_path)["verdict"].startswith("Theory and run agree")
 
 
 def test_digits_with_labels(tmp_path):
@@ -249,3 +274,37 @@ def test_signals_leave_checkpoint_and_summary(processes, tmp_path, number):
         process.join()
         assert process.exitcode == 0
     assert same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_adaptive_runs_resume(tmp_path):
+    words = [*SMALL, "method=structure", "method.t1=3", "log.records=20"]
+    assert train(*words, "stop.max_steps=7", folder=tmp_path / "part") == 0
+    assert train(f"resume={tmp_path}/part", "stop.max_steps=null") == 0
+    assert train(*words, folder=tmp_path / "whole") == 0
+    for a, b in zip(state(tmp_path / "whole"), state(tmp_path / "part"), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_drift_of_conserved_quantities_is_logged(tmp_path):
+    words = ["method=structure", "method.t1=2", "log.records=20"]
+    assert train(*SMALL, *words, folder=tmp_path) == 0
+    scalars = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    assert {"by_step/log10_drift_UtU", "by_flow_time/log10_drift_rank"} <= set(scalars)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["flow=oja"], "flow must be auto or one of layers, end_to_end"),
+        (["method=sgd", "flow=dlra"], "one of layers for method=sgd; got 'dlra'"),
+        (["method=structure", "method.rtol=-1"], "method.rtol must be a number >= 0"),
+        (["method=rgd", "method.order=3"], "method.order must be 1, 2 or 4; got 3"),
+        (["problem=approximation", "problem.spectrum=[1,-1]"], "positive eigenvalues; got"),
+    ],
+)
+def test_methods_that_do_not_fit_are_one_sentence(tmp_path, capsys, words, message):
+    options = (
+        [word for word in SMALL if "problem" not in word] if "spectrum" in str(words) else SMALL
+    )
+    assert train(*options, *words, folder=tmp_path) == 2
+    assert message in capsys.readouterr().err

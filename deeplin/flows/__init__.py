@@ -1,5 +1,21 @@
 """Vector fields of the flows of both papers; one family per file."""
 
+from deeplin.flows.autoencoder import CoupledAutoencoderFlow, OjaFlow, RiccatiFlow
+from deeplin.flows.balanced import compress, rebalance
+from deeplin.flows.dlra import DLRAFlow, PSDDLRAFlow
+from deeplin.flows.end_to_end import EndToEndFlow
 from deeplin.flows.layers import LayerFlow
+from deeplin.flows.pqw import PQWFlow
 
-__all__ = ["LayerFlow"]
+__all__ = [
+    "CoupledAutoencoderFlow",
+    "DLRAFlow",
+    "EndToEndFlow",
+    "LayerFlow",
+    "OjaFlow",
+    "PQWFlow",
+    "PSDDLRAFlow",
+    "RiccatiFlow",
+    "compress",
+    "rebalance",
+]

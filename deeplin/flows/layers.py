@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.network import DeepLinear, end_to_end, layer_gradients
+from deeplin.flows.balanced import rebalance
+from deeplin.network import DeepLinear, balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
 __all__ = ["LayerFlow", "curvature"]
@@ -19,14 +20,17 @@ Layers = tuple[Tensor, ...]
 class LayerFlow:
     """Ẇ_j = −∇_{W_j}L^N(W_1, …, W_N), what gradient descent with small steps approximates.
 
-    Conserved: W_{j+1}ᵀW_{j+1} − W_jW_jᵀ for every j.
+    Conserved: W_{j+1}ᵀW_{j+1} − W_jW_jᵀ for every j; to the order of the integrator, or, given
+    `balanced_rank` = k, exactly: after each step the layers are replaced by balanced ones of the
+    same W of rank k (`flows.balanced.rebalance`). That is for balanced starts of rank k only.
     Source: BRTW (5), Lemma 2.
     Shapes: a state is the tuple of the layers (*batch, d_j, d_{j−1}).
     Cost: one egrad and two sweeps of matrix products; nothing depends on the number of samples.
+    Where the first layer is thin, 2d_1 <= d_x, products of C and B with d_1 columns instead.
     """
 
-    def __init__(self, problem: LeastSquares):
-        self.problem = problem
+    def __init__(self, problem: LeastSquares, *, balanced_rank: int | None = None):
+        self.problem, self.balanced_rank = problem, balanced_rank
 
     def init_state(self, layers: DeepLinear | Sequence[Tensor]) -> Layers:
         """The state of a network, or of layers W_1, …, W_N; copied."""
@@ -42,8 +46,34 @@ class LayerFlow:
 
     def velocity(self, t: float, y: Layers) -> Layers:
         """(Ẇ_1, …, Ẇ_N) at the layers y; autonomous. Source: BRTW (5), Lemma 2(1)."""
-        gradients = layer_gradients(y, self.problem.egrad(end_to_end(y)))
+        if len(y) > 1 and 2 * y[0].shape[-2] <= self.problem.d_x:
+            return self._thin_velocity(y)
+        gradients = layer_gradients(y, self.problem.egrad)
         return tuple(-G_j for G_j in gradients)
+
+    def _thin_velocity(self, y: Layers) -> Layers:
+        """The same from GW_1ᵀ = L(W_1CW_1ᵀ) − BW_1ᵀ and LᵀG, L = W_N···W_2; G is not formed."""
+        C, B = self.problem.C, self.problem.B
+        W_1C = y[0] @ C
+        W_1Bt = W_1C if self.problem.is_autoencoder else y[0] @ B.mT
+        inner = W_1C @ y[0].mT
+        factors: list[Tensor] = []
+
+        def thin_gradient(L: Tensor) -> Tensor:
+            factors.append(L)
+            return W_1Bt.mT - L @ inner
+
+        later = layer_gradients(y[1:], thin_gradient)
+        (L,) = factors
+        return (L.mT @ B - (L.mT @ L) @ W_1C, *later)
+
+    def normalised(self, y: Layers, before: Layers | None = None) -> Layers:
+        """The layers themselves, or with `balanced_rank` balanced ones of the same product."""
+        return y if self.balanced_rank is None else rebalance(y, self.balanced_rank)
+
+    def conserved(self, y: Layers) -> dict[str, Tensor]:
+        """W_{j+1}ᵀW_{j+1} − W_jW_jᵀ by the name gap_j."""
+        return {f"gap_{j}": gap for j, gap in enumerate(balancedness_gap(y), start=1)}
 
     def end_to_end(self, y: Layers) -> Float[Tensor, "*batch d_y d_x"]:
         """W = W_N···W_1."""

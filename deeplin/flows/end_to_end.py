@@ -1,0 +1,229 @@
+"""The gradient flow of the end-to-end matrix on the manifold of matrices of rank k."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deeplin.graded import graded_svd
+
+__all__ = ["EndToEndFlow", "Factors", "egrad_products", "low_rank_factors"]
+
+Factors = tuple[Tensor, Tensor, Tensor]
+
+
+class EndToEndFlow:
+    """Ẇ = −𝒜_W(∇L¹(W)) on M_k, factored as W = U diag(e^ℓ) Vᵀ and moved by multiplication.
+
+    With the reduced SVD W = UΣVᵀ, G = ∇L¹(W), g = UᵀGV and
+    K_ij = g_ij (σ_i − σ_j)/(σ_i^{2/N} − σ_j^{2/N}) the flow is Ẇ = −(M_U Uᵀ)W − W(V M_Vᵀ),
+    M_U = UK + P_U^⊥ G V Σ^{1−2/N},  M_V = VKᵀ + P_V^⊥ Gᵀ U Σ^{1−2/N}.
+    So W(t) = A(t) W(0) B(t)ᵀ with invertible A, B. Along a step U and V move by M_U and M_V but
+    for the growth of each column, which goes to ℓ, the logarithms of the singular values; after
+    it `normalised` renews the decomposition with every singular value to relative accuracy. Hence
+    **any** Runge–Kutta method keeps the rank and the sign of det W here, at its full order, however
+    small σ_k becomes, below the range of the number format too; no singular value passes through
+    0. For N ≥ 2 nothing is divided by σ_k or by gaps.
+
+    `depth` N is a real number ≥ 1 or ∞. N = 1 is the embedded metric (DLRA), whose coefficients
+    grow like 1/σ_k; `rescaled` multiplies the field by σ_k (DLRA*), which bounds them again.
+    At N = ∞ the time is scaled by 1/N: only the core moves, row and column space stand still.
+
+    Conserved: the rank k and, for k = m = n, the sign of det W.
+    Source: BRTW (9), (24), Prop. 12; N = 1: HLZ (1), (DLRA*); the form: theory.md §3(c).
+    Shapes: a state is (U, ℓ, V): (*batch, m, k), (*batch, k), (*batch, n, k); ℓ descends, U and V
+    are orthonormal at the ends of steps.
+    Cost: O((m+n)k² + k³) and the products of C and B with k columns, whatever the depth.
+    Raises: ValueError for depth < 1.
+
+    >>> problem = MatrixApproximation(torch.eye(2, dtype=torch.float64))
+    >>> flow = EndToEndFlow(problem, depth=2)
+    >>> y = flow.init_state(torch.eye(2, dtype=torch.float64) / 2, rank=1)
+    >>> flow.singular_values(y)
+    tensor([0.5000], dtype=torch.float64)
+    """
+
+    # Errors of ℓ, logarithms, are relative already: `adaptive` measures them against 1.
+    logarithmic_parts = (1,)
+
+    def __init__(self, problem: Any, depth: float, *, rescaled: bool = False):
+        if not depth >= 1:
+            raise ValueError(
+                f"EndToEndFlow(depth=...) must be a real number >= 1 or math.inf; got {depth}."
+            )
+        self.problem, self.depth, self.rescaled = problem, float(depth), rescaled
+
+    def init_state(self, W: Float[Tensor, "*batch m n"], rank: int | None = None) -> Factors:
+        """The factors of W at the given rank, or at its numerical rank."""
+        U, s, V = low_rank_factors(W, rank)
+        return U, s.log(), V
+
+    def velocity(self, t: float, y: Factors) -> Factors:
+        """(U̇, ℓ̇, V̇) at factors U, V of full column rank, orthonormal or not; autonomous."""
+        U, log_s, V, A, B = _orthonormal(y)
+        M_U, M_V = self._generators(U, log_s, V)
+        U_dot, growth_U = _without_growth(y[0], -(M_U @ A))
+        V_dot, growth_V = _without_growth(y[2], -(M_V @ B))
+        return U_dot, growth_U + growth_V, V_dot
+
+    def _generators(self, U: Tensor, log_s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """M_U and M_V at orthonormal U, V."""
+        GV, GtU = egrad_products(self.problem, U, log_s.exp(), V)
+        if self.depth == 2:
+            M_U, M_V = GV, GtU
+        else:
+            g = U.mT @ GV
+            K = self._core_weights(log_s) * g
+            if math.isinf(self.depth):
+                M_U, M_V = U @ K, V @ K.mT
+            else:
+                p = (log_s * (1 - 2 / self.depth)).exp()[..., None, :]
+                M_U = GV * p + U @ (K - g * p)
+                M_V = GtU * p + V @ (K.mT - g.mT * p)
+        if self.rescaled:
+            scale = log_s.exp()[..., -1:, None]
+            return scale * M_U, scale * M_V
+        return M_U, M_V
+
+    def _core_weights(self, log_s: Tensor) -> Tensor:
+        """(σ_i − σ_j)/(σ_i^{2/N} − σ_j^{2/N}) = h^{1−2/N} expm1(x)/expm1(2x/N), h = max(σ_i, σ_j).
+
+        x = log(min/max) comes from the logarithms, so nothing cancels; N/2·h^{1−2/N} at x = 0, and
+        h expm1(x)/(2x) for N = ∞.
+        """
+        a, b = log_s[..., :, None], log_s[..., None, :]
+        x = -(a - b).abs()
+        if math.isinf(self.depth):
+            power, divisor, middle = 1.0, 2 * x, 0.5
+        else:
+            power, divisor = 1 - 2 / self.depth, torch.expm1(x * (2 / self.depth))
+            middle = self.depth / 2
+        ratio = torch.where(x == 0, middle, torch.expm1(x) / divisor)
+        return (power * torch.maximum(a, b)).exp() * ratio
+
+    def normalised(self, y: Factors, before: Factors | None = None) -> Factors:
+        """The same W with orthonormal U, V and its singular values s.
+
+        Given the state before the step, a trajectory whose step was so long that a singular value
+        would have passed through 0 becomes NaN instead: no silent change of sign.
+        """
+        U, log_s, V, _, _ = _orthonormal(y)
+        if before is not None:
+            passed = (torch.linalg.det(before[0].mT @ y[0]) > 0) & (
+                torch.linalg.det(before[2].mT @ y[2]) > 0
+            )
+            log_s = torch.where(passed[..., None], log_s, math.nan)
+        return U, log_s, V
+
+    def end_to_end(self, y: Factors) -> Float[Tensor, "*batch m n"]:
+        """W = U diag(e^ℓ) Vᵀ."""
+        U, log_s, V = y
+        return (U * log_s.exp()[..., None, :]) @ V.mT
+
+    def singular_values(self, y: Factors) -> Float[Tensor, "*batch k"]:
+        """The singular values e^ℓ of W, each to relative accuracy; 0 below the number format."""
+        return y[1].exp()
+
+    def gradient_norm(self, y: Factors) -> Float[Tensor, "*batch"]:
+        """g_W(∇^g L, ∇^g L)^{1/2} = ⟨∇L¹, 𝒜_W ∇L¹⟩^{1/2}; for balanced layers that of ∇L^N."""
+        U, s, V = y[0], y[1].exp(), y[2]
+        GV, GtU = egrad_products(self.problem, U, s, V)
+        M_U, M_V = self._generators(U, y[1], V)
+        rate = (s[..., None, :] * (GV * M_U)).sum((-2, -1))
+        rate = rate + (s[..., None, :] * (GtU * M_V)).sum((-2, -1))
+        return rate.clamp(min=0).sqrt()
+
+    def conserved(self, y: Factors) -> dict[str, Tensor]:
+        """UᵀU, VᵀV (= I), the rank, and for square W of full rank the sign of det W."""
+        U, log_s, V = y
+        rank = torch.isfinite(log_s).sum(-1).to(log_s)
+        quantities = {"UtU": U.mT @ U, "VtV": V.mT @ V, "rank": rank}
+        if U.shape[-2] == V.shape[-2] == log_s.shape[-1]:
+            quantities["sign_det"] = torch.sign(torch.linalg.det(U) * torch.linalg.det(V))
+        return quantities
+
+    def remark(self, y: Factors) -> str | None:
+        """A sentence once σ_k is below what the number format can show; ℓ still carries it."""
+        smallest = float(y[1][..., -1].amin())
+        info = torch.finfo(y[1].dtype)
+        if not smallest < math.log(info.tiny):
+            return None
+        return (
+            f"The smallest singular value of W, 10^{smallest / math.log(10):.1f}, is below what "
+            f"{str(y[1].dtype).removeprefix('torch.')} can carry as a number: W is of rank "
+            f"{y[1].shape[-1]}, but a dense W does not show it."
+        )
+
+    def stiffness(self, y: Factors) -> float:
+        """The rate that limits explicit steps: Nσ^{2−2/N}λ_1(C) at y and at the optimum.
+
+        And the norm of the generators at y: a step multiplies by about 1 − hM.
+        """
+        U, s, V = y[0], y[1].exp(), y[2]
+        largest = s[..., 0].amax()
+        minimizer = getattr(self.problem, "minimizer", None)
+        if minimizer is not None:
+            k = min(s.shape[-1], getattr(self.problem, "rank_Q", s.shape[-1]))
+            largest = torch.maximum(largest, torch.linalg.matrix_norm(minimizer(k), 2).amax())
+        power = 2.0 if math.isinf(self.depth) else 2 - 2 / self.depth
+        factor = 1.0 if math.isinf(self.depth) else self.depth
+        rate = factor * float(largest) ** power * getattr(self.problem, "lipschitz", 1.0)
+        if self.rescaled:
+            rate *= float(largest)
+        norms = [float(torch.linalg.matrix_norm(M, 2).amax()) for M in self._generators(U, y[1], V)]
+        return max(rate, *norms)
+
+
+def egrad_products(
+    problem: Any, U: Tensor, s: Tensor, V: Tensor
+) -> tuple[Float[Tensor, "*batch m k"], Float[Tensor, "*batch n k"]]:
+    """(GV, GᵀU) of G = ∇f(U diag(s) Vᵀ) at orthonormal U, V; without m×n matrices if f can."""
+    products = getattr(problem, "egrad_products", None)
+    if products is not None:
+        return products(U, s, V)
+    G = problem.egrad((U * s[..., None, :]) @ V.mT)
+    return G @ V, G.mT @ U
+
+
+def low_rank_factors(W: Float[Tensor, "*batch m n"], rank: int | None) -> Factors:
+    """(U, s, V) of the best approximation of W of the given rank, by default its numerical rank.
+
+    Raises: ValueError if rank is not 1 <= rank <= min(m, n), or W has fewer singular values above
+    round-off.
+    """
+    U, s, Vh = torch.linalg.svd(W, full_matrices=False)
+    noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
+    ranks = (s > noise).sum(-1)
+    k = int(ranks.max()) if rank is None else rank
+    if not 1 <= k <= s.shape[-1]:
+        raise ValueError(f"rank must satisfy 1 <= rank <= min(m, n) = {s.shape[-1]}; got rank={k}.")
+    if int(ranks.min()) < k:
+        raise ValueError(
+            f"W(0) must have rank {k}; its numerical rank is {int(ranks.min())}: give that as rank."
+        )
+    return U[..., :k].contiguous(), s[..., :k].contiguous(), Vh[..., :k, :].mT.contiguous()
+
+
+def _orthonormal(y: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(U, log σ, V, A, B): the SVD UΣVᵀ of the product of the factors y = (UA, ℓ, VB)."""
+    left, log_s, right = y
+    grams = torch.stack([left.mT @ left, right.mT @ right])
+    L, failed = torch.linalg.cholesky_ex(grams)
+    if bool(failed.any()):
+        L = torch.where(failed[..., None, None] > 0, math.nan, L)
+    R = L.mT
+    P, log_sigma, Q = graded_svd(R[0], log_s, R[1])
+    PQ = torch.stack([P, Q])
+    T = torch.linalg.solve_triangular(R, PQ, upper=True)
+    A = PQ.mT @ R
+    return left @ T[0], log_sigma, right @ T[1], A[0], A[1]
+
+
+def _without_growth(columns: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """(rate without its part along each column, that part: the rate of log‖column‖)."""
+    growth = (columns * rate).sum(-2) / columns.square().sum(-2)
+    return rate - columns * growth[..., None, :], growth
