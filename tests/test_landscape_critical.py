@@ -70,7 +70,7 @@ def test_repeated_singular_values_give_continua(randn):
     point = points[1, 2]
     assert (point.nullity, point.is_isolated, point.kind) == (1, False, "minimum on M_k")
     assert points[2, 3].is_isolated
-    U, s, V = (problem._svd_Q[0], problem.singular_values, problem._svd_Q[2].mT)
+    U, s, V = (problem.svd_Q[0], problem.singular_values, problem.svd_Q[2].mT)
     root = torch.linalg.inv(deeplin.linalg.psd_power(problem.C, 0.5))
     for angle in (0.3, 1.2, 2.5):  # around the continuum
         a = torch.tensor([math.cos(angle), math.sin(angle)], dtype=F64)

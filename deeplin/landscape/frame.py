@@ -62,7 +62,7 @@ class Frame:
         if isinstance(problem, LeastSquares):
             values, vectors = problem.spectrum
             kept, E = values[: problem.rank_X], vectors[:, : problem.rank_X]
-            U, s, Vh = problem._svd_Q
+            U, s, Vh = problem.svd_Q
             roots = ((E * kept.sqrt()) @ E.mT, (E * kept.rsqrt()) @ E.mT)
             return cls(U, s, Vh.mT, *roots, problem.residual_loss)
         X = problem.X
