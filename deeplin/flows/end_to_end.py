@@ -211,6 +211,9 @@ def low_rank_factors(W: Float[Tensor, "*batch m n"], rank: int | None) -> Factor
 def _orthonormal(y: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(U, log σ, V, A, B): the SVD UΣVᵀ of the product of the factors y = (UA, ℓ, VB)."""
     left, log_s, right = y
+    if log_s.shape[-1] == 1:
+        a, b = (torch.linalg.vector_norm(part, dim=-2, keepdim=True) for part in (left, right))
+        return left / a, log_s + (a * b).log()[..., 0], right / b, a, b
     grams = torch.stack([left.mT @ left, right.mT @ right])
     L, failed = torch.linalg.cholesky_ex(grams)
     if bool(failed.any()):
