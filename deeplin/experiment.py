@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deeplin import figures
 from deeplin.configuration import Experiment, build, flatten
+from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
 from deeplin.solve import Every, GradientNormBelow, History, Result, Stagnation, Stop, drive
 from deeplin.tracking import (
     TIME_UNIT,
@@ -23,7 +24,7 @@ from deeplin.tracking import (
     TensorBoardLog,
     provenance,
 )
-from deeplin.verdict import judge
+from deeplin.verdict import Verdict, judge
 
 __all__ = ["RESUMABLE", "run"]
 
@@ -192,6 +193,7 @@ def _conclude(
     figure = figures.convergence(history, prediction, _title(experiment))
     folder.write_figure("convergence", figure)
     log.figure("convergence", figure)
+    _report_plateaus(experiment, folder, log, history, verdict)
     folder.write_json("summary.json", verdict.summary)
     metrics = {
         name: value
@@ -207,3 +209,39 @@ def _conclude(
     print(f"Look: tensorboard --logdir {folder.path.parent}, or {folder.path / 'figures'}")
     if result.kind == "diverged":
         print(f"error: {result.sentence}", file=sys.stderr)
+
+
+def _report_plateaus(
+    experiment: Experiment,
+    folder: RunFolder,
+    log: TensorBoardLog,
+    history: History,
+    verdict: Verdict,
+) -> None:
+    """Which critical points each trajectory passed, into the summary; a figure if more than one."""
+    if "nearest_modes" not in history.records[0].observed:  # a run begun by an older version
+        return
+    records, rank = len(history.records), min(experiment.network.widths)
+    modes = history.column("nearest_modes")
+    modes = modes.reshape(records, -1, modes.shape[-1])
+    distance = history.column("nearest_distance").reshape(records, -1)
+    reports: list[list[Plateau]] = [
+        plateaus_of_modes(
+            experiment.data.problem, history.t, modes[:, i], distance[:, i], rank=rank
+        )
+        for i in range(distance.shape[1])
+    ]
+    repeats = verdict.summary.get("repeats")
+    shown = 0
+    if repeats is not None:
+        excess = torch.tensor(repeats["relative_excess_loss"])
+        shown = int(excess.abs().argmax())  # the worst trajectory, as all numbers of the summary
+        repeats["plateaus"] = [[p.as_dict() for p in report] for report in reports]
+    verdict.summary["plateaus"] = [p.as_dict() for p in reports[shown]]
+    if len(reports[shown]) > 1:
+        title = _title(experiment) + (f", repeat {shown + 1}" if repeats else "")
+        figure = figures.saddle_to_saddle(history, reports[shown], title, repeat=shown)
+        folder.write_figure("plateaus", figure)
+        log.figure("plateaus", figure)
+        log.text("plateaus", plateau_table(reports[shown]))
+        print(f"\ncritical points passed:\n{plateau_table(reports[shown])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from deeplin.landscape import Plateau
 from deeplin.solve import History
 from deeplin.verdict import Prediction
 
-__all__ = ["convergence"]
+__all__ = ["convergence", "saddle_to_saddle"]
 
 # Okabe and Ito's colours, distinct for every kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
@@ -32,6 +34,52 @@ def convergence(history: History, prediction: Prediction, title: str) -> Figure:
     for ax in axes.flat:
         ax.set_xlabel("flow time t")
         ax.margins(x=0.01)
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def saddle_to_saddle(
+    history: History, report: Sequence[Plateau], title: str, *, repeat: int = 0
+) -> Figure:
+    """Loss over flow time with the levels of the critical points passed, and how near they were."""
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    t = history.t.numpy()
+    later = t > 0  # a logarithmic axis: later plateaus last longer
+    loss = _flat(history, "loss")[:, repeat].numpy()
+    distance = _flat(history, "nearest_distance")[:, repeat].numpy()
+    top.semilogx(t[later], loss[later], color=BLUE, label="loss $L^N$")
+    for n, plateau in enumerate(report):
+        label = None if n else "critical levels"
+        top.axhline(plateau.loss, label=label, **_STYLE | {"linewidth": 0.8})
+        top.annotate(
+            plateau.label,
+            (1.0, plateau.loss),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=GREY,
+            verticalalignment="center",
+        )
+        for ax in (top, bottom):
+            ax.axvspan(
+                max(plateau.t_in, t[later][0]),
+                plateau.t_out,
+                color=ORANGE,
+                alpha=0.07 + 0.07 * (n % 2),
+                linewidth=0,
+            )
+    top.set_ylabel("loss")
+    top.legend(frameon=False, loc="lower left")
+    # The first rest, at the start, would take most of a logarithmic axis.
+    top.set_xlim(left=max(t[later][0], 0.2 * report[0].t_out))
+    bottom.loglog(t[later], np.maximum(distance[later], 1e-300), color=GREEN)
+    bottom.set_ylabel(r"$\min_J \|(W - W_J)C^{1/2}\|_F$")
+    bottom.set_xlabel("flow time t")
+    for ax in (top, bottom):
         ax.grid(alpha=0.25, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=12)

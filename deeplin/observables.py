@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.flows import LayerFlow
+from deeplin.landscape.frame import Frame
 from deeplin.linalg import product_svdvals
 from deeplin.network import balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
-__all__ = ["flow_observables", "gap_norm", "layer_observables"]
+__all__ = ["flow_observables", "gap_norm", "layer_observables", "nearest_observables"]
 
 
 def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
@@ -36,9 +37,11 @@ def layer_observables(
     - `balancedness_gap`: max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F
     - `singular_values`: those of W, as many as the smallest width; `rank`: those above
       max(d_x, d_y)·eps·σ_1
+    - `nearest_modes`, `nearest_distance`: see `nearest_observables`
 
-    Shapes: each (*batch), singular_values (*batch, min_j d_j).
+    Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
     """
+    nearest = nearest_observables(problem)
     E = problem.range_basis() if problem.rank_X < problem.d_x else None
 
     def observe(t: float, layers: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -55,7 +58,27 @@ def layer_observables(
             "balancedness_gap": gap_norm(layers),
             "singular_values": s,
             "rank": (s > noise).sum(-1),
+            **nearest(W),
         }
+
+    return observe
+
+
+def nearest_observables(
+    problem: LeastSquares,
+) -> Callable[[Float[Tensor, "*batch d_y d_x"]], dict[str, Tensor]]:
+    """The function W -> where it is among the critical points; for any method that has a W.
+
+    - `nearest_modes`: J of the critical point W_J nearest to W, as a mask (*batch, q)
+    - `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
+
+    Source: BRTW Prop. 32 (`deeplin.landscape.nearest_critical_point`).
+    """
+    frame = Frame.of(problem)
+
+    def observe(W: Tensor) -> dict[str, Tensor]:
+        near = frame.nearest(W)
+        return {"nearest_modes": near.modes, "nearest_distance": near.distance}
 
     return observe
 
@@ -73,8 +96,7 @@ def flow_observables(
     `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0.
     """
     start = flow.conserved(y0)
-    with_layers = issubclass(type(flow), LayerFlow)
-    layers = layer_observables(problem, limit)
+    layers, nearest = layer_observables(problem, limit), nearest_observables(problem)
     E = problem.range_basis() if problem.rank_X < problem.d_x else None
 
     def observe(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -83,7 +105,7 @@ def flow_observables(
         for name, value in conserved.items():
             change = (value - start[name]).unsqueeze(-1).flatten(W.ndim - 2)
             drift[f"drift_{name}"] = torch.linalg.vector_norm(change, dim=-1)
-        if with_layers:
+        if isinstance(flow, LayerFlow):
             return layers(t, y) | drift
         error = W - limit if E is None else (W - limit) @ E
         if hasattr(flow, "singular_values"):
@@ -99,6 +121,7 @@ def flow_observables(
             "balancedness_gap": torch.stack(list(drift.values())).amax(0),
             "singular_values": s,
             "rank": conserved.get("rank", (s > noise).sum(-1)),
+            **nearest(W),
         } | drift
 
     return observe

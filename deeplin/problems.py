@@ -92,6 +92,7 @@ class LeastSquares:
             )
         explained = problem.singular_values.square().sum()
         problem.residual_loss = 0.5 * (problem.yy - explained).clamp(min=0)
+        _ = problem.solution  # cached now, not first inside a torch.func transform
         return problem
 
     @classmethod
@@ -213,8 +214,8 @@ class LeastSquares:
         return (self.B @ E / kept) @ E.mT
 
     @cached_property
-    def _svd_Q(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Factors (U, σ, Vᵀ) of the reduced SVD of Q, σ_q > 0."""
+    def svd_Q(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(U, σ, Vᵀ) of the reduced SVD Q = UΣVᵀ with σ_1 ≥ … ≥ σ_q > 0. Source: BRTW (31)."""
         values, vectors = self.spectrum
         if self.is_autoencoder:
             kept, E = values[: self.rank_X], vectors[:, : self.rank_X]
@@ -228,7 +229,7 @@ class LeastSquares:
     @property
     def singular_values(self) -> Float[Tensor, " q"]:
         """The positive singular values σ_1 ≥ … ≥ σ_q of Q; for an autoencoder √λ_i."""
-        return self._svd_Q[1]
+        return self.svd_Q[1]
 
     @property
     def rank_Q(self) -> int:
@@ -267,7 +268,7 @@ class LeastSquares:
                 "critical_point(J) needs distinct indices from 1 to rank Q = "
                 f"{q}, as in BRTW Prop. 32; got {indices}."
             )
-        U, s, Vh = self._svd_Q
+        U, s, Vh = self.svd_Q
         rows = [j - 1 for j in indices]
         if self.is_autoencoder:
             return U[:, rows] @ U[:, rows].mT

@@ -226,7 +226,7 @@ class TensorBoardLog:
     def on_record(self, record: Record) -> None:
         values: dict[str, Tensor] = {"dt": torch.tensor(record.dt)}
         for name, value in record.observed.items():
-            if name == "singular_values":
+            if name in ("singular_values", "nearest_modes"):
                 continue
             if name in _LOG10 or name.startswith("drift_"):
                 name, value = f"log10_{name}", value.abs().clamp(min=1e-300).log10()

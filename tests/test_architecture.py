@@ -12,8 +12,8 @@ FILES = sorted((ROOT / "deeplin").rglob("*.py"))
 ROWS = [
     {"graded", "linalg"},
     {"problems", "approximation"},
-    {"network", "exact", "landscape"},
-    {"init", "data"},
+    {"network", "exact"},
+    {"init", "data", "landscape"},
     {"files", "flows", "manifolds"},
     {"integrators", "observables"},
     {"adaptive", "steppers"},

@@ -1,0 +1,49 @@
+"""Critical points of the loss, their kinds and Hessians, local rates, spurious points, reports."""
+
+from deeplin.landscape.classification import classify, is_critical
+from deeplin.landscape.critical import CriticalPoint, critical_points, lift, saddle_curve
+from deeplin.landscape.curvature import (
+    Eigenpairs,
+    LayerHessian,
+    RiemannianHessian,
+    hessian,
+    local_rate,
+)
+from deeplin.landscape.escape import escape_direction
+from deeplin.landscape.frame import Nearest, nearest_critical_point
+from deeplin.landscape.plateaus import Plateau, plateau_table, plateaus, plateaus_of_modes
+from deeplin.landscape.spurious import (
+    ExtendedJacobian,
+    SpuriousPoint,
+    dlra_jacobian,
+    fibre_point,
+    iteration_jacobian,
+    spurious_points,
+)
+
+__all__ = [
+    "CriticalPoint",
+    "Eigenpairs",
+    "ExtendedJacobian",
+    "LayerHessian",
+    "Nearest",
+    "Plateau",
+    "RiemannianHessian",
+    "SpuriousPoint",
+    "classify",
+    "critical_points",
+    "dlra_jacobian",
+    "escape_direction",
+    "fibre_point",
+    "hessian",
+    "is_critical",
+    "iteration_jacobian",
+    "lift",
+    "local_rate",
+    "nearest_critical_point",
+    "plateau_table",
+    "plateaus",
+    "plateaus_of_modes",
+    "saddle_curve",
+    "spurious_points",
+]
