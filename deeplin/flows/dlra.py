@@ -49,6 +49,9 @@ class DLRAFlow:
 
     def _products(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """FV and FᵀU at orthonormal U, V: with PΣQᵀ = S those of U P, V Q turned back."""
+        if not hasattr(self.problem, "egrad_products"):
+            G = self.problem.egrad(U @ S @ V.mT)
+            return -(G @ V), -(G.mT @ U)
         P, s, Qh = torch.linalg.svd(S)
         GV, GtU = egrad_products(self.problem, U @ P, s, V @ Qh.mT)
         return -GV @ Qh, -GtU @ P.mT

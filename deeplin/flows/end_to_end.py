@@ -40,6 +40,8 @@ class EndToEndFlow:
     Cost: O((m+n)k² + k³) and the products of C and B with k columns, whatever the depth.
     Raises: ValueError for depth < 1.
 
+    >>> import torch
+    >>> from deeplin.approximation import MatrixApproximation
     >>> problem = MatrixApproximation(torch.eye(2, dtype=torch.float64))
     >>> flow = EndToEndFlow(problem, depth=2)
     >>> y = flow.init_state(torch.eye(2, dtype=torch.float64) / 2, rank=1)
