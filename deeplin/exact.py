@@ -54,7 +54,7 @@ def deep_mode_time(u: float | Tensor, u0: float | Tensor, s: float, depth: float
 
     t = (F(u) − F(u_0))/N with F(u) = u^b/(bs)·₂F₁(1, b; b+1; u/s), b = 2/N − 1: a singular value
     of W aligned with B, C = I.
-    Source: theory.md §5.2, from BRTW (9).
+    Source: BRTW (9) for W(0), B in one basis and C = λI, integrated.
     Raises: ValueError for N <= 2 (N = 2 is `two_layer_mode`).
     """
     if not depth > 2:
@@ -72,7 +72,7 @@ def infinite_mode_time(u: float | Tensor, u0: float | Tensor, s: float) -> Tenso
     """The time at which u(t) = u for u̇ = u²(s − u), u(0) = u_0: depth ∞, time scaled by 1/N.
 
     t = ln[u(u_0 − s)/(u_0(u − s))]/s² + 1/(s u_0) − 1/(s u).
-    Source: theory.md §5.3.
+    Source: BRTW (9) divided by N, N → ∞, integrated.
     """
     u, u0 = (torch.as_tensor(v, dtype=torch.float64) for v in (u, u0))
     return torch.log(u * (u0 - s) / (u0 * (u - s))) / s**2 + 1 / (s * u0) - 1 / (s * u)
@@ -104,7 +104,7 @@ def gram_flow(t: float, X: Float[Tensor, "n n"], V: Float[Tensor, "n r"]) -> Flo
     """VVᵀ(t) for V̇ = (X − VVᵀ)V with symmetric X, from any V(0).
 
     VVᵀ(t) = e^{Xt}V_0[I + 2V_0ᵀ(∫_0^t e^{2Xs}ds)V_0]^{-1}V_0ᵀe^{Xt}.
-    Source: theory.md §5.8.
+    Source: a Riccati equation for VVᵀ, solved as in Yan, Helmke, Moore 1994.
     """
     return _riccati(t, X, V, 2.0)
 
@@ -113,7 +113,7 @@ def oja(t: float, C: Float[Tensor, "d d"], V: Float[Tensor, "d r"]) -> Float[Ten
     """V(t)V(t)ᵀ of Oja's flow V̇ = (I − VVᵀ)CV from any V(0).
 
     e^{Ct}V_0[I − V_0ᵀV_0 + V_0ᵀe^{2Ct}V_0]^{-1}V_0ᵀe^{Ct}.
-    Source: Yan, Helmke, Moore 1994; theory.md §5.7.
+    Source: Yan, Helmke, Moore 1994, for any V_0.
     """
     values, E = torch.linalg.eigh(C)
     grown = torch.exp(values * t)[:, None] * (E.mT @ V)
