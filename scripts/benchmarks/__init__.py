@@ -1,0 +1,69 @@
+"""What a measurement is, and how times are taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measurement: what it is called, what it measures, in which unit, and how good is enough."""
+
+    name: str
+    measure: Callable[[], float]
+    unit: str
+    at_most: float | None = None
+    at_least: float | None = None
+    alone: bool = False
+
+    def holds(self, value: float) -> bool:
+        return (self.at_most is None or value <= self.at_most) and (
+            self.at_least is None or value >= self.at_least
+        )
+
+    @property
+    def bound(self) -> str:
+        if self.at_most is not None:
+            return f"<= {self.at_most:g}"
+        return f">= {self.at_least:g}" if self.at_least is not None else ""
+
+
+LINES: dict[str, Line] = {}
+
+
+def line(name: str, unit: str, **bounds) -> Callable[[Callable[[], float]], Callable[[], float]]:
+    """Registers a function under a name; its docstring says what the number is."""
+
+    def register(measure: Callable[[], float]) -> Callable[[], float]:
+        LINES[name] = Line(name, measure, unit, **bounds)
+        return measure
+
+    return register
+
+
+def seconds(step: Callable[[], object], repeats: int = 30) -> float:
+    """The median wall time of a step, after three that warm up."""
+    for _ in range(3):
+        step()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def ratio(ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 15) -> float:
+    """Their median time over ours, the two measured in turns so that the machine's load cancels."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for i in range(repeats + 1):
+        for step, record in zip((ours, theirs), times, strict=True):
+            start = time.perf_counter()
+            step()
+            if i:  # the first of each warms up
+                record.append(time.perf_counter() - start)
+    middle = (sorted(record)[len(record) // 2] for record in times)
+    own = next(middle)
+    return next(middle) / own

@@ -1,0 +1,186 @@
+"""Fields and integrators: against torch.mm, autograd, the full layers, Pymanopt, torchdiffeq."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks import line, ratio, seconds
+from deeplin import DeepLinear, LeastSquares, autoencoder, init, solve
+from deeplin.approximation import MatrixApproximation
+from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, compress
+from deeplin.integrators import RK4, ProjectedRungeKutta, bound
+from deeplin.network import grid_widths, layer_gradients
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def gaussian_autoencoder(d: int, m: int) -> LeastSquares:
+    return autoencoder(draw(d, m) / d**0.5)
+
+
+def grid_network(d: int, depth: int, rank: int) -> DeepLinear:
+    """The widths of BRTW §7.1.1, with tied orthogonal ends."""
+    net = DeepLinear(grid_widths(d, d, depth, rank), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    return init.orthogonal_balanced_(net, tied=True, generator=generator)
+
+
+def layer_flow_case() -> tuple[LayerFlow, tuple[torch.Tensor, ...]]:
+    flow = LayerFlow(gaussian_autoencoder(400, 1200))
+    return flow, flow.init_state(grid_network(400, 20, 200))
+
+
+def plain_velocity(problem: LeastSquares):
+    """The layer flow with ∇L¹ formed, as for wide layers: `LayerFlow` itself uses thin ones."""
+    return lambda t, y: tuple(-G_j for G_j in layer_gradients(y, problem.egrad))
+
+
+@line("layer-mm", "of mm's rate", at_least=0.9)
+def layer_mm() -> float:
+    """Flops per second of the layer velocity at d = 400, N = 20, r = 200, over torch.mm's own.
+
+    Flops are those of the products that it makes; mm's rate is that of the same shapes, one by one.
+    """
+    flow, y = layer_flow_case()
+    d, k = y[0].shape[-1], y[0].shape[-2]
+    rest = [tuple(W_j.shape) for W_j in y[1:]]
+    pairs = [(k, d, d), (k, d, k), (d, k, k), (k, d, d), (k, d, k), (k, k, d)]  # C, B, L, W_1
+    pairs += [(after, before, k) for after, before in rest[1:]]  # prefixes, the last of them L
+    pairs += [(before, after, k) for after, before in rest]  # W_jᵀ G
+    pairs += [(after, k, before) for after, before in rest[1:]]  # G times a prefix
+    matrices = [(draw(a, b), draw(b, c)) for a, b, c in pairs]
+
+    def products() -> None:
+        for A, B in matrices:
+            torch.mm(A, B)
+
+    return ratio(lambda: flow.velocity(0.0, y), products, 7)
+
+
+@line("layer-autograd", "times faster", at_least=3)
+def layer_autograd() -> float:
+    """Autograd through X with m = 3d samples over our layer velocity, at d = 400, N = 20, r = 200.
+
+    Ours sees C and B alone: its time is the same for m = 10⁶.
+    """
+    X = draw(400, 1200) / 20
+    flow, y = layer_flow_case()
+    weights = [W_j.clone().requires_grad_() for W_j in y]
+
+    def backward() -> None:
+        Z = X
+        for W_j in weights:
+            Z = W_j @ Z
+        torch.autograd.grad(0.5 * (X - Z).square().sum(), weights)
+
+    return ratio(lambda: flow.velocity(0.0, y), backward, 7)
+
+
+@line("compressed-layers", "times faster", at_least=30)
+def compressed_layers() -> float:
+    """A RK4 step of the full layers over one of the compressed, d = 400, r = 10, N = 20."""
+    flow = LayerFlow(gaussian_autoencoder(400, 1200))
+    full = flow.init_state(grid_network(400, 20, 10))
+    small, step = compress(full), RK4().step
+    plain = plain_velocity(flow.problem)
+    return ratio(
+        lambda: step(flow.velocity, 0.0, small, 1e-3), lambda: step(plain, 0.0, full, 1e-3), 5
+    )
+
+
+@line("end-to-end-layers", "times faster", at_least=30)
+def end_to_end_layers() -> float:
+    """A RK4 step of the full layers over one of the end-to-end flow, d = 400, r = 10, N = 20."""
+    problem = gaussian_autoencoder(400, 1200)
+    flow, product = LayerFlow(problem), EndToEndFlow(problem, 20)
+    full = flow.init_state(grid_network(400, 20, 10))
+    y, step = product.init_state(flow.end_to_end(full), 10), bound(RK4(), product)
+    plain, layer_step = plain_velocity(problem), RK4().step
+    return ratio(lambda: step(0.0, y, 1e-3), lambda: layer_step(plain, 0.0, full, 1e-3), 5)
+
+
+@line("end-to-end-depth", "times", at_most=1.1)
+def end_to_end_depth() -> float:
+    """The end-to-end field at 400×400, k = 10: N = 64 over N = 2."""
+    problem = gaussian_autoencoder(400, 1200)
+    shallow, deep = EndToEndFlow(problem, 2), EndToEndFlow(problem, 64)
+    y = shallow.init_state(draw(400, 10) @ draw(10, 400, seed=1) / 400, 10)
+    return ratio(lambda: shallow.velocity(0.0, y), lambda: deep.velocity(0.0, y), 101)
+
+
+@line("rgd-pymanopt", "times faster", at_least=12)
+def rgd_pymanopt() -> float:
+    """HLZ's workload, 100 repeats of one Riemannian gradient step, n = 100, r = 5: Pymanopt's loop.
+
+    Per trajectory: gradient of ½‖Z − X‖² in factors, projection, retraction.
+    """
+    import numpy as np
+    from pymanopt.manifolds import FixedRankEmbedded
+
+    Q = torch.linalg.qr(draw(100, 5)).Q
+    X = (Q * torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)) @ Q.mT
+    flow = DLRAFlow(MatrixApproximation(X))
+    W = draw(100, 100, 5) @ draw(100, 5, 100, seed=1) / 100
+    y, step = flow.init_state(W, 5), bound(ProjectedRungeKutta(1), flow)
+    manifold = FixedRankEmbedded(100, 100, 5)
+    points = [
+        type(manifold.random_point())(U.numpy(), S.diagonal().numpy(), V.mT.numpy())
+        for U, S, V in zip(*y, strict=True)
+    ]
+    target = X.numpy()
+
+    def loop() -> None:
+        for u, s, vt in points:
+            G = (u * s) @ vt - target
+            partials = (G @ (vt.T * s), np.einsum("ij,ij->j", u, G @ vt.T), (G.T @ (u * s)).T)
+            point = type(points[0])(u, s, vt)
+            rgrad = manifold.euclidean_to_riemannian_gradient(point, partials)
+            manifold.retraction(point, rgrad * -0.2)
+
+    return ratio(lambda: step(0.0, y, 0.2), loop, 7)
+
+
+@line("tiny-rk4", "steps/s", at_least=1e6)
+def tiny_rk4() -> float:
+    """RK4 steps per second of N = 3, d = 4 networks in a batch of 10⁴."""
+    flow = LayerFlow(gaussian_autoencoder(4, 12))
+    y = tuple(0.3 * draw(10_000, 4, 4, seed=j) for j in range(3))
+    step = RK4().step
+    return 10_000 / seconds(lambda: step(flow.velocity, 0.0, y, 1e-2), 10)
+
+
+def stiff_case(repeats: int | None):
+    """N = 20, d = 20, r = 1: the layers of the grid, and their product for the end-to-end flow."""
+    problem = gaussian_autoencoder(20, 60)
+    shape = () if repeats is None else (repeats,)
+    net = DeepLinear(grid_widths(20, 20, 20, 1), batch_shape=shape, dtype=torch.float64)
+    init.orthogonal_balanced_(net, tied=True, generator=torch.Generator().manual_seed(2))
+    flow, product = LayerFlow(problem), EndToEndFlow(problem, 20)
+    layers = flow.init_state(net)
+    return flow, layers, product, product.init_state(flow.end_to_end(layers), 1)
+
+
+def torchdiffeq_ratio(repeats: int | None) -> float:
+    from torchdiffeq import odeint
+
+    flow, layers, product, y = stiff_case(repeats)
+    t = torch.tensor([0.0, 30.0], dtype=torch.float64)
+
+    def theirs() -> None:
+        odeint(flow.velocity, layers, t, rtol=1e-6, atol=1e-6, method="dopri5")
+
+    return ratio(lambda: solve(product, y, 30.0, rtol=1e-6, atol=1e-6), theirs, 1)
+
+
+@line("stiff-one", "times faster", at_least=10)
+def stiff_one() -> float:
+    """torchdiffeq's dopri5 on the layers over ours, N = 20, d = 20, r = 1, t = 30, rtol 1e-6."""
+    return torchdiffeq_ratio(None)
+
+
+@line("stiff-64", "times faster", at_least=20)
+def stiff_64() -> float:
+    """The same for 64 starts at once."""
+    return torchdiffeq_ratio(64)
