@@ -73,7 +73,7 @@ def saddle_to_saddle(
                 linewidth=0,
             )
     top.set_ylabel("loss")
-    top.legend(frameon=False, loc="lower left")
+    top.legend(frameon=False, loc="upper right")
     # The first rest, at the start, would take most of a logarithmic axis.
     top.set_xlim(left=max(t[later][0], 0.2 * report[0].t_out))
     bottom.loglog(t[later], np.maximum(distance[later], 1e-300), color=GREEN)
