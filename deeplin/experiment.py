@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from deeplin import figures
@@ -191,8 +192,7 @@ def _conclude(
         stochastic=stochastic,
     )
     figure = figures.convergence(history, prediction, _title(experiment))
-    folder.write_figure("convergence", figure)
-    log.figure("convergence", figure)
+    _show("convergence", figure, folder, log)
     _report_plateaus(experiment, folder, log, history, verdict)
     folder.write_json("summary.json", verdict.summary)
     metrics = {
@@ -209,6 +209,12 @@ def _conclude(
     print(f"Look: tensorboard --logdir {folder.path.parent}, or {folder.path / 'figures'}")
     if result.kind == "diverged":
         print(f"error: {result.sentence}", file=sys.stderr)
+
+
+def _show(name: str, figure: Figure, folder: RunFolder, log: TensorBoardLog) -> None:
+    image = figures.rendered(figure)
+    folder.write_image(name, image)
+    log.image(name, image)
 
 
 def _report_plateaus(
@@ -241,7 +247,6 @@ def _report_plateaus(
     if len(reports[shown]) > 1:
         title = _title(experiment) + (f", repeat {shown + 1}" if repeats else "")
         figure = figures.saddle_to_saddle(history, reports[shown], title, repeat=shown)
-        folder.write_figure("plateaus", figure)
-        log.figure("plateaus", figure)
+        _show("plateaus", figure, folder, log)
         log.text("plateaus", plateau_table(reports[shown]))
         print(f"\ncritical points passed:\n{plateau_table(reports[shown])}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,7 +16,7 @@ from deeplin.landscape import Plateau
 from deeplin.solve import History
 from deeplin.verdict import Prediction
 
-__all__ = ["convergence", "saddle_to_saddle"]
+__all__ = ["convergence", "rendered", "saddle_to_saddle"]
 
 # Okabe and Ito's colours, distinct for every kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
@@ -24,7 +25,7 @@ _STYLE: dict[str, Any] = {"linestyle": (0, (4, 3)), "color": GREY, "linewidth": 
 
 def convergence(history: History, prediction: Prediction, title: str) -> Figure:
     """Four panels over flow time: loss, distance to the limit, singular values, conservation."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(10, 7), dpi=130, layout="constrained")
     axes = figure.subplots(2, 2)
     t = history.t.numpy()
     _loss(axes[0, 0], t, history, prediction)
@@ -44,7 +45,7 @@ def saddle_to_saddle(
     history: History, report: Sequence[Plateau], title: str, *, repeat: int = 0
 ) -> Figure:
     """Loss over flow time with the levels of the critical points passed, and how near they were."""
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure = Figure(figsize=(9, 7), dpi=130, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     t = history.t.numpy()
     later = t > 0  # a logarithmic axis: later plateaus last longer
@@ -84,6 +85,13 @@ def saddle_to_saddle(
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=12)
     return figure
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """The pixels (height, width, 3) of a figure, drawn once for the file and for TensorBoard."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _flat(history: History, name: str) -> torch.Tensor:

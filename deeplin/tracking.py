@@ -15,7 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.image import imsave
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -55,11 +57,11 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    def write_figure(self, name: str, figure: Any) -> None:
-        """Save a matplotlib figure as figures/<name>.png."""
+    def write_image(self, name: str, image: np.ndarray) -> None:
+        """Save pixels (height, width, 3) as figures/<name>.png."""
         path = self.path / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        self._replace(path, lambda file: figure.savefig(file, format="png", dpi=130))
+        self._replace(path, lambda file: imsave(file, image, format="png"))
 
     def save_checkpoint(self, content: Mapping[str, Any]) -> None:
         self._replace(self.checkpoint, lambda file: torch.save(dict(content), file))
@@ -273,14 +275,7 @@ class TensorBoardLog:
     def text(self, tag: str, text: str, language: str = "") -> None:
         self.writer.add_text(tag, f"```{language}\n{text}\n```")
 
-    def figure(self, name: str, figure: Any) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
-        width, height = canvas.get_width_height()
-        image = pixels.reshape(height, width, 4)[..., :3]
+    def image(self, name: str, image: np.ndarray) -> None:
         self.writer.add_image(f"figures/{name}", image, dataformats="HWC")
 
     def hparams(self, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

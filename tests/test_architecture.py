@@ -30,7 +30,7 @@ HOMES = {
     "geoopt": {"manifolds"},
     "hydra": {"cli"},
     "omegaconf": {"configuration", "experiment", "methods", "cli"},
-    "matplotlib": {"figures", "tracking"},
+    "matplotlib": {"figures", "tracking", "experiment"},
     "tqdm": {"tracking"},
     "sklearn": {"data"},
 }
