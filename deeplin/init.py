@@ -209,5 +209,6 @@ def _check_rank(net: DeepLinear, rank: int | None) -> int:
 
 
 def check_scale(scale: float) -> None:
+    """Raise ValueError unless the scale of a start is positive."""
     if not scale > 0:
         raise ValueError(f"scale must be positive; got {scale}.")

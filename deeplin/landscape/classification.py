@@ -211,5 +211,6 @@ def _names(codes: Any) -> Any:
 
 
 def check_tol(tol: float) -> None:
+    """Raise ValueError unless a tolerance is a positive number."""
     if not 0 < tol < 1:
         raise ValueError(f"tol must satisfy 0 < tol < 1; got {tol}: for instance tol=1e-6.")
