@@ -117,7 +117,7 @@ def rgd_pymanopt() -> float:
     Per trajectory: gradient of ½‖Z − X‖² in factors, projection, retraction.
     """
     import numpy as np
-    from pymanopt.manifolds import FixedRankEmbedded
+    from pymanopt.manifolds import FixedRankEmbedded  # pyright: ignore[reportMissingImports]
 
     Q = torch.linalg.qr(draw(100, 5)).Q
     X = (Q * torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)) @ Q.mT

@@ -71,7 +71,7 @@ def our_move(batch: tuple[int, ...], m: int, n: int, rank: int):
 def pymanopt_move(m: int, n: int, rank: int):
     """The same by Pymanopt's FixedRankEmbedded."""
     import numpy as np
-    from pymanopt.manifolds import FixedRankEmbedded
+    from pymanopt.manifolds import FixedRankEmbedded  # pyright: ignore[reportMissingImports]
 
     manifold = FixedRankEmbedded(m, n, rank)
     draw = np.random.default_rng(0).standard_normal
