@@ -33,13 +33,15 @@ SINGULAR_CHOICES = ("keep", "project", "whiten")
 class Data:
     """A problem, the samples it came from if they fit in memory, and what was done to them.
 
-    `x`, `y` hold a sample per row; y is x for an autoencoder. `notes` are sentences for the user.
+    `x`, `y` hold a sample per row; y is x for an autoencoder. `notes` are sentences for the user;
+    `truth` is the matrix that made the labels, where one did.
     """
 
     problem: LeastSquares
     x: Tensor | None = None
     y: Tensor | None = None
     notes: tuple[str, ...] = ()
+    truth: Tensor | None = None
 
     @classmethod
     def from_samples(cls, x: Tensor, y: Tensor | None, *notes: str) -> Data:
@@ -122,7 +124,8 @@ def teacher(
     ]
     W = chain(layers)
     note = f"{len(x)} samples from N(0, I/{d}), labels of a teacher of depth {depth}, rank {rank}"
-    return Data.from_samples(x, x @ W.mT, note).regularised(singular)
+    made = Data.from_samples(x, x @ W.mT, note).regularised(singular)
+    return replace(made, truth=W if singular == "keep" else None)
 
 
 def approximation(

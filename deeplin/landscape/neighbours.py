@@ -23,7 +23,7 @@ def spurious_point(X: Float[Tensor, "n n"], keep: Sequence[int]) -> SpuriousPoin
     """
     wanted = tuple(sorted(set(keep)))
     for point in spurious_points(X):
-        if point.J == wanted:
+        if wanted == point.J:
             return point
     raise ValueError(
         "keep must name some, not all, of the eigenvalues of X, from 1 for the largest; got "
