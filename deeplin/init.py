@@ -103,8 +103,10 @@ def gaussian_(
 
     std = None takes 1/√d_j; "fan_max" takes 1/√max(d_j, d_{j−1}), the same for layers that widen,
     while a first layer that narrows d_0 to r has norm about 1 instead of √(d_0/r): with 1/√d_j
-    such a network is so far from balanced that its flow arrives tens of times later. Scale: E‖W(0)‖_F² = d_0 Π_j d_j std_j², so d_0 by default. Gap, with
-    a = std_{j+1}², b = std_j², p = d_j: E‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F² =
+    such a network is so far from balanced that its flow arrives tens of times later.
+
+    Scale: E‖W(0)‖_F² = d_0 Π_j d_j std_j², so d_0 by default. Gap, with a = std_{j+1}²,
+    b = std_j², p = d_j: E‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F² =
     a²d_{j+1}p(d_{j+1}+p+1) + b²d_{j−1}p(d_{j−1}+p+1) − 2ab d_{j+1}d_{j−1}p.
 
     Source: BRTW §7.1.2, where the scale is left open, and §7.2 (1/√d_j).

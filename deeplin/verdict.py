@@ -181,7 +181,9 @@ def judge(
         "result": result.sentence,
     }
     checks = _checks(summary, prediction)
-    summary["verdict"] = _sentence(summary, prediction, checks, result, stochastic)
+    summary["verdict"] = _sentence(
+        summary, prediction, checks, result, stochastic, _resting_place(problem, history, worst)
+    )
     if len(ranks) > 1:
         summary["repeats"] = {
             "loss": over_time("loss")[-1].tolist(),
@@ -260,12 +262,25 @@ def _table(
     ]
 
 
+def _resting_place(problem: LeastSquares, history: History, worst: int) -> str | None:
+    """J of the critical point W_J at which a trajectory ended, to 1e-6 of σ_1; None if at none."""
+    last = history.records[-1].observed
+    if "nearest_modes" not in last:
+        return None
+    distance = float(last["nearest_distance"].reshape(-1)[worst])
+    if distance > 1e-6 * float(problem.singular_values[0]):
+        return None
+    modes = last["nearest_modes"].reshape(-1, last["nearest_modes"].shape[-1])[worst]
+    return "{" + ",".join(str(j + 1) for j in modes.nonzero().ravel().tolist()) + "}"
+
+
 def _sentence(
     summary: dict,
     prediction: Prediction,
     checks: dict[str, bool | None],
     result: Result,
     stochastic: bool,
+    rest: str | None,
 ) -> str:
     distance, excess = summary["distance_to_limit"], summary["relative_excess_loss"]
     reached = checks["loss"] and checks["distance"] is not False and checks["rank"]
@@ -296,4 +311,9 @@ def _sentence(
         )
     if result.kind in ("time", "steps", "interrupted"):
         return f"Unfinished: W is not yet at the predicted optimum ({state})."
+    if rest is not None:
+        return (
+            f"W came to rest at the critical point {rest}, not at the optimum ({state}): the start "
+            "lies on what flows there."
+        )
     return f"Theory and run disagree: W came to rest away from the predicted optimum ({state})."

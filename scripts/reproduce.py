@@ -75,9 +75,8 @@ def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Pa
     failures = execute(configurations, jobs, processes)
     folder = root / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder.mkdir(parents=True, exist_ok=True)
-    chapters = []
-    for subject in tqdm(subjects, unit="figure", disable=None):
-        chapters.append(chapter(subject, folder, jobs, quick))
+    bar = tqdm(subjects, unit="figure", disable=None)
+    chapters = [chapter(subject, folder, jobs, quick) for subject in bar]
     write(folder, chapters, provenance(), time.monotonic() - start, None)
     claims = [claim for c in chapters for claim in c.claims]
     for claim in claims:

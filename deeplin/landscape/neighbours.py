@@ -41,8 +41,8 @@ def neighbours_of(
 ) -> Float[Tensor, "count n n"]:
     """R(Z_# + ρH), H uniform on the symmetric matrices of norm 1, ρ the radius.
 
-    R keeps the r largest eigenvalues, the r − s smallest of which are of the order of ρ and positive
-    almost surely: points of rank r on the positive semidefinite cone, at most about ρ from Z_#.
+    R keeps the r largest eigenvalues; the r − s smallest of them are of the order of ρ and almost
+    surely positive: points of rank r on the positive semidefinite cone, about ρ from Z_#.
 
     Source: HLZ §5, which leaves radius and law open.
     Shapes: count matrices.

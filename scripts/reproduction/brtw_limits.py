@@ -249,8 +249,8 @@ class Fig04:
                 f"‖W‖ at the end {min(norm_of(r)[-1] for r in two):.3g} or more",
                 "1e-6",
                 all(norm_of(r)[-1] <= 1e-6 for r in two),
-                wrong="0 is a strict saddle: round-off feeds the growing mode, as the text suspects; "
-                "brtw/remark42 shows the flow itself",
+                wrong="0 is a strict saddle: round-off feeds the growing mode, as the text "
+                "suspects; brtw/remark42 shows the flow itself",
             ),
             Claim(
                 "BRTW Fig. 4 left",

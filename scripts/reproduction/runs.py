@@ -142,6 +142,8 @@ def execute(configurations: Sequence[DictConfig], root: Path, processes: int) ->
     todo = {folder: cfg for folder, cfg in todo.items() if not finished(folder)}
     if not todo:
         return []
+    if processes == 1:
+        return _one_by_one(todo)
     failures: list[str] = []
     order = sorted(todo, key=lambda folder: -_work(todo[folder]))
     with (
@@ -160,6 +162,17 @@ def execute(configurations: Sequence[DictConfig], root: Path, processes: int) ->
         except KeyboardInterrupt:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    return failures
+
+
+def _one_by_one(todo: Mapping[Path, DictConfig]) -> list[str]:
+    failures = []
+    for folder, cfg in tqdm(todo.items(), unit="run", disable=None):
+        status, text = _execute(OmegaConf.to_yaml(cfg), folder)
+        if status >= 128:
+            raise KeyboardInterrupt
+        if status:
+            failures.append(f"{folder}: {text}")
     return failures
 
 
