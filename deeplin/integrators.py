@@ -69,7 +69,7 @@ class RK4:
         k3 = velocity(t + dt / 2, _shifted(y, dt / 2, k2))
         k4 = velocity(t + dt, _shifted(y, dt, k3))
         return tuple(
-            y_i + (dt / 6) * (a + 2 * (b + c) + d)
+            y_i.add(a, alpha=dt / 6).add_(b, alpha=dt / 3).add_(c, alpha=dt / 3).add_(d, alpha=dt / 6)
             for y_i, a, b, c, d in zip(y, k1, k2, k3, k4, strict=True)
         )
 

@@ -10,9 +10,11 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 __all__ = [
+    "batch_last",
     "chain",
     "expm1_ratio",
     "hermitian_part",
+    "matmul",
     "orthonormal_factor",
     "power_divided_difference",
     "product_svdvals",
@@ -24,6 +26,9 @@ __all__ = [
 # derivative by autograd loses digits to cancellation.
 _SERIES_RADIUS = 0.25
 _SERIES_TERMS = 13
+
+# Matrices up to this size, in batches from this length on, are multiplied faster entry by entry.
+_TINY, _MANY = 8, 256
 
 
 def expm1_ratio(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -89,6 +94,57 @@ def psd_power(
     return (vectors * powers[..., None, :]) @ vectors.mT
 
 
+def batch_last(A: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
+    """A, a large batch of tiny matrices laid out in memory with the batch innermost; else as it is.
+
+    Shape and values are the same, the strides are not: entry (i, j) of all matrices is contiguous.
+    Elementwise operations keep the layout, and `matmul` makes use of it.
+
+    Shapes: laid out anew on a CPU if m, n <= 8 and the batch has 256 matrices or more.
+    """
+    count = math.prod(A.shape[:-2])
+    if A.device.type != "cpu" or max(A.shape[-2:]) > _TINY or count < _MANY:
+        return A
+    return A.movedim((-2, -1), (0, 1)).contiguous().movedim((0, 1), (-2, -1))
+
+
+def _is_batch_last(A: Tensor) -> bool:
+    if A.ndim < 3 or max(A.shape[-2:]) > _TINY or A.device.type != "cpu":
+        return False
+    return A.stride(-3) == 1 and A[..., 0, 0].is_contiguous() and A[..., 0, 0].numel() >= _MANY
+
+
+def matmul(
+    A: Float[Tensor, "*batch m k"], B: Float[Tensor, "*batch k n"]
+) -> Float[Tensor, "*batch m n"]:
+    """AB, as torch.matmul; for large batches of tiny matrices laid out by `batch_last` faster.
+
+    There entry by entry: k multiply-adds of m·n vectors along the batch, which the CPU vectorises,
+    where torch.bmm spends most of its time between the matrices. The product has the layout again.
+
+    Shapes: as torch.matmul; of the same batch, or one a single matrix.
+    """
+    a_last, b_last = _is_batch_last(A), _is_batch_last(B)
+    if not (a_last or b_last) or not (
+        (a_last and B.ndim == 2)
+        or (b_last and A.ndim == 2)
+        or (a_last and b_last and A.shape[:-2] == B.shape[:-2])
+    ):
+        return A @ B
+    a = A if A.ndim == 2 else A.movedim((-2, -1), (0, 1))
+    b = B if B.ndim == 2 else B.movedim((-2, -1), (0, 1))
+    if A.ndim == 2:
+        product = torch.tensordot(a, b, dims=1)
+    elif B.ndim == 2:
+        product = (b.mT @ a.flatten(2)).unflatten(-1, a.shape[2:])
+    else:
+        columns, rows = a.unsqueeze(1).unbind(2), b.unsqueeze(0).unbind(1)
+        product = columns[0] * rows[0]
+        for column, row in zip(columns[1:], rows[1:], strict=True):
+            product.addcmul_(column, row)
+    return product.movedim((0, 1), (-2, -1))
+
+
 def chain(matrices: Sequence[Tensor]) -> Tensor:
     """The product M_n···M_2 M_1 of matrices listed in the order in which they act.
 
@@ -98,13 +154,13 @@ def chain(matrices: Sequence[Tensor]) -> Tensor:
     narrowest = min(range(1, len(matrices) + 1), key=lambda j: matrices[j - 1].shape[-2])
     right = matrices[0]
     for M in matrices[1:narrowest]:
-        right = M @ right
+        right = matmul(M, right)
     if narrowest == len(matrices):
         return right
     left = matrices[-1]
     for M in reversed(matrices[narrowest:-1]):
-        left = left @ M
-    return left @ right
+        left = matmul(left, M)
+    return matmul(left, right)
 
 
 def product_svdvals(matrices: Sequence[Tensor]) -> Float[Tensor, "*batch k"]:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.linalg import matmul
+
 __all__ = ["LeastSquares", "autoencoder"]
 
 
@@ -140,7 +142,30 @@ class LeastSquares:
 
     def egrad(self, W: Float[Tensor, "*batch d_y d_x"]) -> Float[Tensor, "*batch d_y d_x"]:
         """∇L¹(W) = WC − B, computed as (W − BC⁺)C: accurate as W → BC⁺. Source: BRTW §2."""
-        return (W - self.solution) @ self.C
+        return matmul(W - self.solution, self.C)
+
+    def egrad_pair(
+        self, L: Float[Tensor, "*batch d_y k"], R: Float[Tensor, "*batch k d_x"]
+    ) -> tuple[Float[Tensor, "*batch d_y k"], Float[Tensor, "*batch k d_x"]]:
+        """(GRᵀ, LᵀG) of G = ∇L¹(LR): what the gradients by the two factors are.
+
+        As L(RCRᵀ) − BRᵀ and (LᵀL)RC − LᵀB or through G, whichever takes fewer multiplications.
+
+        Cost: at most those of LR, its gradient and its two products; for k much smaller than d_x
+        the products of C and B with k columns.
+        Accuracy: eps·(‖LRC‖ + ‖B‖)·max(‖L‖, ‖R‖), absolute.
+        """
+        k, d_x, d_y = R.shape[-2], self.d_x, self.d_y
+        products_with_B = 1 if self.is_autoencoder else 2
+        thin = k * (d_x * d_x + 2 * k * (d_x + d_y) + products_with_B * d_x * d_y)
+        if thin > d_y * d_x * (3 * k + d_x):
+            G = self.egrad(matmul(L, R))
+            return matmul(G, R.mT), matmul(L.mT, G)
+        RC = matmul(R, self.C)
+        BRt = RC.mT if self.is_autoencoder else matmul(self.B, R.mT)
+        LtB = matmul(L.mT, self.B)
+        GRt = matmul(L, matmul(RC, R.mT)) - BRt
+        return GRt, matmul(matmul(L.mT, L), RC) - LtB
 
     def egrad_products(
         self,

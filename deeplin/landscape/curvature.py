@@ -175,7 +175,7 @@ class LayerHessian(_SymmetricOperator):
 
     def __matmul__(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         def gradient(*layers: Tensor) -> tuple[Tensor, ...]:
-            return tuple(layer_gradients(layers, self._problem.egrad(end_to_end(layers))))
+            return tuple(layer_gradients(layers, self._problem))
 
         layers = tuple(W_j.expand(*x.shape[:-1], *W_j.shape).contiguous() for W_j in self._layers)
         parts = torch.func.jvp(gradient, layers, self.directions(x))[1]

@@ -9,7 +9,7 @@ from deeplin import DeepLinear, LeastSquares, autoencoder, init, solve
 from deeplin.approximation import MatrixApproximation
 from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, compress
 from deeplin.integrators import RK4, ProjectedRungeKutta, bound
-from deeplin.network import grid_widths, layer_gradients
+from deeplin.network import grid_widths
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,8 +33,20 @@ def layer_flow_case() -> tuple[LayerFlow, tuple[torch.Tensor, ...]]:
 
 
 def plain_velocity(problem: LeastSquares):
-    """The layer flow with ∇L¹ formed, as for wide layers: `LayerFlow` itself uses thin ones."""
-    return lambda t, y: tuple(-G_j for G_j in layer_gradients(y, problem.egrad))
+    """The layer flow as it is written in BRTW (5): ∇L¹ formed, products with d_x columns."""
+
+    def velocity(t: float, weights: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        prefixes = [weights[0]]
+        for W_j in weights[1:]:
+            prefixes.append(W_j @ prefixes[-1])
+        G = -problem.egrad(prefixes.pop())
+        rates = []
+        for W_j, prefix in zip(reversed(weights[1:]), reversed(prefixes), strict=True):
+            rates.append(G @ prefix.mT)
+            G = W_j.mT @ G
+        return (G, *reversed(rates))
+
+    return velocity
 
 
 @line("layer-mm", "of mm's rate", at_least=0.9)
