@@ -10,10 +10,12 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 __all__ = [
+    "batch_blocks",
     "batch_last",
     "chain",
     "expm1_ratio",
     "hermitian_part",
+    "joined_blocks",
     "matmul",
     "orthonormal_factor",
     "power_divided_difference",
@@ -29,6 +31,8 @@ _SERIES_TERMS = 13
 
 # Matrices up to this size, in batches from this length on, are multiplied faster entry by entry.
 _TINY, _MANY = 8, 256
+# Trajectories that are stepped together: a few hundred kB for each product of 4×4 matrices.
+_BLOCK = 2500
 
 
 def expm1_ratio(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -108,10 +112,30 @@ def batch_last(A: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
     return A.movedim((-2, -1), (0, 1)).contiguous().movedim((0, 1), (-2, -1))
 
 
+def batch_blocks(A: Float[Tensor, "batch m n"]) -> tuple[Tensor, ...]:
+    """A batch laid out by `batch_last` in blocks whose products stay in the cache; else A alone."""
+    if A.ndim != 3 or len(A) <= _BLOCK or not _is_batch_last(A):
+        return (A,)
+    return A.split(_BLOCK)
+
+
+def joined_blocks(blocks: Sequence[Float[Tensor, "block m n"]]) -> Float[Tensor, "batch m n"]:
+    """The batch of which these are the blocks, in the layout of `batch_last`."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return torch.cat([part.movedim(0, -1) for part in blocks], -1).movedim(-1, 0)
+
+
 def _is_batch_last(A: Tensor) -> bool:
-    if A.ndim < 3 or max(A.shape[-2:]) > _TINY or A.device.type != "cpu":
+    """Whether the batch dimensions, of at least _MANY tiny matrices, are contiguous in memory."""
+    if A.ndim < 3 or A.shape[-1] > _TINY or A.shape[-2] > _TINY or A.device.type != "cpu":
         return False
-    return A.stride(-3) == 1 and A[..., 0, 0].is_contiguous() and A[..., 0, 0].numel() >= _MANY
+    count = 1
+    for size, stride in zip(A.shape[-3::-1], A.stride()[-3::-1], strict=True):
+        if stride != count:
+            return False
+        count *= size
+    return count >= _MANY
 
 
 def matmul(
@@ -122,27 +146,18 @@ def matmul(
     There entry by entry: k multiply-adds of m·n vectors along the batch, which the CPU vectorises,
     where torch.bmm spends most of its time between the matrices. The product has the layout again.
 
-    Shapes: as torch.matmul; of the same batch, or one a single matrix.
+    Shapes: as torch.matmul.
     """
-    a_last, b_last = _is_batch_last(A), _is_batch_last(B)
-    if not (a_last or b_last) or not (
-        (a_last and B.ndim == 2)
-        or (b_last and A.ndim == 2)
-        or (a_last and b_last and A.shape[:-2] == B.shape[:-2])
-    ):
+    if B.ndim == 2 and A.ndim > 2 and _is_batch_last(A):
+        product = (B.mT @ A.movedim((-2, -1), (0, 1)).flatten(2)).unflatten(-1, A.shape[:-2])
+        return product.movedim((0, 1), (-2, -1))
+    if A.shape[:-2] != B.shape[:-2] or not (_is_batch_last(A) and _is_batch_last(B)):
         return A @ B
-    a = A if A.ndim == 2 else A.movedim((-2, -1), (0, 1))
-    b = B if B.ndim == 2 else B.movedim((-2, -1), (0, 1))
-    if A.ndim == 2:
-        product = torch.tensordot(a, b, dims=1)
-    elif B.ndim == 2:
-        product = (b.mT @ a.flatten(2)).unflatten(-1, a.shape[2:])
-    else:
-        columns, rows = a.unsqueeze(1).unbind(2), b.unsqueeze(0).unbind(1)
-        product = columns[0] * rows[0]
-        for column, row in zip(columns[1:], rows[1:], strict=True):
-            product.addcmul_(column, row)
-    return product.movedim((0, 1), (-2, -1))
+    columns, rows = A.unsqueeze(-1).unbind(-2), B.unsqueeze(-3).unbind(-2)
+    product = columns[0] * rows[0]
+    for column, row in zip(columns[1:], rows[1:], strict=True):
+        product.addcmul_(column, row)
+    return product
 
 
 def chain(matrices: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.flows.balanced import rebalance
-from deeplin.linalg import batch_last
+from deeplin.linalg import batch_blocks, batch_last, joined_blocks
 from deeplin.network import DeepLinear, balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
@@ -49,6 +49,14 @@ class LayerFlow:
     def velocity(self, t: float, y: Layers) -> Layers:
         """(Ẇ_1, …, Ẇ_N) at the layers y; autonomous. Source: BRTW (5), Lemma 2(1)."""
         return tuple(G_j.neg_() for G_j in layer_gradients(y, self.problem))
+
+    def blocks(self, y: Layers) -> list[Layers]:
+        """y, in parts to be stepped one after the other if it is a large batch of tiny layers."""
+        return list(zip(*(batch_blocks(W_j) for W_j in y), strict=True))
+
+    def joined(self, blocks: Sequence[Layers]) -> Layers:
+        """The state of which these are the blocks."""
+        return tuple(joined_blocks(parts) for parts in zip(*blocks, strict=True))
 
     def normalised(self, y: Layers, before: Layers | None = None) -> Layers:
         """The layers themselves, or with `balanced_rank` balanced ones of the same product."""
