@@ -179,6 +179,8 @@ class ProjectedRungeKutta:
                 "ProjectedRungeKutta needs a flow of tangent steps, DLRAFlow or PSDDLRAFlow; got "
                 f"{type(flow).__name__}: choose another integrator."
             )
+        if self.order == 1:
+            return flow.gradient_step(y, dt)
         tangents = [flow.tangent_step(y, y)]
         for row in (*self._A[self.order], self._B[self.order]):
             used = [(dt * a, T) for a, T in zip(row, tangents, strict=False) if a]

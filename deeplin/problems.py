@@ -170,16 +170,32 @@ class LeastSquares:
     def egrad_products(
         self,
         U: Float[Tensor, "*batch d_y k"],
-        s: Float[Tensor, "*batch k"],
+        S: Float[Tensor, "*batch k k"] | Float[Tensor, "*batch k"],
         V: Float[Tensor, "*batch d_x k"],
     ) -> tuple[Float[Tensor, "*batch d_y k"], Float[Tensor, "*batch d_x k"]]:
-        """(GV, GᵀU) of G = ∇L¹(U diag(s) Vᵀ) at orthonormal U and V, without forming G.
+        """(GV, GᵀU) of G = ∇L¹(USVᵀ) at orthonormal U and V, without forming G.
 
+        S is a matrix or the diagonal of one.
         Cost: the products of C and B with k columns. Accuracy: eps·(‖WC‖ + ‖B‖), absolute.
         """
-        CV = self.C @ V
-        BV, BtU = (CV, self.C @ U) if self.is_autoencoder else (self.B @ V, self.B.mT @ U)
-        return U @ (s[..., :, None] * (V.mT @ CV)) - BV, CV * s[..., None, :] - BtU
+        CV = matmul(self.C, V)
+        if self.is_autoencoder:
+            BV, BtU = CV, matmul(self.C, U)
+        else:
+            BV, BtU = matmul(self.B, V), matmul(self.B.mT, U)
+        if S.ndim < V.ndim:
+            return U @ (S[..., :, None] * (V.mT @ CV)) - BV, CV * S[..., None, :] - BtU
+        return U @ (S @ (V.mT @ CV)) - BV, CV @ S.mT - BtU
+
+    def egrad_split(
+        self, S: Float[Tensor, "*batch k k"], V: Float[Tensor, "*batch d_x k"]
+    ) -> tuple[Float[Tensor, "*batch k k"], Float[Tensor, "*batch d_y k"]]:
+        """(K, N) with GV = UK − N for G = ∇L¹(USVᵀ), whatever U is: K = SVᵀCV, N = BV.
+
+        Cost: the products of C and B with k columns.
+        """
+        CV = matmul(self.C, V)
+        return S @ (V.mT @ CV), CV if self.is_autoencoder else matmul(self.B, V)
 
     def loss_difference(self, W: Tensor, W_ref: Tensor) -> Float[Tensor, "*batch"]:
         """L¹(W) − L¹(W_ref) = ½⟨ΔC, Δ⟩ + ⟨∇L¹(W_ref), Δ⟩ with Δ = W − W_ref, to the last digit.
