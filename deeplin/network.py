@@ -122,7 +122,7 @@ def layer_gradients(
     right: list[Tensor] = []  # right[i] = W_p···W_{p−i}
     for W_j in reversed(weights[:p]):
         right.append(matmul(right[-1], W_j) if right else W_j)
-    GRt, LtG = _gradient_products(G, left[-1] if left else None, right[-1] if right else None)
+    GRt, LtG = _gradient_products(G, left[-1:], right[-1:])
     later = [GRt]
     for W_j in reversed(weights[p + 1 :]):
         later.append(matmul(W_j.mT, later[-1]))
@@ -144,16 +144,15 @@ def _narrowest(weights: Sequence[Tensor]) -> int:
 
 
 def _gradient_products(
-    G: Tensor | Loss, L: Tensor | None, R: Tensor | None
+    G: Tensor | Loss, left: list[Tensor], right: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(GRᵀ, LᵀG) at W = LR. Where a half of the product is empty, G alone for the other half."""
-    if L is None or R is None:
-        W = R if L is None else L
-        G = G if isinstance(G, Tensor) or W is None else G.egrad(W)
-        return G, G
-    if isinstance(G, Tensor):
-        return matmul(G, R.mT), matmul(L.mT, G)
-    return G.egrad_pair(L, R)
+    """(GRᵀ, LᵀG) at W = LR, left = [L] and right = [R]. Of an empty half the other gets G itself."""
+    if left and right:
+        (L,), (R,) = left, right
+        return (matmul(G, R.mT), matmul(L.mT, G)) if isinstance(G, Tensor) else G.egrad_pair(L, R)
+    (W,) = left or right
+    G = G if isinstance(G, Tensor) else G.egrad(W)
+    return G, G
 
 
 def grid_widths(d_in: int, d_out: int, depth: int, rank: int) -> list[int]:

@@ -38,13 +38,14 @@ def tangent_step(
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖ + ‖V_p‖.
     """
     Q_U, Q_V = Up.mT @ Up, Vp.mT @ Vp
-    H_V, H_U, converged = T, T.mT, False
-    for _ in range(_ITERATIONS):
+    H_V, H_U, converged = T, T.mT, _never(T)
+    for i in range(_ITERATIONS):
         H_U = T.mT + _right_solve(Q_U, H_V)
         previous, H_V = H_V, T + _right_solve(Q_V, H_U)
-        converged = _settled(H_V - previous, H_V)
-        if bool(converged.all()):
-            break
+        if i % 2:
+            converged = _settled(H_V - previous, T)
+            if bool(converged.all()):
+                break
     Z_U, Z_V = _inverse(H_V), _inverse(H_U)
     Y_U, Y_V = Z_U.mT @ Q_U @ Z_U, Z_V.mT @ Q_V @ Z_V  # YᵀY
     L_U, L_V = _root(Y_U), _root(Y_V)
@@ -75,12 +76,13 @@ def psd_tangent_step(
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖.
     """
     Q = Up.mT @ Up
-    H, converged = T, False
-    for _ in range(_ITERATIONS):
+    H, converged = T, _never(T)
+    for i in range(_ITERATIONS):
         previous, H = H, T + _right_solve(Q, H)
-        converged = _settled(H - previous, H)
-        if bool(converged.all()):
-            break
+        if i % 2:
+            converged = _settled(H - previous, T)
+            if bool(converged.all()):
+                break
     Z = _inverse(H)
     Y = Z.mT @ Q @ Z
     L = _root(Y)
@@ -104,10 +106,14 @@ def _inverse(H: Tensor) -> Tensor:
     return torch.linalg.inv_ex(H).inverse
 
 
-def _settled(change: Tensor, H: Tensor) -> Bool[Tensor, "*batch"]:
-    """Whether a change is round-off; never for NaN."""
-    limit = 4 * torch.finfo(H.dtype).eps
-    return change.abs().amax((-2, -1)) <= limit * H.abs().amax((-2, -1))
+def _settled(change: Tensor, T: Tensor) -> Bool[Tensor, "*batch"]:
+    """Whether a change of H is round-off against T; never for NaN."""
+    limit = 4 * torch.finfo(T.dtype).eps
+    return change.abs().amax((-2, -1)) <= limit * T.abs().amax((-2, -1))
+
+
+def _never(T: Tensor) -> Bool[Tensor, "*batch"]:
+    return torch.zeros(T.shape[:-2], dtype=torch.bool, device=T.device)
 
 
 def _root(Y: Tensor) -> Tensor:
@@ -124,7 +130,7 @@ def _based(U: Tensor, Up: Tensor, Z: Tensor, L: Tensor) -> Tensor:
     """(U + U_pZ)L^{-T}, orthonormal."""
     eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
     W = torch.linalg.solve_triangular(L, eye, upper=False).mT
-    return tall_times(U, W) + tall_times(Up, Z @ W)
+    return tall_times(tall_times(Up, Z).add_(U), W)
 
 
 def _core(T: Tensor, R_left: Tensor, R_right: Tensor) -> Tensor:

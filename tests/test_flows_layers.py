@@ -227,7 +227,7 @@ def test_three_forms_agree_at_the_papers_sizes():
     flow, product = LayerFlow(problem), EndToEndFlow(problem, 20)
     full = flow.init_state([0.97 * W_j for W_j in net.weights])
     W0 = flow.end_to_end(full)
-    t1, dt = 2e-3, 2e-4  # so short that the errors of RK4 itself, 1e-11 or less, do not show
+    t1, dt = 4e-3, 4e-4  # so short that the error of RK4 itself does not show
     ends = [
         f.end_to_end(deeplin.solve(f, y0, t1, integrator=RK4(), dt=dt).y[-1])
         for f, y0 in (
