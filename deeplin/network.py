@@ -146,7 +146,7 @@ def _narrowest(weights: Sequence[Tensor]) -> int:
 def _gradient_products(
     G: Tensor | Loss, left: list[Tensor], right: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(GRᵀ, LᵀG) at W = LR, left = [L] and right = [R]. Of an empty half the other gets G itself."""
+    """(GRᵀ, LᵀG) at W = LR, left = [L] and right = [R]; G for the other half of an empty one."""
     if left and right:
         (L,), (R,) = left, right
         return (matmul(G, R.mT), matmul(L.mT, G)) if isinstance(G, Tensor) else G.egrad_pair(L, R)

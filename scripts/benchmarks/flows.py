@@ -73,7 +73,7 @@ def layer_mm() -> float:
 
 @line("layer-autograd", "times faster", at_least=3)
 def layer_autograd() -> float:
-    """Autograd through X with m = 3d samples over our layer velocity, at d = 400, N = 20, r = 200."""
+    """Autograd through X with m = 3d samples over our velocity, at d = 400, N = 20, r = 200."""
     X = draw(400, 1200) / 20
     flow, y = layer_flow_case()
     weights = [W_j.clone().requires_grad_() for W_j in y]
@@ -170,7 +170,7 @@ def pymanopt_loop(X: torch.Tensor, y: tuple[torch.Tensor, ...]):
 
 @line("rgd-pymanopt", "times faster", at_least=12)
 def rgd_pymanopt() -> float:
-    """One Riemannian gradient step of 100 starts, n = 100, r = 5, general matrices: Pymanopt's loop.
+    """A Riemannian gradient step of 100 starts, n = 100, r = 5, general matrices: Pymanopt's loop.
 
     Per trajectory: gradient of ½‖Z − X‖² in factors, projection, retraction.
     """
@@ -194,7 +194,7 @@ def rgd_limit(kind: type[DLRAFlow]) -> float:
     """
     n, r, repeats = 100, 5, 100
     factors = 2 if kind is DLRAFlow else 1
-    X, y, step = rgd_case(kind)
+    X, _, step = rgd_case(kind)
     columns, source = draw(n, repeats * r), draw(factors, repeats, n, r)
     flops = factors * repeats * (n * n * r + 5 * n * r * r)
     share = flops / (n * n * repeats * r)  # of the flops of the one product that is timed
