@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
+from deeplin.linalg import matmul, tall_times
+
 __all__ = ["MatrixApproximation", "MatrixCompletion"]
 
 
@@ -36,6 +38,22 @@ class MatrixApproximation:
     def egrad(self, W: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
         """∇f(W) = W − X."""
         return W - self.X
+
+    def egrad_products(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """(GV, GᴴU) of G = ∇f(USVᴴ) at orthonormal U and V, without forming G.
+
+        Shapes: U (*batch, m, k), V (*batch, n, k), S (*batch, k, k) or its diagonal (*batch, k).
+        Cost: two products of X with k columns.
+        """
+        if S.ndim < V.ndim:
+            US, VS = U * S[..., None, :], V * S.conj()[..., None, :]
+        else:
+            US, VS = tall_times(U, S), tall_times(V, S.mH)
+        return US - matmul(self.X, V), VS - matmul(self.X.mH, U)
+
+    def egrad_split(self, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """(K, N) with GV = UK − N for G = ∇f(USVᴴ), V orthonormal: K = S, N = XV."""
+        return S, matmul(self.X, V)
 
     def pair_loss(self, A: Tensor, B: Tensor) -> Float[Tensor, "*batch"]:
         """f(A Bᴴ), to be taped through factors.

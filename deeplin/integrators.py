@@ -33,15 +33,21 @@ class Integrator(Protocol):
 def bound(integrator: Any, flow: Any) -> Step:
     """(t, y, dt) -> the state at t + dt of a flow, in the coordinates that the flow normalises.
 
-    A flow with a method `normalised(y, before)` has it called after each step; an integrator with
-    a method `step_of` gets the flow, not only its velocity.
+    A flow with a method `normalised(y, before)` has it called after each step; one with `blocks(y)`
+    and `joined` is stepped block by block; an integrator with a method `step_of` gets the flow, not
+    only its velocity.
     """
     if hasattr(integrator, "step_of"):
         return lambda t, y, dt: integrator.step_of(flow, t, y, dt)
     normalised = getattr(flow, "normalised", None)
-    if normalised is None:
-        return lambda t, y, dt: integrator.step(flow.velocity, t, y, dt)
-    return lambda t, y, dt: normalised(integrator.step(flow.velocity, t, y, dt), y)
+
+    def step(t: float, y: State, dt: float) -> State:
+        end = integrator.step(flow.velocity, t, y, dt)
+        return end if normalised is None else normalised(end, y)
+
+    if not hasattr(flow, "blocks"):
+        return step
+    return lambda t, y, dt: flow.joined([step(t, part, dt) for part in flow.blocks(y)])
 
 
 class Euler:
@@ -64,14 +70,14 @@ class RK4:
     stability_limit = 2.785
 
     def step(self, velocity: Velocity, t: float, y: State, dt: float) -> State:
-        k1 = velocity(t, y)
-        k2 = velocity(t + dt / 2, _shifted(y, dt / 2, k1))
-        k3 = velocity(t + dt / 2, _shifted(y, dt / 2, k2))
-        k4 = velocity(t + dt, _shifted(y, dt, k3))
-        return tuple(
-            y_i + (dt / 6) * (a + 2 * (b + c) + d)
-            for y_i, a, b, c, d in zip(y, k1, k2, k3, k4, strict=True)
-        )
+        # The sum is built as the stages come, so that few of them are in memory, and in cache.
+        k = velocity(t, y)
+        end = _shifted(y, dt / 6, k)
+        for part, weight in ((dt / 2, dt / 3), (dt / 2, dt / 3), (dt, dt / 6)):
+            k = velocity(t + part, _shifted(y, part, k))
+            for end_i, k_i in zip(end, k, strict=True):
+                end_i.add_(k_i, alpha=weight)
+        return end
 
 
 class DormandPrince:
@@ -173,6 +179,8 @@ class ProjectedRungeKutta:
                 "ProjectedRungeKutta needs a flow of tangent steps, DLRAFlow or PSDDLRAFlow; got "
                 f"{type(flow).__name__}: choose another integrator."
             )
+        if self.order == 1:
+            return flow.gradient_step(y, dt)
         tangents = [flow.tangent_step(y, y)]
         for row in (*self._A[self.order], self._B[self.order]):
             used = [(dt * a, T) for a, T in zip(row, tangents, strict=False) if a]

@@ -10,20 +10,30 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 __all__ = [
+    "batch_blocks",
+    "batch_last",
     "chain",
     "expm1_ratio",
     "hermitian_part",
+    "joined_blocks",
+    "matmul",
     "orthonormal_factor",
     "power_divided_difference",
     "product_svdvals",
     "psd_power",
     "random_orthogonal",
+    "tall_times",
 ]
 
 # Below this |z| a series replaces the quotient (eᶻ−1)/z: at 0 the quotient is 0/0, and near 0 its
 # derivative by autograd loses digits to cancellation.
 _SERIES_RADIUS = 0.25
 _SERIES_TERMS = 13
+
+# Matrices up to this size, in batches from this length on, are multiplied faster entry by entry.
+_TINY, _MANY = 8, 256
+# Trajectories that are stepped together: a few hundred kB for each product of 4×4 matrices.
+_BLOCK = 2500
 
 
 def expm1_ratio(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -89,6 +99,83 @@ def psd_power(
     return (vectors * powers[..., None, :]) @ vectors.mT
 
 
+def batch_last(A: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
+    """A, a large batch of tiny matrices laid out in memory with the batch innermost; else as it is.
+
+    Shape and values are the same, the strides are not: entry (i, j) of all matrices is contiguous.
+    Elementwise operations keep the layout, and `matmul` makes use of it.
+
+    Shapes: laid out anew on a CPU if m, n <= 8 and the batch has 256 matrices or more.
+    """
+    count = math.prod(A.shape[:-2])
+    if A.device.type != "cpu" or max(A.shape[-2:]) > _TINY or count < _MANY:
+        return A
+    return A.movedim((-2, -1), (0, 1)).contiguous().movedim((0, 1), (-2, -1))
+
+
+def tall_times(
+    A: Inexact[Tensor, "*batch m k"], B: Inexact[Tensor, "*batch k n"]
+) -> Inexact[Tensor, "*batch m n"]:
+    """AB for a tall A, column by column in memory.
+
+    In that layout a batch of tall matrices times small ones is a product of long rows, more than
+    twice as fast; elementwise operations keep it.
+    """
+    return (B.mT @ A.mT).mT
+
+
+def batch_blocks(A: Float[Tensor, "batch m n"]) -> tuple[Tensor, ...]:
+    """A batch laid out by `batch_last` in blocks whose products stay in the cache; else A alone."""
+    if A.ndim != 3 or len(A) <= _BLOCK or not _is_batch_last(A):
+        return (A,)
+    return A.split(_BLOCK)
+
+
+def joined_blocks(blocks: Sequence[Float[Tensor, "block m n"]]) -> Float[Tensor, "batch m n"]:
+    """The batch of which these are the blocks, in the layout of `batch_last`."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return torch.cat([part.movedim(0, -1) for part in blocks], -1).movedim(-1, 0)
+
+
+def _is_batch_last(A: Tensor) -> bool:
+    """Whether the batch dimensions, of at least _MANY tiny matrices, are contiguous in memory."""
+    if A.ndim < 3 or A.shape[-1] > _TINY or A.shape[-2] > _TINY or A.device.type != "cpu":
+        return False
+    count = 1
+    for size, stride in zip(A.shape[-3::-1], A.stride()[-3::-1], strict=True):
+        if stride != count:
+            return False
+        count *= size
+    return count >= _MANY
+
+
+def matmul(
+    A: Float[Tensor, "*batch m k"], B: Float[Tensor, "*batch k n"]
+) -> Float[Tensor, "*batch m n"]:
+    """AB, as torch.matmul; faster for one matrix with a batch, and for batches of tiny matrices.
+
+    Those, laid out by `batch_last`, are multiplied entry by entry: k multiply-adds of m·n vectors
+    along the batch, which the CPU vectorises, where torch.bmm spends most of its time between the
+    matrices. The product has the layout again.
+
+    Shapes: as torch.matmul.
+    """
+    if B.ndim == 2 and A.ndim > 2 and _is_batch_last(A):
+        product = (B.mT @ A.movedim((-2, -1), (0, 1)).flatten(2)).unflatten(-1, A.shape[:-2])
+        return product.movedim((0, 1), (-2, -1))
+    if A.ndim == 2 and B.ndim > 2:
+        # One product with all columns side by side; torch.matmul would copy A for each matrix.
+        return (B.mT.flatten(0, -2) @ A.mT).unflatten(0, (*B.shape[:-2], B.shape[-1])).mT
+    if A.shape[:-2] != B.shape[:-2] or not (_is_batch_last(A) and _is_batch_last(B)):
+        return A @ B
+    columns, rows = A.unsqueeze(-1).unbind(-2), B.unsqueeze(-3).unbind(-2)
+    product = columns[0] * rows[0]
+    for column, row in zip(columns[1:], rows[1:], strict=True):
+        product.addcmul_(column, row)
+    return product
+
+
 def chain(matrices: Sequence[Tensor]) -> Tensor:
     """The product M_n···M_2 M_1 of matrices listed in the order in which they act.
 
@@ -98,13 +185,13 @@ def chain(matrices: Sequence[Tensor]) -> Tensor:
     narrowest = min(range(1, len(matrices) + 1), key=lambda j: matrices[j - 1].shape[-2])
     right = matrices[0]
     for M in matrices[1:narrowest]:
-        right = M @ right
+        right = matmul(M, right)
     if narrowest == len(matrices):
         return right
     left = matrices[-1]
     for M in reversed(matrices[narrowest:-1]):
-        left = left @ M
-    return left @ right
+        left = matmul(left, M)
+    return matmul(left, right)
 
 
 def product_svdvals(matrices: Sequence[Tensor]) -> Float[Tensor, "*batch k"]:

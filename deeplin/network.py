@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deeplin.linalg import chain
+from deeplin.linalg import chain, matmul
 
 __all__ = ["DeepLinear", "balancedness_gap", "end_to_end", "grid_widths", "layer_gradients"]
+
+
+class Loss(Protocol):
+    """L¹, for what `layer_gradients` needs of it."""
+
+    def egrad(self, W: Float[Tensor, "*batch d_N d_0"]) -> Float[Tensor, "*batch d_N d_0"]:
+        """∇L¹(W)."""
+        ...
+
+    def egrad_pair(self, L: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+        """(GRᵀ, LᵀG) of G = ∇L¹(LR)."""
+        ...
 
 
 class DeepLinear(nn.Module):
@@ -89,27 +102,57 @@ def balancedness_gap(weights: Sequence[Tensor]) -> list[Float[Tensor, "*batch d_
 
 
 def layer_gradients(
-    weights: Sequence[Tensor],
-    G: Float[Tensor, "*batch d_N d_0"] | Callable[[Tensor], Tensor],
+    weights: Sequence[Tensor], G: Float[Tensor, "*batch d_N d_0"] | Loss
 ) -> list[Float[Tensor, "*batch d_j d_j1"]]:
     """∇_{W_j}L^N = W_{j+1}ᵀ···W_Nᵀ G W_1ᵀ···W_{j−1}ᵀ for all j, with G = ∇L¹(W_N···W_1).
 
-    G is that matrix, or the function that gives it for W = W_N···W_1, whose product is then shared.
+    G is that matrix, or the loss L¹. The product is split at its narrowest width d_p into
+    L = W_N···W_{p+1} and R = W_p···W_1, for all gradients follow from GRᵀ and LᵀG:
+    W_{j+1}ᵀ···W_Nᵀ (GRᵀ) W_{p+1}ᵀ···W_{j−1}ᵀ for j > p and W_{j+1}ᵀ···W_pᵀ (LᵀG) W_1ᵀ···W_{j−1}ᵀ
+    for j <= p. A loss with a method `egrad_pair` gives these two, with or without forming G.
 
     Source: BRTW Lemma 2(1).
     Shapes: G (*batch, d_N, d_0) -> a matrix of the shape of W_j for each j.
-    Cost: two sweeps of N matrix products, none with the samples.
+    Cost: 3d_p Σ_j d_j d_{j−1} multiplications besides GRᵀ and LᵀG; none with the samples.
     """
-    prefixes = [None, weights[0]]  # prefixes[j−1] = W_{j−1}···W_1
-    for W_j in weights[1:-1]:
-        prefixes.append(W_j @ prefixes[-1])
-    if not isinstance(G, Tensor):
-        G = G(weights[0] if len(weights) == 1 else weights[-1] @ prefixes[-1])
-    gradients = []
-    for W_j, prefix in zip(reversed(weights), reversed(prefixes[: len(weights)]), strict=True):
-        gradients.append(G if prefix is None else G @ prefix.mT)
-        G = W_j.mT @ G
-    return gradients[::-1]
+    N, p = len(weights), _narrowest(weights)
+    left: list[Tensor] = []  # left[i] = W_{p+1+i}···W_{p+1}
+    for W_j in weights[p:]:
+        left.append(matmul(W_j, left[-1]) if left else W_j)
+    right: list[Tensor] = []  # right[i] = W_p···W_{p−i}
+    for W_j in reversed(weights[:p]):
+        right.append(matmul(right[-1], W_j) if right else W_j)
+    GRt, LtG = _gradient_products(G, left[-1:], right[-1:])
+    later = [GRt]
+    for W_j in reversed(weights[p + 1 :]):
+        later.append(matmul(W_j.mT, later[-1]))
+    earlier = [LtG]
+    for W_j in weights[: max(p - 1, 0)]:
+        earlier.append(matmul(earlier[-1], W_j.mT))
+    return [
+        *(matmul(right[p - 1 - j].mT, earlier[j - 1]) for j in range(1, p)),
+        *([earlier[-1]] if p else []),
+        *([later[-1]] if p < N else []),
+        *(matmul(later[N - j], left[j - p - 2].mT) for j in range(p + 2, N + 1)),
+    ]
+
+
+def _narrowest(weights: Sequence[Tensor]) -> int:
+    """The index p of the least width d_p; of equal ones an end, which needs fewer products."""
+    widths = [weights[0].shape[-1], *(W_j.shape[-2] for W_j in weights)]
+    return min(range(len(widths)), key=lambda j: (widths[j], 0 < j < len(weights)))
+
+
+def _gradient_products(
+    G: Tensor | Loss, left: list[Tensor], right: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(GRᵀ, LᵀG) at W = LR, left = [L] and right = [R]; G for the other half of an empty one."""
+    if left and right:
+        (L,), (R,) = left, right
+        return (matmul(G, R.mT), matmul(L.mT, G)) if isinstance(G, Tensor) else G.egrad_pair(L, R)
+    (W,) = left or right
+    G = G if isinstance(G, Tensor) else G.egrad(W)
+    return G, G
 
 
 def grid_widths(d_in: int, d_out: int, depth: int, rank: int) -> list[int]:

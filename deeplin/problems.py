@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.linalg import matmul
+
 __all__ = ["LeastSquares", "autoencoder"]
 
 
@@ -141,25 +143,64 @@ class LeastSquares:
 
     def _times_C(self, A: Tensor) -> Tensor:
         """AC; for C = I, as in the approximation of a matrix, A itself."""
-        return A if self._white else A @ self.C
+        return A if self._white else matmul(A, self.C)
 
     def egrad(self, W: Float[Tensor, "*batch d_y d_x"]) -> Float[Tensor, "*batch d_y d_x"]:
         """∇L¹(W) = WC − B, computed as (W − BC⁺)C: accurate as W → BC⁺. Source: BRTW §2."""
         return self._times_C(W - self.solution)
 
+    def egrad_pair(
+        self, L: Float[Tensor, "*batch d_y k"], R: Float[Tensor, "*batch k d_x"]
+    ) -> tuple[Float[Tensor, "*batch d_y k"], Float[Tensor, "*batch k d_x"]]:
+        """(GRᵀ, LᵀG) of G = ∇L¹(LR): what the gradients by the two factors are.
+
+        As L(RCRᵀ) − BRᵀ and (LᵀL)RC − LᵀB or through G, whichever takes fewer multiplications.
+
+        Cost: at most those of LR, its gradient and its two products; for k much smaller than d_x
+        the products of C and B with k columns.
+        Accuracy: eps·(‖LRC‖ + ‖B‖)·max(‖L‖, ‖R‖), absolute.
+        """
+        k, d_x, d_y = R.shape[-2], self.d_x, self.d_y
+        products_with_B = 1 if self.is_autoencoder else 2
+        thin = k * (d_x * d_x + 2 * k * (d_x + d_y) + products_with_B * d_x * d_y)
+        if thin > d_y * d_x * (3 * k + d_x):
+            G = self.egrad(matmul(L, R))
+            return matmul(G, R.mT), matmul(L.mT, G)
+        RC = self._times_C(R)
+        BRt = RC.mT if self.is_autoencoder else matmul(self.B, R.mT)
+        LtB = matmul(L.mT, self.B)
+        GRt = matmul(L, matmul(RC, R.mT)) - BRt
+        return GRt, matmul(matmul(L.mT, L), RC) - LtB
+
     def egrad_products(
         self,
         U: Float[Tensor, "*batch d_y k"],
-        s: Float[Tensor, "*batch k"],
+        S: Float[Tensor, "*batch k k"] | Float[Tensor, "*batch k"],
         V: Float[Tensor, "*batch d_x k"],
     ) -> tuple[Float[Tensor, "*batch d_y k"], Float[Tensor, "*batch d_x k"]]:
-        """(GV, GᵀU) of G = ∇L¹(U diag(s) Vᵀ) at orthonormal U and V, without forming G.
+        """(GV, GᵀU) of G = ∇L¹(USVᵀ) at orthonormal U and V, without forming G.
 
+        S is a matrix or the diagonal of one.
         Cost: the products of C and B with k columns. Accuracy: eps·(‖WC‖ + ‖B‖), absolute.
         """
-        CV = V if self._white else self.C @ V
-        BV, BtU = (CV, self.C @ U) if self.is_autoencoder else (self.B @ V, self.B.mT @ U)
-        return U @ (s[..., :, None] * (V.mT @ CV)) - BV, CV * s[..., None, :] - BtU
+        CV = V if self._white else matmul(self.C, V)
+        if self.is_autoencoder:
+            BV, BtU = CV, matmul(self.C, U)
+        else:
+            BV, BtU = matmul(self.B, V), matmul(self.B.mT, U)
+        if S.ndim < V.ndim:
+            return U @ (S[..., :, None] * (V.mT @ CV)) - BV, CV * S[..., None, :] - BtU
+        return U @ (S @ (V.mT @ CV)) - BV, CV @ S.mT - BtU
+
+    def egrad_split(
+        self, S: Float[Tensor, "*batch k k"], V: Float[Tensor, "*batch d_x k"]
+    ) -> tuple[Float[Tensor, "*batch k k"], Float[Tensor, "*batch d_y k"]]:
+        """(K, N) with GV = UK − N for G = ∇L¹(USVᵀ), whatever U is: K = SVᵀCV, N = BV.
+
+        Cost: the products of C and B with k columns.
+        """
+        CV = V if self._white else matmul(self.C, V)
+        return S @ (V.mT @ CV), CV if self.is_autoencoder else matmul(self.B, V)
 
     def loss_difference(self, W: Tensor, W_ref: Tensor) -> Float[Tensor, "*batch"]:
         """L¹(W) − L¹(W_ref) = ½⟨ΔC, Δ⟩ + ⟨∇L¹(W_ref), Δ⟩ with Δ = W − W_ref, to the last digit.

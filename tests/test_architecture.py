@@ -11,7 +11,7 @@ FILES = sorted((ROOT / "deeplin").rglob("*.py"))
 # A module imports only from the rows above its own.
 ROWS = [
     {"graded", "linalg"},
-    {"problems", "approximation"},
+    {"problems", "approximation", "truncation"},
     {"network", "exact"},
     {"init", "data", "landscape"},
     {"files", "flows", "manifolds"},

@@ -7,10 +7,10 @@ import torch
 
 import deeplin
 from deeplin import DeepLinear, LeastSquares, exact, init
-from deeplin.flows import LayerFlow
+from deeplin.flows import EndToEndFlow, LayerFlow, compress
 from deeplin.flows.layers import curvature
 from deeplin.integrators import RK4, Euler
-from deeplin.network import balancedness_gap
+from deeplin.network import balancedness_gap, grid_widths
 from deeplin.steppers import OptimizerStepper
 
 
@@ -197,3 +197,45 @@ def test_state_must_fit_the_problem(randn):
     flow = LayerFlow(deeplin.autoencoder(randn(5, 30)))
     with pytest.raises(ValueError, match="widths from 5 to 5; got 4 to 5"):
         flow.init_state([randn(2, 4), randn(5, 2)])
+
+
+def test_large_batches_of_tiny_networks_are_the_same_flow(randn):
+    """The layout in memory and the stepping in blocks change no shape and no number."""
+    problem = LeastSquares(randn(4, 12) / 2, randn(3, 12) / 2)
+    flow = LayerFlow(problem)
+    layers = [randn(3000, b, a) / 2 for a, b in itertools.pairwise([4, 2, 4, 3])]
+    y0 = flow.init_state(layers)
+    assert y0[0].stride(0) == 1
+    end = deeplin.solve(flow, y0, 0.5, integrator=RK4(), dt=0.05).y[-1]
+    assert [tuple(W_j.shape) for W_j in end] == [tuple(W_j.shape) for W_j in layers]
+    some = [0, 2499, 2500, 2999]
+    few = flow.init_state([W_j[some] for W_j in layers])
+    assert few[0].stride(0) != 1
+    alone = deeplin.solve(flow, few, 0.5, integrator=RK4(), dt=0.05).y[-1]
+    for a, b in zip(end, alone, strict=True):
+        torch.testing.assert_close(a[some], b, rtol=1e-12, atol=1e-13)
+
+
+def test_three_forms_agree_at_the_papers_sizes():
+    """d = 400, r = 10, N = 20: full layers, compressed layers and the end-to-end flow."""
+    generator = torch.Generator().manual_seed(3)
+    problem = deeplin.autoencoder(
+        torch.randn(400, 1200, dtype=torch.float64, generator=generator) / 20
+    )
+    net = DeepLinear(grid_widths(400, 400, 20, 10), dtype=torch.float64)
+    init.orthogonal_balanced_(net, tied=True, generator=generator)
+    flow, product = LayerFlow(problem), EndToEndFlow(problem, 20)
+    full = flow.init_state([0.97 * W_j for W_j in net.weights])
+    W0 = flow.end_to_end(full)
+    t1, dt = 4e-3, 4e-4  # so short that the error of RK4 itself does not show
+    ends = [
+        f.end_to_end(deeplin.solve(f, y0, t1, integrator=RK4(), dt=dt).y[-1])
+        for f, y0 in (
+            (flow, full),
+            (flow, compress(full)),
+            (product, product.init_state(W0, 10)),
+        )
+    ]
+    assert float((ends[0] - W0).norm()) > 0.03
+    assert float((ends[1] - ends[0]).norm()) < 1e-10
+    assert float((ends[2] - ends[0]).norm()) < 1e-10

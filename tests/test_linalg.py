@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from deeplin.linalg import (
+    batch_blocks,
+    batch_last,
     chain,
     expm1_ratio,
+    joined_blocks,
+    matmul,
     power_divided_difference,
     product_svdvals,
     psd_power,
@@ -111,3 +115,40 @@ def test_random_orthogonal_is_haar(generator):
     # Under the Haar measure the first entry has mean 0 and variance 1/4: no sign is preferred.
     assert abs(float(Q[:, 0, 0].mean())) < 0.02
     assert float(Q[:, 0, 0].square().mean()) == pytest.approx(0.25, rel=0.05)
+
+
+@pytest.mark.parametrize("batch", [(300,), (20, 15), (3000,)])
+@pytest.mark.parametrize(("m", "k", "n"), [(4, 4, 4), (2, 5, 3), (1, 8, 1)])
+def test_products_of_tiny_matrices_keep_shape_and_layout(randn, batch, m, k, n):
+    A, B, C = randn(*batch, m, k), randn(*batch, k, n), randn(*batch, m, n)
+    a, b, c = batch_last(A), batch_last(B), batch_last(C)
+    torch.testing.assert_close(a, A, rtol=0, atol=0)
+    assert a[..., 0, 0].is_contiguous()
+    products = [(a, b, A @ B), (a.mT, c, A.mT @ C), (c, b.mT, C @ B.mT)]
+    for left, right, oracle in products:
+        ours = matmul(left, right)
+        torch.testing.assert_close(ours, oracle, rtol=1e-13, atol=1e-13)
+        assert ours[..., 0, 0].is_contiguous()
+    one = randn(k, n)
+    torch.testing.assert_close(matmul(a, one), A @ one, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(matmul(a, B), A @ B, rtol=1e-13, atol=1e-13)
+    if len(batch) == 1:
+        blocks = batch_blocks(a)
+        assert len(blocks) == (2 if batch[0] > 2500 else 1)
+        whole = joined_blocks(blocks)
+        torch.testing.assert_close(whole, A, rtol=0, atol=0)
+        assert whole[..., 0, 0].is_contiguous()
+
+
+def test_only_large_batches_of_tiny_matrices_are_laid_out_anew(randn):
+    for shape in ((4, 4), (10, 4, 4), (300, 9, 4)):
+        A = randn(*shape)
+        assert batch_last(A) is A
+        assert batch_blocks(A) == (A,)
+
+
+@pytest.mark.parametrize("batch", [(3,), (2, 3)])
+def test_one_matrix_times_a_batch(randn, batch):
+    A, B = randn(5, 4), randn(*batch, 4, 3)
+    torch.testing.assert_close(matmul(A, B), A @ B, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(matmul(A, B.mT.contiguous().mT), A @ B, rtol=1e-13, atol=1e-13)

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from deeplin import DeepLinear
+from deeplin import DeepLinear, LeastSquares, autoencoder
 from deeplin.network import balancedness_gap, end_to_end, grid_widths, layer_gradients
 
 WIDTHS = [[4, 3], [5, 2, 4], [4, 6, 3, 5], [3, 3, 3, 3, 3]]
@@ -23,19 +23,43 @@ def test_forward_is_the_end_to_end_matrix_on_rows(randn, widths, batch):
     )
 
 
-@pytest.mark.parametrize("widths", WIDTHS)
+NARROW = [
+    [4, 3],
+    [3, 5],
+    [5, 2, 4],
+    [2, 6, 5],
+    [5, 6, 2],
+    [6, 5, 6],  # so wide that the gradient itself is formed
+    [9, 2, 4, 5],
+    [5, 4, 2, 9],
+    [7, 6, 2, 6, 8],
+    [7, 4, 3, 2, 8],
+    [2, 7, 6, 7],
+    [3, 3, 3, 3, 3],
+]
+
+
+@pytest.mark.parametrize("widths", NARROW)
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 @pytest.mark.statement("BRTW Lemma 2(1)")
-def test_layer_gradients_are_those_of_autograd(randn, widths):
+def test_layer_gradients_are_those_of_autograd(randn, widths, batch):
+    """Wherever the narrowest width is: from ∇L¹ as a matrix and from the loss itself."""
     X, Y = randn(widths[0], 9), randn(widths[-1], 9)
-    layers = [randn(3, b, a).requires_grad_() for a, b in itertools.pairwise(widths)]
-    output = X
-    for W_j in layers:
-        output = W_j @ output
-    oracle = torch.autograd.grad(0.5 * (Y - output).square().sum(), layers)
-    with torch.no_grad():
-        G = (end_to_end(layers) @ X - Y) @ X.mT
-        for ours, theirs in zip(layer_gradients(layers, G), oracle, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    problems = [(LeastSquares(X, Y), Y)]
+    if widths[0] == widths[-1]:
+        problems.append((autoencoder(X), X))
+    layers = [randn(*batch, b, a).requires_grad_() for a, b in itertools.pairwise(widths)]
+    for problem, labels in problems:
+        output = X
+        for W_j in layers:
+            output = W_j @ output
+        oracle = torch.autograd.grad(0.5 * (labels - output).square().sum(), layers)
+        with torch.no_grad():
+            G = (end_to_end(layers) @ X - labels) @ X.mT
+            for given in (G, problem):
+                for ours, theirs in zip(layer_gradients(layers, given), oracle, strict=True):
+                    scale = float(theirs.abs().max())
+                    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * scale)
 
 
 def test_gap_of_layers(randn):

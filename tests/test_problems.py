@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import deeplin
-from deeplin import LeastSquares
+from deeplin import LeastSquares, autoencoder
+from deeplin.approximation import MatrixApproximation
 
 
 @pytest.fixture
@@ -185,3 +186,32 @@ def test_singular_data_are_named_projected_and_whitened(randn):
 def test_bad_input(make, error, sentence):
     with pytest.raises(error, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("kind", ["least squares", "autoencoder", "approximation"])
+def test_products_with_the_gradient_are_those_of_the_formed_one(randn, batch, kind):
+    """In factors with few columns, at a core that is a matrix or given by its diagonal."""
+    d_y = 4 if kind == "least squares" else 6
+    X = randn(6, 20)
+    problem = {
+        "least squares": LeastSquares(X, randn(4, 20)),
+        "autoencoder": autoencoder(X),
+        "approximation": MatrixApproximation(randn(6, 6)),
+    }[kind]
+    U, V = torch.linalg.qr(randn(*batch, d_y, 2)).Q, torch.linalg.qr(randn(*batch, 6, 2)).Q
+    s = randn(*batch, 2)
+    for given, S in ((s, torch.diag_embed(s)), (T := randn(*batch, 2, 2), T)):
+        G = problem.egrad(U @ S @ V.mT)
+        GV, GtU = problem.egrad_products(U, given, V)
+        torch.testing.assert_close(GV, G @ V, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(GtU, G.mT @ U, rtol=1e-11, atol=1e-11)
+    K, N = problem.egrad_split(T, V)
+    torch.testing.assert_close(U @ K - N, G @ V, rtol=1e-11, atol=1e-11)
+    if kind != "approximation":
+        for k in (1, 5):  # thin, and so wide that G is formed
+            L, R = randn(*batch, d_y, k), randn(*batch, k, 6)
+            G = problem.egrad(L @ R)
+            GRt, LtG = problem.egrad_pair(L, R)
+            torch.testing.assert_close(GRt, G @ R.mT, rtol=1e-11, atol=1e-10)
+            torch.testing.assert_close(LtG, L.mT @ G, rtol=1e-11, atol=1e-10)

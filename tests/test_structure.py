@@ -95,17 +95,20 @@ def test_escape_time_in_a_rotated_basis_is_predicted(lam_1, randn):
     equation, and reaches ½ at t_0 + log(√2/b(t_0))/λ_1.
     """
     lam = torch.tensor([lam_1, 1.0, 0.5], dtype=F64)
-    E = torch.linalg.qr(randn(3, 3)).Q
-    C = (E * lam) @ E.mT
-    problem = LeastSquares.from_moments(C, C, lam.sum())
-    u = E[:, :1]
-    flow = LayerFlow(problem)
-    solution = deeplin.solve(
-        flow, (u.mT.clone(), -u), 40.0, dt=0.02, save_at=[0.1 * i for i in range(1, 400)]
-    )
-    W_1, W_2 = solution.y[40]
-    b = abs(float(u.mT @ (W_1.mT + W_2))) / math.sqrt(2)
-    assert b < 1e-10
+    for _ in range(5):
+        E = torch.linalg.qr(randn(3, 3)).Q
+        C = (E * lam) @ E.mT
+        problem = LeastSquares.from_moments(C, C, lam.sum())
+        u = E[:, :1]
+        flow = LayerFlow(problem)
+        solution = deeplin.solve(
+            flow, (u.mT.clone(), -u), 40.0, dt=0.02, save_at=[0.1 * i for i in range(1, 400)]
+        )
+        W_1, W_2 = solution.y[40]
+        b = abs(float(u.mT @ (W_1.mT + W_2))) / math.sqrt(2)
+        if b > 0:  # in some bases rounding keeps W_2 = −W_1ᵀ to the last bit, and nothing escapes
+            break
+    assert 0 < b < 1e-10
     sharp = float(solution.t[40]) + math.log(math.sqrt(2) / b) / lam_1
     norms = torch.stack([flow.end_to_end(y).norm() for y in solution.y])
     escaped = float(solution.t[norms.argmin() :][norms[norms.argmin() :] > 0.5][0])

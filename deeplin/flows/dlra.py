@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.flows.end_to_end import egrad_products, low_rank_factors
+from deeplin.flows.end_to_end import low_rank_factors
+from deeplin.linalg import tall_times
+from deeplin.truncation import psd_tangent_step, tangent_step
 
 __all__ = ["DLRAFlow", "PSDDLRAFlow"]
 
@@ -36,7 +38,8 @@ class DLRAFlow:
     def init_state(self, W: Float[Tensor, "*batch m n"], rank: int | None = None) -> Factors:
         """The factors of W at the given rank, or at its numerical rank."""
         U, s, V = low_rank_factors(W, rank)
-        return U, torch.diag_embed(s), V
+        # Column by column in memory, the layout of `tall_times`.
+        return U.mT.contiguous().mT, torch.diag_embed(s), V.mT.contiguous().mT
 
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, Ṡ, V̇); autonomous."""
@@ -48,13 +51,13 @@ class DLRAFlow:
         return self._clocked(S, (U_dot, M, V_dot))
 
     def _products(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        """FV and FᵀU at orthonormal U, V: with PΣQᵀ = S those of U P, V Q turned back."""
-        if not hasattr(self.problem, "egrad_products"):
+        """FV and FᵀU at orthonormal U, V."""
+        products = getattr(self.problem, "egrad_products", None)
+        if products is None:
             G = self.problem.egrad(U @ S @ V.mT)
             return -(G @ V), -(G.mT @ U)
-        P, s, Qh = torch.linalg.svd(S)
-        GV, GtU = egrad_products(self.problem, U @ P, s, V @ Qh.mT)
-        return -GV @ Qh, -GtU @ P.mT
+        GV, GtU = products(U, S, V)
+        return -GV, -GtU
 
     def _clocked(self, S: Tensor, velocity: Factors) -> Factors:
         if not self.rescaled:
@@ -77,6 +80,19 @@ class DLRAFlow:
         if self.rescaled:
             L = self.clock_rate(S)[..., None, None] * L
         return L, torch.cat([FtU, V], -1)
+
+    def gradient_step(self, y: Factors, h: float) -> Factors:
+        """The nearest matrix of rank r to Z + h P_T(F), Riemannian gradient descent.
+
+        With h times σ_r if rescaled. Source: HLZ Lemma 2.4, (2).
+        """
+        U, S, V = y
+        FV, FtU = self._products(U, S, V)
+        M = U.mT @ FV
+        scale = h * self.clock_rate(S)[..., None, None] if self.rescaled else h
+        Up = scale * (FV - tall_times(U, M))
+        Vp = scale * (FtU - tall_times(V, M.mT))
+        return tangent_step(U, S + scale * M, V, Up, Vp)
 
     def truncated(self, y: Factors, steps: list[tuple[float, tuple[Tensor, Tensor]]]) -> Factors:
         """The nearest matrix of rank r to USVᵀ + Σ_i h_i L_iR_iᵀ. Source: HLZ Def. 2.3."""
@@ -152,15 +168,27 @@ class PSDDLRAFlow(DLRAFlow):
                 f"rank must satisfy 1 <= rank <= rank W(0) = {int(ranks.min())}; got rank={r}."
             )
         kept = values[..., -r:].flip(-1)
-        return vectors[..., -r:].flip(-1).contiguous(), torch.diag_embed(kept)
+        return vectors[..., -r:].flip(-1).mT.contiguous().mT, torch.diag_embed(kept)
 
     def _forced(self, U: Tensor, S: Tensor) -> Tensor:
         """FU."""
-        products = getattr(self.problem, "egrad_products", None)
-        if products is None:
-            return -(self.problem.egrad(U @ S @ U.mT) @ U)
-        values, P = torch.linalg.eigh(S)
-        return -products(U @ P, values, U @ P)[0] @ P.mT
+        if hasattr(self.problem, "egrad_split"):
+            K, N = self.problem.egrad_split(S, U)
+            return N - U @ K
+        return self._products(U, S, U)[0]
+
+    def gradient_step(self, y: Factors, h: float) -> Factors:
+        """The nearest semidefinite matrix of rank r to Z + h P_T(F); with h σ_r if rescaled."""
+        U, S = y
+        if hasattr(self.problem, "egrad_split"):
+            K, N = self.problem.egrad_split(S, U)  # FU = N − UK: what is along U is not formed
+        else:
+            K, N = 0.0, self._forced(U, S)
+        along = U.mT @ N
+        M = along - K
+        scale = h * self.clock_rate(S)[..., None, None] if self.rescaled else h
+        T = S + scale * (0.5 * (M + M.mT))
+        return psd_tangent_step(U, T, scale * (N - tall_times(U, along)))
 
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, Ṡ); autonomous."""

@@ -79,33 +79,34 @@ class EndToEndFlow:
             M_U, M_V = GV, GtU
         else:
             g = U.mT @ GV
-            K = self._core_weights(log_s) * g
+            p, weights = self._core_weights(log_s)
             if math.isinf(self.depth):
+                K = weights * g
                 M_U, M_V = U @ K, V @ K.mT
             else:
-                p = (log_s * (1 - 2 / self.depth)).exp()[..., None, :]
-                M_U = GV * p + U @ (K - g * p)
-                M_V = GtU * p + V @ (K.mT - g.mT * p)
+                beyond = weights - p  # what the core has more than its share of GVΣ^{1−2/N}
+                M_U = (U @ (g * beyond)).addcmul_(GV, p)
+                M_V = (V @ (g.mT * beyond)).addcmul_(GtU, p)
         if self.rescaled:
             scale = log_s.exp()[..., -1:, None]
             return scale * M_U, scale * M_V
         return M_U, M_V
 
-    def _core_weights(self, log_s: Tensor) -> Tensor:
-        """(σ_i − σ_j)/(σ_i^{2/N} − σ_j^{2/N}) = h^{1−2/N} expm1(x)/expm1(2x/N), h = max(σ_i, σ_j).
+    def _core_weights(self, log_s: Tensor) -> tuple[Tensor, Tensor]:
+        """The row σ_j^{1−2/N} and the matrix (σ_i − σ_j)/(σ_i^{2/N} − σ_j^{2/N}).
 
-        x = log(min/max) comes from the logarithms, so nothing cancels; N/2·h^{1−2/N} at x = 0, and
-        h expm1(x)/(2x) for N = ∞.
+        This is h^{1−2/N} expm1(x)/expm1(2x/N), h = max(σ_i, σ_j) and x = log(min/max), which comes
+        from the logarithms, so that nothing cancels; N/2·h^{1−2/N} at x = 0. For N = ∞ it is
+        h expm1(x)/(2x).
         """
-        a, b = log_s[..., :, None], log_s[..., None, :]
-        x = -(a - b).abs()
-        if math.isinf(self.depth):
-            power, divisor, middle = 1.0, 2 * x, 0.5
-        else:
-            power, divisor = 1 - 2 / self.depth, torch.expm1(x * (2 / self.depth))
-            middle = self.depth / 2
-        ratio = torch.where(x == 0, middle, torch.expm1(x) / divisor)
-        return (power * torch.maximum(a, b)).exp() * ratio
+        power = 1.0 if math.isinf(self.depth) else 1 - 2 / self.depth
+        row = log_s.unsqueeze(-2)
+        p, difference = (power * row).exp(), row - row.mT
+        # At an x as small as this the quotient has its limit for x = 0 to the last digit.
+        x = torch.minimum(difference, difference.mT).clamp_(max=-1e-30)
+        divisor = 2 * x if math.isinf(self.depth) else torch.expm1(x * (2 / self.depth))
+        larger = torch.maximum if power >= 0 else torch.minimum
+        return p, larger(p, p.mT) * torch.expm1(x) / divisor
 
     def normalised(self, y: Factors, before: Factors | None = None) -> Factors:
         """The same W with orthonormal U, V and its singular values s.

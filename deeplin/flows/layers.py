@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.flows.balanced import rebalance
+from deeplin.linalg import batch_blocks, batch_last, joined_blocks
 from deeplin.network import DeepLinear, balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
@@ -25,8 +26,9 @@ class LayerFlow:
     same W of rank k (`flows.balanced.rebalance`). That is for balanced starts of rank k only.
     Source: BRTW (5), Lemma 2.
     Shapes: a state is the tuple of the layers (*batch, d_j, d_{j−1}).
-    Cost: one egrad and two sweeps of matrix products; nothing depends on the number of samples.
-    Where the first layer is thin, 2d_1 <= d_x, products of C and B with d_1 columns instead.
+    Cost: that of `network.layer_gradients`: products with as many columns as the narrowest width;
+    nothing depends on the number of samples. Large batches of tiny layers are laid out in memory
+    with the batch innermost (`linalg.batch_last`), which changes no shape.
     """
 
     def __init__(self, problem: LeastSquares, *, balanced_rank: int | None = None):
@@ -35,7 +37,7 @@ class LayerFlow:
     def init_state(self, layers: DeepLinear | Sequence[Tensor]) -> Layers:
         """The state of a network, or of layers W_1, …, W_N; copied."""
         weights = layers.weights if isinstance(layers, DeepLinear) else layers
-        state = tuple(W_j.detach().clone() for W_j in weights)
+        state = tuple(batch_last(W_j.detach().clone()) for W_j in weights)
         shape = (state[-1].shape[-2], state[0].shape[-1])
         if shape != (self.problem.d_y, self.problem.d_x):
             raise ValueError(
@@ -46,26 +48,15 @@ class LayerFlow:
 
     def velocity(self, t: float, y: Layers) -> Layers:
         """(Ẇ_1, …, Ẇ_N) at the layers y; autonomous. Source: BRTW (5), Lemma 2(1)."""
-        if len(y) > 1 and 2 * y[0].shape[-2] <= self.problem.d_x:
-            return self._thin_velocity(y)
-        gradients = layer_gradients(y, self.problem.egrad)
-        return tuple(-G_j for G_j in gradients)
+        return tuple(G_j.neg_() for G_j in layer_gradients(y, self.problem))
 
-    def _thin_velocity(self, y: Layers) -> Layers:
-        """The same from GW_1ᵀ = L(W_1CW_1ᵀ) − BW_1ᵀ and LᵀG, L = W_N···W_2; G is not formed."""
-        C, B = self.problem.C, self.problem.B
-        W_1C = y[0] @ C
-        W_1Bt = W_1C if self.problem.is_autoencoder else y[0] @ B.mT
-        inner = W_1C @ y[0].mT
-        factors: list[Tensor] = []
+    def blocks(self, y: Layers) -> list[Layers]:
+        """y, in parts to be stepped one after the other if it is a large batch of tiny layers."""
+        return list(zip(*(batch_blocks(W_j) for W_j in y), strict=True))
 
-        def thin_gradient(L: Tensor) -> Tensor:
-            factors.append(L)
-            return W_1Bt.mT - L @ inner
-
-        later = layer_gradients(y[1:], thin_gradient)
-        (L,) = factors
-        return (L.mT @ B - (L.mT @ L) @ W_1C, *later)
+    def joined(self, blocks: Sequence[Layers]) -> Layers:
+        """The state of which these are the blocks."""
+        return tuple(joined_blocks(parts) for parts in zip(*blocks, strict=True))
 
     def normalised(self, y: Layers, before: Layers | None = None) -> Layers:
         """The layers themselves, or with `balanced_rank` balanced ones of the same product."""
@@ -110,7 +101,7 @@ def curvature(
     """
 
     def gradient(*weights: Tensor) -> Layers:
-        return tuple(layer_gradients(weights, problem.egrad(end_to_end(weights))))
+        return tuple(layer_gradients(weights, problem))
 
     generator = torch.Generator().manual_seed(0)
     vector = tuple(

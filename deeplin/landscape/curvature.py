@@ -161,9 +161,12 @@ class LayerHessian(_SymmetricOperator):
     """
 
     def __init__(self, problem: Problem, layers: Sequence[Tensor]):
-        self._problem, self._layers = problem, tuple(W_j.detach() for W_j in layers)
+        self._problem = as_least_squares(problem)
+        self._layers = tuple(W_j.detach() for W_j in layers)
         self.like, self.dim = self._layers[0], sum(W_j.numel() for W_j in layers)
-        problem.egrad(end_to_end(self._layers))  # what the problem caches must not be dual numbers
+        self._problem.egrad(
+            end_to_end(self._layers)
+        )  # what the problem caches must not be dual numbers
 
     def directions(self, x: Float[Tensor, "*batch dim"]) -> tuple[Tensor, ...]:
         """The directions V_1, …, V_N of a vector, in the shapes of the layers."""
@@ -175,7 +178,7 @@ class LayerHessian(_SymmetricOperator):
 
     def __matmul__(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         def gradient(*layers: Tensor) -> tuple[Tensor, ...]:
-            return tuple(layer_gradients(layers, self._problem.egrad(end_to_end(layers))))
+            return tuple(layer_gradients(layers, self._problem))
 
         layers = tuple(W_j.expand(*x.shape[:-1], *W_j.shape).contiguous() for W_j in self._layers)
         parts = torch.func.jvp(gradient, layers, self.directions(x))[1]

@@ -7,9 +7,9 @@ import torch
 from benchmarks import line, ratio, seconds
 from deeplin import DeepLinear, LeastSquares, autoencoder, init, solve
 from deeplin.approximation import MatrixApproximation
-from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, compress
+from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, PSDDLRAFlow, compress
 from deeplin.integrators import RK4, ProjectedRungeKutta, bound
-from deeplin.network import grid_widths, layer_gradients
+from deeplin.network import grid_widths
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,8 +33,20 @@ def layer_flow_case() -> tuple[LayerFlow, tuple[torch.Tensor, ...]]:
 
 
 def plain_velocity(problem: LeastSquares):
-    """The layer flow with ∇L¹ formed, as for wide layers: `LayerFlow` itself uses thin ones."""
-    return lambda t, y: tuple(-G_j for G_j in layer_gradients(y, problem.egrad))
+    """The layer flow as it is written in BRTW (5): ∇L¹ formed, products with d_x columns."""
+
+    def velocity(t: float, weights: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        prefixes = [weights[0]]
+        for W_j in weights[1:]:
+            prefixes.append(W_j @ prefixes[-1])
+        G = -problem.egrad(prefixes.pop())
+        rates = []
+        for W_j, prefix in zip(reversed(weights[1:]), reversed(prefixes), strict=True):
+            rates.append(G @ prefix.mT)
+            G = W_j.mT @ G
+        return (G, *reversed(rates))
+
+    return velocity
 
 
 @line("layer-mm", "of mm's rate", at_least=0.9)
@@ -48,8 +60,8 @@ def layer_mm() -> float:
     rest = [tuple(W_j.shape) for W_j in y[1:]]
     pairs = [(k, d, d), (k, d, k), (d, k, k), (k, d, d), (k, d, k), (k, k, d)]  # C, B, L, W_1
     pairs += [(after, before, k) for after, before in rest[1:]]  # prefixes, the last of them L
-    pairs += [(before, after, k) for after, before in rest]  # W_jᵀ G
-    pairs += [(after, k, before) for after, before in rest[1:]]  # G times a prefix
+    pairs += [(before, after, k) for after, before in rest[1:]]  # W_jᵀ GW_1ᵀ
+    pairs += [(after, k, before) for after, before in rest[1:]]  # GW_1ᵀ times a prefix
     matrices = [(draw(a, b), draw(b, c)) for a, b, c in pairs]
 
     def products() -> None:
@@ -61,10 +73,7 @@ def layer_mm() -> float:
 
 @line("layer-autograd", "times faster", at_least=3)
 def layer_autograd() -> float:
-    """Autograd through X with m = 3d samples over our layer velocity, at d = 400, N = 20, r = 200.
-
-    Ours sees C and B alone: its time is the same for m = 10⁶.
-    """
+    """Autograd through X with m = 3d samples over our velocity, at d = 400, N = 20, r = 200."""
     X = draw(400, 1200) / 20
     flow, y = layer_flow_case()
     weights = [W_j.clone().requires_grad_() for W_j in y]
@@ -76,6 +85,15 @@ def layer_autograd() -> float:
         torch.autograd.grad(0.5 * (X - Z).square().sum(), weights)
 
     return ratio(lambda: flow.velocity(0.0, y), backward, 7)
+
+
+@line("layer-samples", "times", at_most=1.1)
+def layer_samples() -> float:
+    """The layer velocity at d = 400, N = 20, r = 200 for m = 10⁶ samples over that for m = 1200."""
+    few, y = layer_flow_case()
+    stream = (draw(10_000, 400, seed=i) / 20 for i in range(100))
+    many = LayerFlow(LeastSquares.from_batches(stream))
+    return ratio(lambda: few.velocity(0.0, y), lambda: many.velocity(0.0, y), 15)
 
 
 @line("compressed-layers", "times faster", at_least=30)
@@ -110,24 +128,32 @@ def end_to_end_depth() -> float:
     return ratio(lambda: shallow.velocity(0.0, y), lambda: deep.velocity(0.0, y), 101)
 
 
-@line("rgd-pymanopt", "times faster", at_least=12)
-def rgd_pymanopt() -> float:
-    """HLZ's workload, 100 repeats of one Riemannian gradient step, n = 100, r = 5: Pymanopt's loop.
+def rgd_case(kind: type[DLRAFlow]):
+    """HLZ's workload: X of rank 5, n = 100, 100 random starts; the flow, the starts, a step."""
+    Q = torch.linalg.qr(draw(100, 5)).Q
+    X = (Q * torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)) @ Q.mT
+    flow = kind(MatrixApproximation(X))
+    H = draw(100, 100, 5)
+    y = flow.init_state(H @ (H.mT if kind is PSDDLRAFlow else draw(100, 5, 100, seed=1)) / 100, 5)
+    step = bound(ProjectedRungeKutta(1), flow)
+    return X, y, lambda: step(0.0, y, 0.2)
 
-    Per trajectory: gradient of ½‖Z − X‖² in factors, projection, retraction.
+
+def pymanopt_loop(X: torch.Tensor, y: tuple[torch.Tensor, ...]):
+    """A loop of Pymanopt's own gradient and retraction over the starts, in its embedded metric.
+
+    Its PSDFixedRank is another geometry, the quotient of n×r matrices by rotations; HLZ's is the
+    embedded one, which Pymanopt has for general matrices of fixed rank.
     """
     import numpy as np
     from pymanopt.manifolds import FixedRankEmbedded  # pyright: ignore[reportMissingImports]
 
-    Q = torch.linalg.qr(draw(100, 5)).Q
-    X = (Q * torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)) @ Q.mT
-    flow = DLRAFlow(MatrixApproximation(X))
-    W = draw(100, 100, 5) @ draw(100, 5, 100, seed=1) / 100
-    y, step = flow.init_state(W, 5), bound(ProjectedRungeKutta(1), flow)
     manifold = FixedRankEmbedded(100, 100, 5)
+    U, S = y[:2]
+    V = y[2] if len(y) == 3 else U
     points = [
-        type(manifold.random_point())(U.numpy(), S.diagonal().numpy(), V.mT.numpy())
-        for U, S, V in zip(*y, strict=True)
+        type(manifold.random_point())(*(np.ascontiguousarray(part) for part in parts))
+        for parts in zip(U.numpy(), S.diagonal(dim1=-2, dim2=-1).numpy(), V.mT.numpy(), strict=True)
     ]
     target = X.numpy()
 
@@ -139,16 +165,63 @@ def rgd_pymanopt() -> float:
             rgrad = manifold.euclidean_to_riemannian_gradient(point, partials)
             manifold.retraction(point, rgrad * -0.2)
 
-    return ratio(lambda: step(0.0, y, 0.2), loop, 7)
+    return loop
+
+
+@line("rgd-pymanopt", "times faster", at_least=12)
+def rgd_pymanopt() -> float:
+    """A Riemannian gradient step of 100 starts, n = 100, r = 5, general matrices: Pymanopt's loop.
+
+    Per trajectory: gradient of ½‖Z − X‖² in factors, projection, retraction.
+    """
+    X, y, step = rgd_case(DLRAFlow)
+    return ratio(step, pymanopt_loop(X, y), 15)
+
+
+@line("rgd-psd-pymanopt", "times faster", at_least=12)
+def rgd_psd_pymanopt() -> float:
+    """The same on semidefinite matrices, as in HLZ §5, which need one factor instead of two."""
+    X, y, step = rgd_case(PSDDLRAFlow)
+    return ratio(step, pymanopt_loop(X, y), 15)
+
+
+def rgd_limit(kind: type[DLRAFlow]) -> float:
+    """The time of a step over the least one that its flops and bytes allow.
+
+    Flops are those of XV (and XᵀU) and of five more products with n×r matrices for each factor, at
+    torch.mm's rate for 100×100 times 100×500; bytes those of reading and writing the factors, at
+    the rate of a copy. Both are measured in turns with the step.
+    """
+    n, r, repeats = 100, 5, 100
+    factors = 2 if kind is DLRAFlow else 1
+    X, _, step = rgd_case(kind)
+    columns, source = draw(n, repeats * r), draw(factors, repeats, n, r)
+    flops = factors * repeats * (n * n * r + 5 * n * r * r)
+    share = flops / (n * n * repeats * r)  # of the flops of the one product that is timed
+    products = 1 / ratio(step, lambda: torch.mm(X, columns), 31) / share
+    copies = 1 / ratio(step, source.clone, 31)
+    return min(products, copies)
+
+
+@line("rgd-bound", "times its limit")
+def rgd_bound() -> float:
+    """The step of rgd-pymanopt over the bound that its flops and bytes set."""
+    return rgd_limit(DLRAFlow)
+
+
+@line("rgd-psd-bound", "times its limit")
+def rgd_psd_bound() -> float:
+    """The step of rgd-psd-pymanopt over the bound that its flops and bytes set."""
+    return rgd_limit(PSDDLRAFlow)
 
 
 @line("tiny-rk4", "steps/s", at_least=1e6)
 def tiny_rk4() -> float:
     """RK4 steps per second of N = 3, d = 4 networks in a batch of 10⁴."""
     flow = LayerFlow(gaussian_autoencoder(4, 12))
-    y = tuple(0.3 * draw(10_000, 4, 4, seed=j) for j in range(3))
-    step = RK4().step
-    return 10_000 / seconds(lambda: step(flow.velocity, 0.0, y, 1e-2), 10)
+    y = flow.init_state([0.3 * draw(10_000, 4, 4, seed=j) for j in range(3)])
+    step = bound(RK4(), flow)  # a step of deeplin.solve
+    return 10_000 / seconds(lambda: step(0.0, y, 1e-2), 30)
 
 
 def stiff_case(repeats: int | None):

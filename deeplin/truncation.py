@@ -1,0 +1,157 @@
+"""The nearest matrix of rank r to a point of M_r plus a tangent vector, in factors."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from deeplin.linalg import tall_times
+
+__all__ = ["psd_tangent_step", "tangent_step"]
+
+# After so many iterations the decomposition of the 2r×2r core costs less than to go on.
+_ITERATIONS = 16
+# The largest ‖Y‖²_F for which the new basis is orthonormal to a few units of round-off.
+_STEEP = 10.0
+
+
+def tangent_step(
+    U: Float[Tensor, "*batch m r"],
+    T: Float[Tensor, "*batch r r"],
+    V: Float[Tensor, "*batch n r"],
+    Up: Float[Tensor, "*batch m r"],
+    Vp: Float[Tensor, "*batch n r"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(U', S', V'): the nearest matrix of rank r to UTVᵀ + U_pVᵀ + UV_pᵀ.
+
+    U, V orthonormal, U_p ⟂ U, V_p ⟂ V. The dominant singular subspaces are sought as
+    U + U_pH_V^{-1} and V + V_pH_U^{-1}, where H_V = T + V_pᵀV_p H_U^{-1} and
+    H_U = Tᵀ + U_pᵀU_p H_V^{-1}, by iterating these two equations: r×r solves only, subspace
+    iteration in disguise, so that it converges to the dominant subspaces, at the rate
+    (σ_{r+1}/σ_r)². What has not converged, is not proved dominant, or is too steep for an
+    orthonormal basis by one Cholesky factor goes through QR and SVD, matrix by matrix.
+
+    Source: the nearest matrix is HLZ Definition 2.3; the iteration is ours.
+    Shapes: U', V' as U, V with orthonormal columns; S' (*batch, r, r), not diagonal.
+    Cost: six products of an m×r (n×r) matrix with r columns.
+    Accuracy: round-off relative to ‖T‖ + ‖U_p‖ + ‖V_p‖.
+    """
+    Q_U, Q_V = Up.mT @ Up, Vp.mT @ Vp
+    H_V, H_U, converged = T, T.mT, _never(T)
+    for i in range(_ITERATIONS):
+        H_U = T.mT + _right_solve(Q_U, H_V)
+        previous, H_V = H_V, T + _right_solve(Q_V, H_U)
+        if i % 2:
+            converged = _settled(H_V - previous, T)
+            if bool(converged.all()):
+                break
+    Z_U, Z_V = _inverse(H_V), _inverse(H_U)
+    Y_U, Y_V = Z_U.mT @ Q_U @ Z_U, Z_V.mT @ Q_V @ Z_V  # YᵀY
+    L_U, L_V = _root(Y_U), _root(Y_V)
+    new_U, new_V = _based(U, Up, Z_U, L_U), _based(V, Vp, Z_V, L_V)
+    S = torch.linalg.solve_triangular(L_V, (L_U.mT @ H_V).mT, upper=False).mT
+    # Dominant: the rest of the core, −Y_U H_Uᵀ(I + Y_VᵀY_V)Y_Vᵀ and smaller, is below σ_r(S').
+    t_U, t_V = _trace(Y_U), _trace(Y_V)
+    rest = (t_U * t_V).sqrt() * torch.linalg.matrix_norm(H_U) * (1 + t_V)
+    dominant = rest * torch.linalg.matrix_norm(_inverse(S)) < 1
+    fine = converged & dominant & (t_U < _STEEP) & (t_V < _STEEP)
+    if not bool(fine.all()):
+        rare = ~fine
+        new_U[rare], S[rare], new_V[rare] = _by_svd(*(A[rare] for A in (U, T, V, Up, Vp)))
+    return new_U, S, new_V
+
+
+def psd_tangent_step(
+    U: Float[Tensor, "*batch n r"], T: Float[Tensor, "*batch r r"], Up: Float[Tensor, "*batch n r"]
+) -> tuple[Tensor, Tensor]:
+    """(U', S'): the nearest semidefinite matrix of rank r to UTUᵀ + U_pUᵀ + UU_pᵀ.
+
+    As `tangent_step`, with H = T + U_pᵀU_p H^{-1}. The core [[T, R^T], [R, 0]] has at most r
+    positive eigenvalues, so that a positive definite S' proves that they are the r largest.
+
+    Source: HLZ §5, where the r largest *algebraic* eigenvalues are kept; the iteration is ours.
+    Shapes: U' as U with orthonormal columns; S' (*batch, r, r) symmetric, not diagonal.
+    Cost: three products of an n×r matrix with r columns, and r×r solves.
+    Accuracy: round-off relative to ‖T‖ + ‖U_p‖.
+    """
+    Q = Up.mT @ Up
+    H, converged = T, _never(T)
+    for i in range(_ITERATIONS):
+        previous, H = H, T + _right_solve(Q, H)
+        if i % 2:
+            converged = _settled(H - previous, T)
+            if bool(converged.all()):
+                break
+    Z = _inverse(H)
+    Y = Z.mT @ Q @ Z
+    L = _root(Y)
+    new_U = _based(U, Up, Z, L)
+    S = torch.linalg.solve_triangular(L, (L.mT @ H).mT, upper=False).mT
+    S = 0.5 * (S + S.mT)
+    positive = torch.linalg.cholesky_ex(S).info == 0
+    fine = converged & positive & (_trace(Y) < _STEEP)
+    if not bool(fine.all()):
+        rare = ~fine
+        new_U[rare], S[rare] = _by_eigh(U[rare], T[rare], Up[rare])
+    return new_U, S
+
+
+def _right_solve(A: Tensor, H: Tensor) -> Tensor:
+    """A H^{-1}; whatever it is for a singular H, that is no convergence."""
+    return torch.linalg.solve_ex(H.mT, A.mT).result.mT
+
+
+def _inverse(H: Tensor) -> Tensor:
+    return torch.linalg.inv_ex(H).inverse
+
+
+def _settled(change: Tensor, T: Tensor) -> Bool[Tensor, "*batch"]:
+    """Whether a change of H is round-off against T; never for NaN."""
+    limit = 4 * torch.finfo(T.dtype).eps
+    return change.abs().amax((-2, -1)) <= limit * T.abs().amax((-2, -1))
+
+
+def _never(T: Tensor) -> Bool[Tensor, "*batch"]:
+    return torch.zeros(T.shape[:-2], dtype=torch.bool, device=T.device)
+
+
+def _root(Y: Tensor) -> Tensor:
+    """The Cholesky factor of I + YᵀY, from YᵀY."""
+    eye = torch.eye(Y.shape[-1], dtype=Y.dtype, device=Y.device)
+    return torch.linalg.cholesky_ex(eye + 0.5 * (Y + Y.mT)).L
+
+
+def _trace(Y: Tensor) -> Tensor:
+    return Y.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _based(U: Tensor, Up: Tensor, Z: Tensor, L: Tensor) -> Tensor:
+    """(U + U_pZ)L^{-T}, orthonormal."""
+    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    W = torch.linalg.solve_triangular(L, eye, upper=False).mT
+    return tall_times(tall_times(Up, Z).add_(U), W)
+
+
+def _core(T: Tensor, R_left: Tensor, R_right: Tensor) -> Tensor:
+    eye = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device).expand_as(T)
+    core = torch.cat([torch.cat([T, eye], -1), torch.cat([eye, torch.zeros_like(T)], -1)], -2)
+    return R_left @ core @ R_right.mT
+
+
+def _by_svd(
+    U: Tensor, T: Tensor, V: Tensor, Up: Tensor, Vp: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    r = T.shape[-1]
+    Q_L, R_L = torch.linalg.qr(torch.cat([U, Up], -1))
+    Q_R, R_R = torch.linalg.qr(torch.cat([V, Vp], -1))
+    P, s, Qh = torch.linalg.svd(_core(T, R_L, R_R), full_matrices=False)
+    return Q_L @ P[..., :r], torch.diag_embed(s[..., :r]), Q_R @ Qh[..., :r, :].mT
+
+
+def _by_eigh(U: Tensor, T: Tensor, Up: Tensor) -> tuple[Tensor, Tensor]:
+    r = T.shape[-1]
+    Q, R = torch.linalg.qr(torch.cat([U, Up], -1))
+    core = _core(T, R, R)
+    values, vectors = torch.linalg.eigh(0.5 * (core + core.mT))
+    return Q @ vectors[..., -r:].flip(-1), torch.diag_embed(values[..., -r:].flip(-1))

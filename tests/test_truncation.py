@@ -1,0 +1,119 @@
+"""Tangent steps on M_r by r×r solves, against dense decompositions."""
+
+import math
+
+import pytest
+import torch
+
+from deeplin.truncation import psd_tangent_step, tangent_step
+
+F64 = torch.float64
+
+
+def orthonormal(A):
+    return torch.linalg.qr(A).Q
+
+
+def perpendicular(U, A):
+    A = A - U @ (U.mT @ A)
+    return A - U @ (U.mT @ A)
+
+
+def nearest(W, r):
+    U, s, Vh = torch.linalg.svd(W, full_matrices=False)
+    return (U[..., :r] * s[..., None, :r]) @ Vh[..., :r, :]
+
+
+def nearest_psd(W, r):
+    values, vectors = torch.linalg.eigh(W)
+    return (vectors[..., -r:] * values[..., None, -r:]) @ vectors[..., -r:].mT
+
+
+def is_orthonormal(U):
+    eye = torch.eye(U.shape[-1], dtype=U.dtype)
+    return float((U.mT @ U - eye).abs().max()) < 1e-13
+
+
+# How long the normal parts are against σ: a converged step, a usual one, one that turns the spaces.
+SIZES = [0.0, 1e-9, 1e-2, 0.3, 1.0, 30.0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("m", "n", "r"), [(7, 9, 3), (9, 6, 2), (5, 5, 1)])
+@pytest.mark.parametrize("batch", [(), (40,), (2, 3)])
+def test_general_step_is_the_nearest_matrix(randn, size, m, n, r, batch):
+    U, V = orthonormal(randn(*batch, m, r)), orthonormal(randn(*batch, n, r))
+    T = randn(*batch, r, r) + torch.eye(r, dtype=F64)
+    Up, Vp = (size * perpendicular(A, randn(*A.shape)) for A in (U, V))
+    new_U, S, new_V = tangent_step(U, T, V, Up, Vp)
+    W = U @ T @ V.mT + Up @ V.mT + U @ Vp.mT
+    assert is_orthonormal(new_U)
+    assert is_orthonormal(new_V)
+    s = torch.linalg.svdvals(W)
+    # Where σ_r = σ_{r+1} nearly, the nearest matrix itself is undetermined: compare distances.
+    distance = torch.linalg.matrix_norm(W - new_U @ S @ new_V.mT)
+    least = s[..., r:].square().sum(-1).sqrt()
+    assert float((distance - least).max()) < 1e-13 * float(s.max())
+    clear = (s[..., r - 1] - s[..., r]) > 1e-2 * s[..., 0] if s.shape[-1] > r else s[..., 0] > 0
+    error = torch.linalg.matrix_norm(new_U @ S @ new_V.mT - nearest(W, r))
+    assert float(torch.where(clear, error, 0.0).max()) < 1e-12 * float(s.max())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("n", "r"), [(8, 3), (6, 1)])
+@pytest.mark.parametrize("batch", [(), (40,), (2, 3)])
+def test_semidefinite_step_is_the_nearest_semidefinite_matrix(randn, size, n, r, batch):
+    U, H = orthonormal(randn(*batch, n, r)), randn(*batch, r, r)
+    T = H @ H.mT + 0.1 * torch.eye(r, dtype=F64)
+    Up = size * perpendicular(U, randn(*U.shape))
+    new_U, S = psd_tangent_step(U, T, Up)
+    W = U @ T @ U.mT + Up @ U.mT + U @ Up.mT
+    assert is_orthonormal(new_U)
+    assert float(torch.linalg.eigvalsh(S).min()) > 0
+    torch.testing.assert_close(S, S.mT, rtol=0, atol=0)
+    error = torch.linalg.matrix_norm(new_U @ S @ new_U.mT - nearest_psd(W, r))
+    assert float(error.max()) < 1e-12 * float(torch.linalg.matrix_norm(W).max())
+
+
+@pytest.mark.parametrize("smallest", [1e-3, 1e-9, 1e-14])
+@pytest.mark.parametrize("nearly", [1.0, 1e-8, 0.0])
+def test_small_singular_values_and_dependent_columns(randn, smallest, nearly):
+    """σ_r of T down to round-off, columns of U_p equal up to `nearly`, in one batch with others."""
+    U, V = orthonormal(randn(6, 9, 3)), orthonormal(randn(6, 8, 3))
+    s = torch.tensor([1.0, 0.5, smallest], dtype=F64)
+    T = torch.diag(s).repeat(6, 1, 1)
+    T[3:] = torch.diag(torch.tensor([1.0, 0.7, 0.5], dtype=F64))
+    Up, Vp = 0.1 * perpendicular(U, randn(6, 9, 3)), 0.1 * perpendicular(V, randn(6, 8, 3))
+    Up[..., 2] = Up[..., 1] + nearly * Up[..., 2]
+    new_U, S, new_V = tangent_step(U, T, V, Up, Vp)
+    W = U @ T @ V.mT + Up @ V.mT + U @ Vp.mT
+    assert is_orthonormal(new_U)
+    assert is_orthonormal(new_V)
+    torch.testing.assert_close(new_U @ S @ new_V.mT, nearest(W, 3), rtol=0, atol=2e-13)
+    new_U, S = psd_tangent_step(U, T, Up)
+    W = U @ T @ U.mT + Up @ U.mT + U @ Up.mT
+    assert is_orthonormal(new_U)
+    torch.testing.assert_close(new_U @ S @ new_U.mT, nearest_psd(W, 3), rtol=0, atol=2e-13)
+
+
+def test_rotated_spaces_are_found(randn):
+    """U_p, V_p so long that the dominant spaces are no longer near the old: |Y| is large."""
+    U, V = torch.eye(6, 2, dtype=F64), torch.eye(5, 2, dtype=F64)
+    T = torch.diag(torch.tensor([1.0, 1e-3], dtype=F64))
+    Up, Vp = torch.zeros(6, 2, dtype=F64), torch.zeros(5, 2, dtype=F64)
+    Up[3, 1] = 0.5  # makes e_4 e_2ᵀ larger than the second singular value
+    new_U, S, new_V = tangent_step(U, T, V, Up, Vp)
+    W = U @ T @ V.mT + Up @ V.mT + U @ Vp.mT
+    torch.testing.assert_close(new_U @ S @ new_V.mT, nearest(W, 2), rtol=0, atol=1e-14)
+    assert math.isclose(float(torch.linalg.svdvals(S)[1]), math.hypot(0.5, 1e-3), rel_tol=1e-12)
+
+
+def test_indefinite_core_falls_to_the_largest_algebraic_eigenvalues(randn):
+    """T may be indefinite after a long step: the r largest eigenvalues by sign, not by size."""
+    U = orthonormal(randn(7, 2))
+    T = torch.diag(torch.tensor([1.0, -2.0], dtype=F64))
+    Up = 0.3 * perpendicular(U, randn(7, 2))
+    new_U, S = psd_tangent_step(U, T, Up)
+    W = U @ T @ U.mT + Up @ U.mT + U @ Up.mT
+    torch.testing.assert_close(new_U @ S @ new_U.mT, nearest_psd(W, 2), rtol=0, atol=1e-13)
+    assert is_orthonormal(new_U)
