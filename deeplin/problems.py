@@ -152,6 +152,12 @@ class LeastSquares:
 
         Cost: the products of C and B with k columns. Accuracy: eps·(‖WC‖ + ‖B‖), absolute.
         """
+        if s.shape[-1] == 1:  # rows times matrices: one product, where a batch of columns is many
+            u, v = U[..., 0], V[..., 0]
+            Cv = v @ self.C
+            Bv, Btu = (Cv, u @ self.C) if self.is_autoencoder else (v @ self.B.mT, u @ self.B)
+            Gv = torch.addcmul(-Bv, u, s * (v * Cv).sum(-1, keepdim=True))
+            return Gv[..., None], (Cv * s - Btu)[..., None]
         CV = self.C @ V
         BV, BtU = (CV, self.C @ U) if self.is_autoencoder else (self.B @ V, self.B.mT @ U)
         return U @ (s[..., :, None] * (V.mT @ CV)) - BV, CV * s[..., None, :] - BtU
