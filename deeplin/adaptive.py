@@ -17,7 +17,7 @@ _LEAST, _MOST, _SAFETY, _MEMORY = 0.2, 10.0, 0.9, 0.2
 
 
 class AdaptiveStepper:
-    """Steps of an `ErrorControlled` method; every trajectory of a batch keeps its own time and step.
+    """An `ErrorControlled` method in which every trajectory of a batch keeps its own time and step.
 
     The method is Dormand–Prince 5(4) unless given: `chebyshev.RKC` or `rosenbrock.Rosenbrock` for
     stiff flows.

@@ -260,8 +260,13 @@ class Packing:
         self.dims = dims
 
     def packed(self, y: State) -> Tensor:
-        return torch.cat([part.reshape(*part.shape[: part.ndim - len(shape)], -1)
-                          for part, shape in zip(y, self.shapes, strict=True)], -1)
+        return torch.cat(
+            [
+                part.reshape(*part.shape[: part.ndim - len(shape)], -1)
+                for part, shape in zip(y, self.shapes, strict=True)
+            ],
+            -1,
+        )
 
     def unpacked(self, vector: Tensor) -> State:
         """Views of the vector; dimensions before the last are all batch."""

@@ -190,7 +190,6 @@ def jacobian(
     Cost: the field on batches of D + 1 states per trajectory, in pieces of about 2²² entries.
     Accuracy: eps^{1/2}, relative to the norm.
     """
-    D = y.shape[-1]
     steps = torch.finfo(y.dtype).eps ** 0.5 * scales
     states = torch.cat([y[..., None, :], y[..., None, :] + torch.diag_embed(steps)], -2)
     pieces = states.split(max(1, _PIECE // y.numel()), -2)

@@ -165,7 +165,7 @@ def test_dense_output_has_order_four():
     y0 = (torch.tensor([0.0, 1.0], dtype=F64),)
     method, errors = DormandPrince(), []
     for h in (0.4, 0.2, 0.1):
-        _, _, stages = method.stages(Oscillator().velocity, 0.0, y0, torch.tensor(h, dtype=F64))
+        _, _, stages = method.stages(Oscillator(), 0.0, y0, torch.tensor(h, dtype=F64))
         (middle,) = method.dense(
             y0, torch.tensor(h, dtype=F64), stages, torch.tensor(0.37, dtype=F64)
         )

@@ -68,7 +68,7 @@ class EndToEndFlow:
         """(U̇, ℓ̇, V̇) at factors U, V of full column rank, orthonormal or not; autonomous."""
         if y[1].shape[-1] == 1 and not self.rescaled and math.isfinite(self.depth):
             return self._velocity_of_rank_one(y)
-        U, log_s, V, A, B = _orthonormal(y)
+        U, log_s, V, A, B = _orthonormal(y, spread=1e4)  # a derivative: 1e-12 of it is enough
         M_U, M_V = self._generators(U, log_s, V)
         U_dot, growth_U = _without_growth(y[0], -(M_U @ A))
         V_dot, growth_V = _without_growth(y[2], -(M_V @ B))
@@ -224,7 +224,7 @@ def low_rank_factors(W: Float[Tensor, "*batch m n"], rank: int | None) -> Factor
     return U[..., :k].contiguous(), s[..., :k].contiguous(), Vh[..., :k, :].mT.contiguous()
 
 
-def _orthonormal(y: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _orthonormal(y: Factors, spread: float = 1e2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(U, log σ, V, A, B): the SVD UΣVᵀ of the product of the factors y = (UA, ℓ, VB)."""
     left, log_s, right = y
     if log_s.shape[-1] == 1:
@@ -235,7 +235,7 @@ def _orthonormal(y: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if bool(failed.any()):
         L = torch.where(failed[..., None, None] > 0, math.nan, L)
     R = L.mT
-    P, log_sigma, Q = graded_svd(R[0], log_s, R[1])
+    P, log_sigma, Q = graded_svd(R[0], log_s, R[1], spread=spread)
     PQ = torch.stack([P, Q])
     T = torch.linalg.solve_triangular(R, PQ, upper=True)
     A = PQ.mT @ R
