@@ -129,7 +129,7 @@ class AdaptiveStepper:
         if self.integrator.reuses_last_stage and self._normalised is None and self._fresh:
             k1 = None if self._stages is None else self._stages[-1]
         end, error, stages = self.integrator.stages(self.flow, 0.0, y, h, k1)
-        ratio = self._ratio(error, y, end)
+        ratio = self._ratio(error, y, end, length)
         settled = end if self._normalised is None else self._normalised(end, y)
         finite = torch.isfinite(ratio)
         for part in settled:
@@ -157,16 +157,22 @@ class AdaptiveStepper:
 
     _fresh = False  # whether the last stage of the last step is the first of the next
 
-    def _ratio(self, error: State, y: State, end: State) -> Tensor:
+    def _ratio(self, error: State, y: State, end: State, length: Tensor) -> Tensor:
         """The largest ‖error‖/(atol + rtol‖y‖) over the tensors of the state, by trajectory."""
         dims = self._times.ndim
         worst = torch.zeros_like(self._times)
+        moved = sum(
+            (b - a).flatten(dims).double().square().sum(-1) for a, b in zip(y, end, strict=True)
+        )
+        motion = torch.as_tensor(moved).sqrt()
         for i, (e, a, b) in enumerate(zip(error, y, end, strict=True)):
             norms = [v.flatten(dims).norm(dim=-1).double() for v in (e, a, b)]
             size = torch.maximum(norms[1], norms[2])
             if i in self._logarithmic:
                 size = torch.ones_like(size)
-            worst = torch.maximum(worst, norms[0] / (self.atol + self.rtol * size))
+            allowed = self.atol + self.rtol * size
+            allowed = self.integrator.tolerated(allowed, size, motion, length)
+            worst = torch.maximum(worst, norms[0] / allowed)
         return worst
 
     def _first_step(self, like: Tensor) -> Tensor:

@@ -96,6 +96,10 @@ class ErrorControlled:
         """The steps dt, cut to what the method can take."""
         return dt
 
+    def tolerated(self, allowed: Tensor, size: Tensor, motion: Tensor, dt: Tensor) -> Tensor:
+        """The error allowed to a part of norm `size` when the state moves by `motion` in dt."""
+        return allowed
+
     def judged(self, accepted: Tensor, active: Tensor) -> None:
         """Told after every attempt whose step was accepted."""
 

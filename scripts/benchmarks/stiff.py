@@ -7,6 +7,9 @@ torchdiffeq and of torchode on the layers, with the layers' velocity of deeplin.
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 
 from benchmarks import line, ratio
@@ -31,7 +34,7 @@ def case(repeats: int | None):
     return flow, layers, product, product.init_state(flow.end_to_end(layers), 1)
 
 
-def ours(product: EndToEndFlow, y, t1: float = END) -> torch.Tensor:
+def ours(product: Any, y, t1: float = END) -> torch.Tensor:
     """W(t1)."""
     options = {"rtol": TOLERANCE, "atol": TOLERANCE, "integrator": Rosenbrock()}
     return product.end_to_end(solve(product, y, t1, **options).y[-1])
@@ -46,8 +49,7 @@ def of_torchdiffeq(flow: LayerFlow, layers, t1: float = END) -> torch.Tensor:
 
 
 def of_torchode(flow: LayerFlow, layers, t1: float = END) -> torch.Tensor:
-    import torchode  # pyright: ignore[reportMissingImports]
-
+    torchode: Any = importlib.import_module("torchode")
     batched = tuple(W_j if W_j.ndim == 3 else W_j[None] for W_j in layers)
     packing = Packing(batched, 1)
     y0 = packing.packed(batched)
