@@ -8,11 +8,13 @@ torchdiffeq and of torchode on the layers, with the layers' velocity of deeplin.
 from __future__ import annotations
 
 import importlib
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks import line, ratio
+from benchmarks import line
 from benchmarks.flows import gaussian_autoencoder
 from deeplin import DeepLinear, init, solve
 from deeplin.flows import EndToEndFlow, LayerFlow
@@ -67,9 +69,17 @@ def of_torchode(flow: LayerFlow, layers, t1: float = END) -> torch.Tensor:
     return flow.end_to_end(packing.unpacked(solution.ys[:, -1]))
 
 
-def against(peer, repeats: int | None) -> float:
+def against(peer: Callable[..., torch.Tensor], repeats: int | None) -> float:
+    """The peer's time over the mean of ours before and after it: a minute would not repeat well."""
     flow, layers, product, y = case(repeats)
-    return ratio(lambda: ours(product, y), lambda: peer(flow, layers), 1)
+    ours(product, y, 0.1), peer(flow, layers, 0.1)  # warm up
+    times = []
+    for run in (lambda: ours(product, y), lambda: peer(flow, layers), lambda: ours(product, y)):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    before, theirs, after = times
+    return 2 * theirs / (before + after)
 
 
 @line("stiff-one", "times faster", at_least=10)
