@@ -22,8 +22,9 @@ class AdaptiveStepper:
     The method is Dormand–Prince 5(4) unless given: `chebyshev.RKC` or `rosenbrock.Rosenbrock` for
     stiff flows.
 
-    A step is accepted when, for each tensor of the state, ‖error‖_F <= atol + rtol·‖y‖_F; the next
-    one follows by a PI controller. For tensors of logarithms (`flow.logarithmic_parts`) ‖y‖ counts
+    A step is accepted when, for each tensor of the state, ‖error‖_F <= atol + rtol·‖y‖_F (and,
+    if the method has a `motion_tol`, what it tolerates of the step's own motion); the next one
+    follows by a PI controller. For tensors of logarithms (`flow.logarithmic_parts`) ‖y‖ counts
     as 1: their errors are relative already. Trajectories run freely past the asked times, whose
     states come from the dense output: a step is never cut short to meet a time.
 
@@ -161,17 +162,18 @@ class AdaptiveStepper:
         """The largest ‖error‖/(atol + rtol‖y‖) over the tensors of the state, by trajectory."""
         dims = self._times.ndim
         worst = torch.zeros_like(self._times)
-        moved = sum(
-            (b - a).flatten(dims).double().square().sum(-1) for a, b in zip(y, end, strict=True)
-        )
-        motion = torch.as_tensor(moved).sqrt()
+        motion = worst
+        if self.integrator.motion_tol:
+            parts = [(b - a).flatten(dims).double() for a, b in zip(y, end, strict=True)]
+            motion = torch.linalg.vector_norm(torch.cat(parts, -1), dim=-1)
         for i, (e, a, b) in enumerate(zip(error, y, end, strict=True)):
             norms = [v.flatten(dims).norm(dim=-1).double() for v in (e, a, b)]
             size = torch.maximum(norms[1], norms[2])
             if i in self._logarithmic:
                 size = torch.ones_like(size)
             allowed = self.atol + self.rtol * size
-            allowed = self.integrator.tolerated(allowed, size, motion, length)
+            if self.integrator.motion_tol:
+                allowed = self.integrator.tolerated(allowed, size, motion, length)
             worst = torch.maximum(worst, norms[0] / allowed)
         return worst
 

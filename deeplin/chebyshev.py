@@ -25,8 +25,8 @@ class RKC(ErrorControlled):
     Y_1 = Y_0 + (w_1/w_0) hF_0,
     Y_j = Y_0 + μ_j(Y_{j−1} − Y_0) + ν_j(Y_{j−2} − Y_0) + m_j h(F_{j−1} − a_{j−1}F_0),
     μ_j = 2w_0 b_j/b_{j−1}, ν_j = −b_j/b_{j−2}, m_j = 2w_1 b_j/b_{j−1}. They are stable for
-    hρ ≤ about 0.65 s², ρ the spectral radius of the field's derivative, so that a time T costs
-    about T·(1.54 ρ/h)^{1/2} fields where other explicit methods take ρT of them. No matrix is
+    hρ ≤ about 0.65 s², ρ the spectral radius of the field's derivative, so that a time T takes
+    about T·(1.54 ρ/h)^{1/2} fields where other explicit methods take some ρT. No matrix is
     formed. Gradient flows have such spectra near an optimum. ρ comes from a power iteration on
     differences of the field, 1.2 times its value, renewed every 25 steps and after a rejected one.
 
@@ -94,16 +94,16 @@ class RKC(ErrorControlled):
         return torch.minimum(dt, longest / (1.54 * self.memory["radius"].clamp(min=1e-300)))
 
     def tolerated(self, allowed: Tensor, size: Tensor, motion: Tensor, dt: Tensor) -> Tensor:
-        if self.memory is None or not self.motion_tol:
+        if self.memory is None:
             return allowed
-        # The estimate itself is known to eps·hF, and F to eps·ρ.
+        # F is known to eps·ρ‖y‖, and so the estimate to h times that.
         eps = torch.finfo(self.memory["vector"].dtype).eps
         noise = 4 * eps * size * dt * self.memory["radius"].double()
         return torch.minimum(allowed, torch.maximum(self.motion_tol * motion, noise))
 
     def judged(self, accepted: Tensor, active: Tensor) -> None:
         if self.memory is not None and bool((active & ~accepted).any()):
-            self.memory["age"] = self._renewal
+            self.memory = {**self.memory, "age": self._renewal}
 
     def _number(self, z: Tensor) -> int:
         """The least s >= 2 that is stable for all of z = hρ."""
@@ -140,7 +140,7 @@ class RKC(ErrorControlled):
                 if not bool((moved[..., 0] & active).any()):
                     break
             last = radius
-        radius = 1.2 * radius[..., 0]
+        radius = 1.2 * radius[..., 0].nan_to_num(0.0, 0.0)  # 0 where the field is not finite
         self.memory = {"radius": radius, "vector": vector, "age": 1}
         return radius
 

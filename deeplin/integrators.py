@@ -73,13 +73,15 @@ class ErrorControlled:
 
     `error_order` is q where the estimate of a step's error is O(h^q). Where
     `reuses_last_stage`, the last of the stages is the field at the end of the step, and the first
-    of the next. `memory` is what the method carries from step to step, for checkpoints.
+    of the next. With a `motion_tol` the error is held below what `tolerated` says, too. `memory`
+    is what the method carries from step to step, for checkpoints.
     """
 
     order: int
     error_order: int
     stability_limit = math.inf
     reuses_last_stage = False
+    motion_tol = 0.0
     memory: dict[str, Any] | None = None
 
     def stages(

@@ -72,7 +72,8 @@ def of_torchode(flow: LayerFlow, layers, t1: float = END) -> torch.Tensor:
 def against(peer: Callable[..., torch.Tensor], repeats: int | None) -> float:
     """The peer's time over the mean of ours before and after it: a minute would not repeat well."""
     flow, layers, product, y = case(repeats)
-    ours(product, y, 0.1), peer(flow, layers, 0.1)  # warm up
+    ours(product, y, 0.1)  # warm up
+    peer(flow, layers, 0.1)
     times = []
     for run in (lambda: ours(product, y), lambda: peer(flow, layers), lambda: ours(product, y)):
         start = time.perf_counter()
