@@ -181,7 +181,7 @@ def test_unbalanced_layers(randn):
         y = deeplin.solve(flow, y0, 5.0, rtol=1e-5, integrator=integrator).y[-1]
         for a, b in zip(y, reference, strict=True):
             assert float((a - b).norm()) < 3e-4 * float(b.norm())
-        assert flow.count < explicit / 5
+        assert flow.count < explicit / 3
         flow.count = 0
 
 
@@ -237,7 +237,7 @@ def test_without_tolerance_or_step_the_tolerance_is_1e_6(randn):
 def test_rkc_cuts_steps_that_need_too_many_stages():
     flow = Counted(Linear(torch.diag(torch.tensor([-1e4, -1e-3], dtype=F64))))
     y0 = (torch.tensor([0.0, 1.0], dtype=F64),)
-    solution = deeplin.solve(flow, y0, 5.0, rtol=1e-3, integrator=RKC(max_stages=30))
+    solution = deeplin.solve(flow, y0, 10.0, rtol=1e-3, integrator=RKC(max_stages=30))
     assert float(solution.y[-1][0][1]) == pytest.approx(math.exp(-1e-2), abs=1e-6)
     assert flow.count > 10.0 * 1.54e4 / 30**2 * 29
 
