@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deeplin.integrators import DormandPrince, State
+from deeplin.integrators import DormandPrince, ErrorControlled, State, batch_shape
 
 __all__ = ["AdaptiveStepper"]
 
-_LEAST, _MOST, _SAFETY, _MEMORY = 0.2, 10.0, 0.9, 0.04
+_LEAST, _MOST, _SAFETY, _MEMORY = 0.2, 10.0, 0.9, 0.2
 
 
 class AdaptiveStepper:
-    """Dormand–Prince 5(4) in which every trajectory of a batch keeps its own time and step.
+    """An `ErrorControlled` method in which every trajectory of a batch keeps its own time and step.
 
-    A step is accepted when, for each tensor of the state, ‖error‖_F <= atol + rtol·‖y‖_F; the next
-    one follows by a PI controller. For tensors of logarithms (`flow.logarithmic_parts`) ‖y‖ counts
+    The method is Dormand–Prince 5(4) unless given: `chebyshev.RKC` or `rosenbrock.Rosenbrock` for
+    stiff flows.
+
+    A step is accepted when, for each tensor of the state, ‖error‖_F <= atol + rtol·‖y‖_F (and,
+    if the method has a `motion_tol`, what it tolerates of the step's own motion); the next one
+    follows by a PI controller. For tensors of logarithms (`flow.logarithmic_parts`) ‖y‖ counts
     as 1: their errors are relative already. Trajectories run freely past the asked times, whose
-    states come from the dense output, of order 4: a step is never cut short to meet a time.
+    states come from the dense output: a step is never cut short to meet a time.
 
     Why our own: torchdiffeq's dopri5 controls one norm of the whole batch, so that the fastest
     trajectory sets everybody's step and hides behind everybody's error; torchode controls each,
@@ -47,7 +52,7 @@ class AdaptiveStepper:
         rtol: float = 1e-6,
         atol: float = 1e-9,
         dt: float = math.inf,
-        integrator: DormandPrince | None = None,
+        integrator: ErrorControlled | None = None,
     ):
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not 0 <= value < math.inf or max(rtol, atol) == 0:
@@ -55,12 +60,12 @@ class AdaptiveStepper:
         if not dt > 0:
             raise ValueError(f"dt must be positive; got {dt}.")
         self.flow, self.rtol, self.atol, self.dt = flow, rtol, atol, dt
-        self.integrator = DormandPrince() if integrator is None else integrator
+        # A copy: what a method remembers belongs to this run.
+        self.integrator = DormandPrince() if integrator is None else copy.copy(integrator)
         self.t, self.step, self.state = 0.0, 0, tuple(y0)
         self._normalised = getattr(flow, "normalised", None)
         self._logarithmic = getattr(flow, "logarithmic_parts", ())
-        shape = flow.end_to_end(self.state).shape[:-2] if hasattr(flow, "end_to_end") else ()
-        zero = y0[0].new_zeros(shape, dtype=torch.float64)
+        zero = y0[0].new_zeros(batch_shape(flow, self.state), dtype=torch.float64)
         self._times, self._ends = zero, self.state  # each trajectory's own time, and state then
         self._begins, self._spans, self._stages = self.state, zero, None
         self._h, self._memory = self._first_step(zero), torch.full_like(zero, 1e-4)
@@ -103,6 +108,7 @@ class AdaptiveStepper:
             "begins": list(self._begins),
             "stages": None if self._stages is None else [list(k) for k in self._stages],
             "clocks": [self._times, self._spans, self._h, self._memory, self.steps_taken],
+            "memory": self.integrator.memory,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -112,17 +118,19 @@ class AdaptiveStepper:
         stages = saved["stages"]
         self._stages = None if stages is None else [tuple(k) for k in stages]
         self._times, self._spans, self._h, self._memory, self.steps_taken = saved["clocks"]
+        self.integrator.memory = saved.get("memory")
 
     # -- one step ------------------------------------------------------------------------------
 
     def _attempt(self, active: Tensor) -> None:
         """One step of every active trajectory, kept where its error is within the tolerance."""
-        y, h = self._ends, self._h.to(self.state[0].dtype)
+        y, length = self._ends, self.integrator.limited(self._h)
+        h = torch.where(active, length, 0.0).to(y[0].dtype)
         k1 = None
-        if self._stages is not None and self._normalised is None and self._fresh:
-            k1 = self._stages[-1]
-        end, error, stages = self.integrator.stages(self.flow.velocity, 0.0, y, h, k1)
-        ratio = self._ratio(error, y, end)
+        if self.integrator.reuses_last_stage and self._normalised is None and self._fresh:
+            k1 = None if self._stages is None else self._stages[-1]
+        end, error, stages = self.integrator.stages(self.flow, 0.0, y, h, k1)
+        ratio = self._ratio(error, y, end, length)
         settled = end if self._normalised is None else self._normalised(end, y)
         finite = torch.isfinite(ratio)
         for part in settled:
@@ -130,34 +138,43 @@ class AdaptiveStepper:
         ratio = torch.where(finite, ratio.clamp(min=1e-10), math.inf)
         accepted = active & (ratio <= 1)
         self._fresh = bool(accepted.all())
-        growth = _SAFETY * ratio ** -(0.2 - 0.75 * _MEMORY) * self._memory**_MEMORY
+        q = self.integrator.error_order
+        growth = _SAFETY * ratio ** ((0.75 * _MEMORY - 1) / q) * self._memory ** (_MEMORY / q)
         growth = growth.clamp(_LEAST, _MOST)
         growth = torch.where(accepted, growth, growth.clamp(max=1.0))
         if self._fresh:
-            self._begins, self._ends, self._spans, self._stages = y, settled, self._h, stages
+            self._begins, self._ends, self._spans, self._stages = y, settled, length, stages
         else:
             old = stages if self._stages is None else self._stages
             self._stages = [self._chosen(accepted, a, b) for a, b in zip(stages, old, strict=True)]
             self._begins = self._chosen(accepted, y, self._begins)
             self._ends = self._chosen(accepted, settled, self._ends)
-            self._spans = torch.where(accepted, self._h, self._spans)
-        self._times = torch.where(accepted, self._times + self._h, self._times)
+            self._spans = torch.where(accepted, length, self._spans)
+        self._times = torch.where(accepted, self._times + length, self._times)
         self._memory = torch.where(accepted, ratio.clamp(min=1e-4), self._memory)
-        self._h = torch.where(active, self._h * growth, self._h)
+        self._h = torch.where(active, length * growth, self._h)
+        self.integrator.judged(accepted, active)
         self.steps_taken = self.steps_taken + accepted
 
     _fresh = False  # whether the last stage of the last step is the first of the next
 
-    def _ratio(self, error: State, y: State, end: State) -> Tensor:
+    def _ratio(self, error: State, y: State, end: State, length: Tensor) -> Tensor:
         """The largest ‖error‖/(atol + rtol‖y‖) over the tensors of the state, by trajectory."""
         dims = self._times.ndim
         worst = torch.zeros_like(self._times)
+        motion = worst
+        if self.integrator.motion_tol:
+            parts = [(b - a).flatten(dims).double() for a, b in zip(y, end, strict=True)]
+            motion = torch.linalg.vector_norm(torch.cat(parts, -1), dim=-1)
         for i, (e, a, b) in enumerate(zip(error, y, end, strict=True)):
             norms = [v.flatten(dims).norm(dim=-1).double() for v in (e, a, b)]
             size = torch.maximum(norms[1], norms[2])
             if i in self._logarithmic:
                 size = torch.ones_like(size)
-            worst = torch.maximum(worst, norms[0] / (self.atol + self.rtol * size))
+            allowed = self.atol + self.rtol * size
+            if self.integrator.motion_tol:
+                allowed = self.integrator.tolerated(allowed, size, motion, length)
+            worst = torch.maximum(worst, norms[0] / allowed)
         return worst
 
     def _first_step(self, like: Tensor) -> Tensor:

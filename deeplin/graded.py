@@ -11,13 +11,15 @@ from torch import Tensor
 
 __all__ = ["graded_svd"]
 
-# Down to this log σ_k/σ_1 LAPACK's absolute accuracy eps·σ_1 is relative accuracy enough.
-_LAPACK_RATIO = math.log(1e-2)
 _MAX_SWEEPS = 30
 
 
 def graded_svd(
-    A: Float[Tensor, "*batch k k"], log_s: Float[Tensor, "*batch k"], B: Float[Tensor, "*batch k k"]
+    A: Float[Tensor, "*batch k k"],
+    log_s: Float[Tensor, "*batch k"],
+    B: Float[Tensor, "*batch k k"],
+    *,
+    spread: float = 1e2,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The decomposition A diag(s) Bᵀ = P diag(σ) Qᵀ with every σ_i to full relative accuracy.
 
@@ -30,8 +32,9 @@ def graded_svd(
 
     Source: Demmel, Gu, Eisenstat, Slapničar, Veselić, Drmač 1999, Algorithm 3.1.
     Shapes: P, Q (*batch, k, k) orthogonal; log σ (*batch, k), descending.
-    Cost: O(k³); spectra within a factor 100 go to LAPACK, others through a few Jacobi sweeps.
-    Accuracy: about eps·cond(A)·cond(B), absolute in log σ.
+    Cost: O(k³); spectra within the factor `spread` go to LAPACK, whose accuracy eps·σ_1 is good
+    enough for them, others through a few Jacobi sweeps.
+    Accuracy: about eps·cond(A)·cond(B), absolute in log σ; up to `spread` times that by LAPACK.
     """
     if log_s.shape[-1] == 1:
         value = A[..., 0] * B[..., 0]
@@ -39,7 +42,7 @@ def graded_svd(
         sign = torch.where(value < 0, -1.0, 1.0)[..., None].to(A)
         return sign * one, log_s + value.abs().log(), one
     top = log_s[..., :1]
-    if bool((log_s.amin(-1) > top[..., 0] + _LAPACK_RATIO).all()):
+    if bool((log_s.amin(-1) > top[..., 0] - math.log(spread)).all()):
         core = (A * (log_s - top).exp()[..., None, :]) @ B.mT
         if bool(torch.isfinite(core).all()):
             P, sigma, Qh = torch.linalg.svd(core)

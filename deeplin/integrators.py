@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["RK4", "DormandPrince", "Euler", "Integrator", "ProjectedRungeKutta", "State", "bound"]
+__all__ = [
+    "RK4",
+    "DormandPrince",
+    "ErrorControlled",
+    "Euler",
+    "Integrator",
+    "Packing",
+    "ProjectedRungeKutta",
+    "State",
+    "batch_shape",
+    "bound",
+    "hermite",
+]
 
 State = tuple[Tensor, ...]
 Velocity = Callable[[float, State], State]
@@ -37,17 +51,75 @@ def bound(integrator: Any, flow: Any) -> Step:
     and `joined` is stepped block by block; an integrator with a method `step_of` gets the flow, not
     only its velocity.
     """
-    if hasattr(integrator, "step_of"):
-        return lambda t, y, dt: integrator.step_of(flow, t, y, dt)
+
+    whole = hasattr(integrator, "step_of")
     normalised = getattr(flow, "normalised", None)
 
     def step(t: float, y: State, dt: float) -> State:
-        end = integrator.step(flow.velocity, t, y, dt)
+        if whole:
+            end = integrator.step_of(flow, t, y, dt)
+        else:
+            end = integrator.step(flow.velocity, t, y, dt)
         return end if normalised is None else normalised(end, y)
 
-    if not hasattr(flow, "blocks"):
+    if whole or not hasattr(flow, "blocks"):
         return step
     return lambda t, y, dt: flow.joined([step(t, part, dt) for part in flow.blocks(y)])
+
+
+def batch_shape(flow: Any, y: State) -> torch.Size:
+    """The dimensions of the trajectories: those of the end-to-end matrix before its last two.
+
+    A flow without that method has one trajectory.
+    """
+    return flow.end_to_end(y).shape[:-2] if hasattr(flow, "end_to_end") else torch.Size()
+
+
+class ErrorControlled:
+    """A one-step method that estimates its error: what `adaptive.AdaptiveStepper` needs to know.
+
+    `error_order` is q where the estimate of a step's error is O(h^q). Where
+    `reuses_last_stage`, the last of the stages is the field at the end of the step, and the first
+    of the next. With a `motion_tol` the error is held below what `tolerated` says, too. `memory`
+    is what the method carries from step to step, for checkpoints.
+    """
+
+    order: int
+    error_order: int
+    stability_limit = math.inf
+    reuses_last_stage = False
+    motion_tol = 0.0
+    memory: dict[str, Any] | None = None
+
+    def stages(
+        self, flow: Any, t: float, y: State, dt: Tensor, k1: State | None = None
+    ) -> tuple[State, State, list[State]]:
+        """(y(t + dt), the estimate of its error, what `dense` needs); dt is by trajectory."""
+        raise NotImplementedError
+
+    def dense(self, y: State, dt: Tensor, k: Sequence[State], theta: Tensor) -> State:
+        """y(t + θ·dt) from the stages of a step, 0 <= θ <= 1; θ broadcasts by trajectory."""
+        raise NotImplementedError
+
+    def limited(self, dt: Tensor) -> Tensor:
+        """The steps dt, cut to what the method can take."""
+        return dt
+
+    def tolerated(self, allowed: Tensor, size: Tensor, motion: Tensor, dt: Tensor) -> Tensor:
+        """The error allowed to a part of norm `size` when the state moves by `motion` in dt."""
+        return allowed
+
+    def judged(self, accepted: Tensor, active: Tensor) -> None:
+        """Told after every attempt whose step was accepted."""
+
+    def step(self, velocity: Velocity, t: float, y: State, dt: float) -> State:
+        """The state at t + dt, the whole of y taken as one trajectory."""
+        length = y[0].new_full((), dt)
+        return self.stages(SimpleNamespace(velocity=velocity), t, y, length)[0]
+
+    def step_of(self, flow: Any, t: float, y: State, dt: float) -> State:
+        """The state at t + dt of every trajectory of a flow."""
+        return self.stages(flow, t, y, y[0].new_full(batch_shape(flow, y), dt))[0]
 
 
 class Euler:
@@ -80,7 +152,7 @@ class RK4:
         return end
 
 
-class DormandPrince:
+class DormandPrince(ErrorControlled):
     """The Runge–Kutta pair of orders 5(4) of Dormand and Prince, with its dense output of order 4.
 
     Alone it takes the steps that it is given; `adaptive.AdaptiveStepper` chooses them.
@@ -88,8 +160,9 @@ class DormandPrince:
     Source: Dormand, Prince 1980; dense output: Shampine 1986.
     """
 
-    order = 5
+    order = error_order = 5
     stability_limit = 3.3
+    reuses_last_stage = True
 
     _A = (
         (1 / 5,),
@@ -118,15 +191,18 @@ class DormandPrince:
             k.append(velocity(t + c * dt, combined(y, dt, row, k)))
         return combined(y, dt, self._A[-1], k)
 
+    def step_of(self, flow: Any, t: float, y: State, dt: float) -> State:
+        return self.step(flow.velocity, t, y, dt)
+
     def stages(
-        self, velocity: Velocity, t: Any, y: State, dt: Tensor, k1: State | None = None
+        self, flow: Any, t: float, y: State, dt: Tensor, k1: State | None = None
     ) -> tuple[State, State, list[State]]:
         """(y(t + dt), the estimate of its error, the seven stages); dt broadcasts by trajectory."""
-        k = [velocity(t, y) if k1 is None else k1]
+        k = [flow.velocity(t, y) if k1 is None else k1]
         end = y
         for row in self._A:
             end = combined(y, dt, row, k)
-            k.append(velocity(t, end))
+            k.append(flow.velocity(t, end))
         zero = tuple(torch.zeros_like(part) for part in y)
         return end, combined(zero, dt, self._E, k), k
 
@@ -188,6 +264,45 @@ class ProjectedRungeKutta:
             if len(tangents) < len(self._B[self.order]):
                 tangents.append(flow.tangent_step(y, end))
         return end
+
+
+class Packing:
+    """States as vectors (*batch, D), D the number of entries of a trajectory, and back."""
+
+    def __init__(self, y: State, dims: int):
+        self.shapes = [part.shape[dims:] for part in y]
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.dims = dims
+
+    def packed(self, y: State) -> Tensor:
+        return torch.cat(
+            [
+                part.reshape(*part.shape[: part.ndim - len(shape)], -1)
+                for part, shape in zip(y, self.shapes, strict=True)
+            ],
+            -1,
+        )
+
+    def unpacked(self, vector: Tensor) -> State:
+        """Views of the vector; dimensions before the last are all batch."""
+        pieces = vector.split(self.sizes, -1)
+        return tuple(
+            piece if len(shape) == 1 else piece.unflatten(-1, shape)
+            for piece, shape in zip(pieces, self.shapes, strict=True)
+        )
+
+
+def hermite(y: State, end: State, dt: Tensor, f0: State, f1: State, theta: Tensor) -> State:
+    """The cubic in θ with the values y, end and the slopes dt·f0, dt·f1 at 0 and 1."""
+    b = theta * theta * (3 - 2 * theta)
+    c, d = dt * theta * (1 - theta) ** 2, dt * theta**2 * (theta - 1)
+    return tuple(
+        y_i
+        + _by_trajectory(b, y_i) * (e_i - y_i)
+        + _by_trajectory(c, y_i) * u
+        + _by_trajectory(d, y_i) * v
+        for y_i, e_i, u, v in zip(y, end, f0, f1, strict=True)
+    )
 
 
 def combined(y: State, dt: Any, weights: Sequence[float], k: Sequence[State]) -> State:

@@ -11,10 +11,20 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from deeplin.adaptive import AdaptiveStepper
+from deeplin.chebyshev import RKC
 from deeplin.data import Data
 from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, PQWFlow, PSDDLRAFlow
-from deeplin.integrators import RK4, Euler, Integrator, ProjectedRungeKutta, State
+from deeplin.integrators import (
+    RK4,
+    DormandPrince,
+    ErrorControlled,
+    Euler,
+    Integrator,
+    ProjectedRungeKutta,
+    State,
+)
 from deeplin.network import DeepLinear, end_to_end
+from deeplin.rosenbrock import Rosenbrock
 from deeplin.steppers import IntegratorStepper, OptimizerStepper, Stepper, minibatch_indices
 
 __all__ = ["FLOWS", "METHODS", "make_flow", "make_stepper"]
@@ -25,6 +35,8 @@ METHODS = {
     "euler": "layers",
     "rk4": "layers",
     "dopri5": "layers",
+    "rkc": "layers",
+    "rosenbrock": "end_to_end",
     "structure": "end_to_end",
     "rgd": "dlra",
 }
@@ -79,12 +91,25 @@ def make_stepper(
 ) -> Stepper:
     """The stepper of cfg.method: an optimizer, fixed steps, or steps by tolerance."""
     method = cfg.method
-    if method.name in ("dopri5", "structure"):
+    controlled: dict[str, ErrorControlled] = {
+        "dopri5": DormandPrince(),
+        "structure": DormandPrince(),
+        "rkc": RKC(),
+        "rosenbrock": Rosenbrock(),
+    }
+    if method.name in controlled:
         for key in ("rtol", "atol"):
             if not isinstance(method[key], (int, float)) or not 0 <= method[key] < math.inf:
                 raise ValueError(f"method.{key} must be a number >= 0; got {method[key]!r}.")
         stretch = t1 / cfg.log.records
-        return AdaptiveStepper(flow, state, rtol=method.rtol, atol=method.atol, dt=stretch)
+        return AdaptiveStepper(
+            flow,
+            state,
+            rtol=method.rtol,
+            atol=method.atol,
+            dt=stretch,
+            integrator=controlled[method.name],
+        )
     integrators: dict[str, Integrator] = {
         "sgd": Euler(),
         "euler": Euler(),

@@ -183,6 +183,13 @@ class LeastSquares:
         S is a matrix or the diagonal of one.
         Cost: the products of C and B with k columns. Accuracy: eps·(‖WC‖ + ‖B‖), absolute.
         """
+        if S.ndim < V.ndim and S.shape[-1] == 1:
+            # Rows times matrices: one product, where a batch of columns is many.
+            u, v = U[..., 0], V[..., 0]
+            Cv = self._times_C(v)
+            Bv, Btu = (Cv, self._times_C(u)) if self.is_autoencoder else (v @ self.B.mT, u @ self.B)
+            Gv = torch.addcmul(-Bv, u, S * (v * Cv).sum(-1, keepdim=True))
+            return Gv[..., None], (Cv * S - Btu)[..., None]
         CV = V if self._white else matmul(self.C, V)
         if self.is_autoencoder:
             BV, BtU = CV, matmul(self.C, U)

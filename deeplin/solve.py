@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deeplin.adaptive import AdaptiveStepper
-from deeplin.integrators import RK4, DormandPrince, Integrator, ProjectedRungeKutta, State
+from deeplin.integrators import RK4, ErrorControlled, Integrator, ProjectedRungeKutta, State
 from deeplin.steppers import IntegratorStepper, Stepper
 
 __all__ = [
@@ -291,7 +291,7 @@ def solve(
     y0: State,
     t1: float,
     *,
-    integrator: Integrator | None = None,
+    integrator: Integrator | ErrorControlled | None = None,
     dt: float | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -303,8 +303,10 @@ def solve(
 
     The integrator is RK4 unless given, for the DLRA flows ProjectedRungeKutta(2); dt, unless given,
     half of its stability limit divided by the flow's own `stiffness(y0)`. With rtol or atol (by
-    default 1e-3·rtol, and 0) the steps are Dormand–Prince's and chosen by the error, for each
-    trajectory of a batch by its own (`adaptive.AdaptiveStepper`). States and observables are saved
+    default 1e-3·rtol, and 0) the steps are chosen by the error, for each trajectory of a batch by
+    its own (`adaptive.AdaptiveStepper`): those of DormandPrince() unless given, of
+    `chebyshev.RKC()` or `rosenbrock.Rosenbrock()` where the flow is stiff. These two have no limit
+    of stability; without dt their rtol is 1e-6. States and observables are saved
     at t = 0, at the times `save_at` and at the end: fixed steps meet them exactly, adaptive ones
     by dense output. `stop`, one function or several, is asked at each of those times.
 
@@ -347,21 +349,26 @@ def solve(
 def _stepper(
     flow: Any,
     y0: State,
-    integrator: Integrator | None,
+    integrator: Integrator | ErrorControlled | None,
     dt: float | None,
     rtol: float | None,
     atol: float | None,
 ) -> Stepper:
+    controlled = isinstance(integrator, ErrorControlled)
+    unlimited = controlled and integrator.stability_limit == math.inf
+    if rtol is None and atol is None and dt is None and unlimited:
+        rtol = 1e-6
     if rtol is not None or atol is not None:
-        if integrator is not None and not isinstance(integrator, DormandPrince):
+        if integrator is not None and not controlled:
             raise ValueError(
-                "rtol and atol need an integrator with an error estimate, DormandPrince(); got "
-                f"{type(integrator).__name__}: give dt instead."
+                "rtol and atol need an integrator with an error estimate, DormandPrince(), RKC() "
+                f"or Rosenbrock(); got {type(integrator).__name__}: give dt instead."
             )
         if dt is not None:
             raise ValueError(f"give either dt or rtol and atol, not both; got dt={dt}.")
         rtol = 0.0 if rtol is None else rtol
-        return AdaptiveStepper(flow, y0, rtol=rtol, atol=1e-3 * rtol if atol is None else atol)
+        atol = 1e-3 * rtol if atol is None else atol
+        return AdaptiveStepper(flow, y0, rtol=rtol, atol=atol, integrator=integrator)
     if integrator is None:
         integrator = ProjectedRungeKutta(2) if hasattr(flow, "truncated") else RK4()
     step = 0.5 * integrator.stability_limit / flow.stiffness(y0) if dt is None else dt

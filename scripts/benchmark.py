@@ -19,10 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from benchmarks import LINES, Line, flows, manifolds
+from benchmarks import LINES, Line, flows, manifolds, stiff
 
 # Importing them registers their lines.
-SUBJECTS = (manifolds, flows)
+SUBJECTS = (manifolds, flows, stiff)
 
 
 def measured(entry: Line) -> float:
@@ -52,7 +52,7 @@ def main() -> int:
         parser.error(f"names must be among {', '.join(LINES)}; got {', '.join(unknown)}.")
     if options.list:
         for entry in LINES.values():
-            print(f"{entry.name:<18}{(entry.measure.__doc__ or '').splitlines()[0]}")
+            print(f"{entry.name:<20}{(entry.measure.__doc__ or '').splitlines()[0]}")
         return 0
     torch.set_num_threads(1)
     results = []
@@ -62,7 +62,7 @@ def main() -> int:
         fields = {k: v for k, v in asdict(entry).items() if k not in ("measure", "alone")}
         results.append({**fields, "value": value, "ok": entry.holds(value)})
         verdict = "ok" if entry.holds(value) else "MISSED"
-        print(f"{name:<18}{value:>10.3g} {entry.unit:<14}{entry.bound:<10}{verdict}", flush=True)
+        print(f"{name:<20}{value:>10.3g} {entry.unit:<14}{entry.bound:<10}{verdict}", flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     machine = {"torch": torch.__version__, "python": platform.python_version()}
     options.json.write_text(json.dumps({"machine": machine, "lines": results}, indent=2) + "\n")

@@ -16,6 +16,7 @@ ROWS = [
     {"init", "data", "landscape"},
     {"files", "flows", "manifolds"},
     {"integrators", "observables"},
+    {"chebyshev", "rosenbrock"},
     {"adaptive", "steppers"},
     {"solve"},
     {"verdict"},

@@ -63,10 +63,42 @@ def test_every_method_keeps_its_order_in_multiplicative_form(randn, integrator, 
         deeplin.solve(flow, y0, t1, integrator=DormandPrince(), dt=t1 / 100).y[-1]
     )
     observed = slope(flow, y0, t1, integrator, counts, reference)
-    if integrator.order == 5:  # its principal error terms are so small that the next order shows
+    if integrator.order == 5:  # where the flow contracts, the term of the next order shows
         assert observed > 4.8
     else:
         assert observed == pytest.approx(integrator.order, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("depth", "scale", "t1", "counts"),
+    [(1, 0.3, 1.0, (32, 64)), (2, 0.01, 2.0, (16, 32)), (3, 0.01, 4.0, (16, 32))],
+)
+def test_dormand_prince_is_of_order_five(randn, depth, scale, t1, counts):
+    """From small starts, which grow: there h is small enough for order 5 long before round-off.
+
+    A step errs by z⁶/3600 − z⁷/5040 + … on ẏ = λy, z = λh: for z < 0 the two terms add up.
+    """
+    problem = LeastSquares(randn(5, 30) / 5, randn(4, 30) / 5)
+    flow = EndToEndFlow(problem, depth)
+    y0 = flow.init_state(scale * randn(4, 2) @ randn(2, 5), 2)
+    reference = flow.end_to_end(
+        deeplin.solve(flow, y0, t1, integrator=DormandPrince(), dt=t1 / 256).y[-1]
+    )
+    observed = slope(flow, y0, t1, DormandPrince(), counts, reference)
+    assert observed == pytest.approx(5, abs=0.2)
+
+
+@pytest.mark.parametrize(("depth", "t1"), [(2, 1.0), (3, 2.0)])
+def test_dormand_prince_is_of_order_five_on_layers(randn, depth, t1):
+    problem = LeastSquares(randn(5, 30) / 5, randn(4, 30) / 5)
+    flow = LayerFlow(problem)
+    shapes = [(3, 5), *[(3, 3)] * (depth - 2), (4, 3)]
+    y0 = tuple(0.1 * (depth - 1.0) * randn(*shape) for shape in shapes)
+    reference = flow.end_to_end(
+        deeplin.solve(flow, y0, t1, integrator=DormandPrince(), dt=t1 / 256).y[-1]
+    )
+    observed = slope(flow, y0, t1, DormandPrince(), (16, 32), reference)
+    assert observed == pytest.approx(5, abs=0.2)
 
 
 @pytest.mark.parametrize("kind", [DLRAFlow, PSDDLRAFlow])
@@ -165,7 +197,7 @@ def test_dense_output_has_order_four():
     y0 = (torch.tensor([0.0, 1.0], dtype=F64),)
     method, errors = DormandPrince(), []
     for h in (0.4, 0.2, 0.1):
-        _, _, stages = method.stages(Oscillator().velocity, 0.0, y0, torch.tensor(h, dtype=F64))
+        _, _, stages = method.stages(Oscillator(), 0.0, y0, torch.tensor(h, dtype=F64))
         (middle,) = method.dense(
             y0, torch.tensor(h, dtype=F64), stages, torch.tensor(0.37, dtype=F64)
         )

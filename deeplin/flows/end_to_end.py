@@ -66,11 +66,25 @@ class EndToEndFlow:
 
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, ℓ̇, V̇) at factors U, V of full column rank, orthonormal or not; autonomous."""
-        U, log_s, V, A, B = _orthonormal(y)
+        if y[1].shape[-1] == 1 and not self.rescaled and math.isfinite(self.depth):
+            return self._velocity_of_rank_one(y)
+        U, log_s, V, A, B = _orthonormal(y, spread=1e4)  # a derivative: 1e-12 of it is enough
         M_U, M_V = self._generators(U, log_s, V)
         U_dot, growth_U = _without_growth(y[0], -(M_U @ A))
         V_dot, growth_V = _without_growth(y[2], -(M_V @ B))
         return U_dot, growth_U + growth_V, V_dot
+
+    def _velocity_of_rank_one(self, y: Factors) -> Factors:
+        """The same for k = 1, where K = (N/2) σ^{1−2/N} g and growth is N σ^{1−2/N} g."""
+        a, b = (torch.linalg.vector_norm(part, dim=-2, keepdim=True) for part in (y[0], y[2]))
+        U, V = y[0] / a, y[2] / b
+        log_s = torch.add(y[1], (a * b)[..., 0].log())
+        GV, GtU = egrad_products(self.problem, U, log_s.exp(), V)
+        g = (U * GV).sum(-2, keepdim=True)
+        p = (log_s * (1 - 2 / self.depth)).exp()[..., None]
+        U_dot = torch.addcmul(GV, U, g, value=-1) * (a * p).neg_()
+        V_dot = torch.addcmul(GtU, V, g, value=-1) * (b * p).neg_()
+        return U_dot, (p * g)[..., 0] * -self.depth, V_dot
 
     def _generators(self, U: Tensor, log_s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """M_U and M_V at orthonormal U, V."""
@@ -211,7 +225,7 @@ def low_rank_factors(W: Float[Tensor, "*batch m n"], rank: int | None) -> Factor
     return U[..., :k].contiguous(), s[..., :k].contiguous(), Vh[..., :k, :].mT.contiguous()
 
 
-def _orthonormal(y: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _orthonormal(y: Factors, spread: float = 1e2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(U, log σ, V, A, B): the SVD UΣVᵀ of the product of the factors y = (UA, ℓ, VB)."""
     left, log_s, right = y
     if log_s.shape[-1] == 1:
@@ -222,7 +236,7 @@ def _orthonormal(y: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if bool(failed.any()):
         L = torch.where(failed[..., None, None] > 0, math.nan, L)
     R = L.mT
-    P, log_sigma, Q = graded_svd(R[0], log_s, R[1])
+    P, log_sigma, Q = graded_svd(R[0], log_s, R[1], spread=spread)
     PQ = torch.stack([P, Q])
     T = torch.linalg.solve_triangular(R, PQ, upper=True)
     A = PQ.mT @ R

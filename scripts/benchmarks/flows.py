@@ -1,11 +1,11 @@
-"""Fields and integrators: against torch.mm, autograd, the full layers, Pymanopt, torchdiffeq."""
+"""Fields and integrators: against torch.mm, autograd, the full layers, Pymanopt."""
 
 from __future__ import annotations
 
 import torch
 
 from benchmarks import line, ratio, seconds
-from deeplin import DeepLinear, LeastSquares, autoencoder, init, solve
+from deeplin import DeepLinear, LeastSquares, autoencoder, init
 from deeplin.approximation import MatrixApproximation
 from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, PSDDLRAFlow, compress
 from deeplin.integrators import RK4, ProjectedRungeKutta, bound
@@ -222,38 +222,3 @@ def tiny_rk4() -> float:
     y = flow.init_state([0.3 * draw(10_000, 4, 4, seed=j) for j in range(3)])
     step = bound(RK4(), flow)  # a step of deeplin.solve
     return 10_000 / seconds(lambda: step(0.0, y, 1e-2), 30)
-
-
-def stiff_case(repeats: int | None):
-    """N = 20, d = 20, r = 1: the layers of the grid, and their product for the end-to-end flow."""
-    problem = gaussian_autoencoder(20, 60)
-    shape = () if repeats is None else (repeats,)
-    net = DeepLinear(grid_widths(20, 20, 20, 1), batch_shape=shape, dtype=torch.float64)
-    init.orthogonal_balanced_(net, tied=True, generator=torch.Generator().manual_seed(2))
-    flow, product = LayerFlow(problem), EndToEndFlow(problem, 20)
-    layers = flow.init_state(net)
-    return flow, layers, product, product.init_state(flow.end_to_end(layers), 1)
-
-
-def torchdiffeq_ratio(repeats: int | None) -> float:
-    from torchdiffeq import odeint
-
-    flow, layers, product, y = stiff_case(repeats)
-    t = torch.tensor([0.0, 30.0], dtype=torch.float64)
-
-    def theirs() -> None:
-        odeint(flow.velocity, layers, t, rtol=1e-6, atol=1e-6, method="dopri5")
-
-    return ratio(lambda: solve(product, y, 30.0, rtol=1e-6, atol=1e-6), theirs, 1)
-
-
-@line("stiff-one", "times faster", at_least=10)
-def stiff_one() -> float:
-    """torchdiffeq's dopri5 on the layers over ours, N = 20, d = 20, r = 1, t = 30, rtol 1e-6."""
-    return torchdiffeq_ratio(None)
-
-
-@line("stiff-64", "times faster", at_least=20)
-def stiff_64() -> float:
-    """The same for 64 starts at once."""
-    return torchdiffeq_ratio(64)
