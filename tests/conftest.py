@@ -1,4 +1,12 @@
-"""Shared by all tests: one thread (repeatable bits, no contention) and seeded draws."""
+"""Shared by all tests: one thread (repeatable bits, no contention), seeded draws, residuals.
+
+A test of a numbered statement carries `@pytest.mark.statement("BRTW Prop. 32")` and compares
+through the fixture `seen`, which notes the error beside its tolerance. `pytest --ledger=FILE`
+writes, for every statement, the tests that ran with their outcomes and what they saw.
+"""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,3 +27,107 @@ def randn(generator):
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
     return draw
+
+
+# -- residuals -------------------------------------------------------------------------------------
+
+
+class Seen:
+    """Assertions that keep their numbers: of each test the comparison nearest to its bound."""
+
+    def __init__(self, properties: list):
+        self._notes: dict = {}
+        properties.append(("seen", self._notes))  # travels with the test's report
+
+    def __call__(self, error, bound: float) -> None:
+        """error <= bound, of a number or of the largest entry of a tensor."""
+        self._keep(error, bound)
+        assert self._last <= bound
+
+    def below(self, error, bound: float) -> None:
+        """error < bound."""
+        self._keep(error, bound)
+        assert self._last < bound
+
+    def ratio(self, value, expected, rel: float) -> None:
+        """|value/expected − 1| <= rel, as pytest.approx has it."""
+        value, expected = float(value), float(expected)
+        self._keep(abs(value - expected) / abs(expected), rel)
+        assert value == pytest.approx(expected, rel=rel, abs=0)
+
+    def close(self, actual, expected, rtol: float, atol: float) -> None:
+        """torch.testing.assert_close; noted as the largest difference against its tolerance."""
+        difference = (actual - expected).detach().abs()
+        allowed = atol + rtol * expected.detach().abs()
+        if difference.numel():
+            worst = (difference / allowed.clamp(min=1e-300)).argmax()
+            self._keep(difference.flatten()[worst], float(allowed.flatten()[worst]))
+        torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+    def number(self, name: str, value) -> None:
+        """A measured value that the ledger shows by its name."""
+        self._notes.setdefault("numbers", {})[name] = float(value)
+
+    def _keep(self, error, bound: float) -> None:
+        error = error.detach().abs().max() if isinstance(error, torch.Tensor) else error
+        self._last = float(error)
+        worst = self._notes.get("residual")
+        # Written so that nan is kept: it is no better than anything.
+        if worst is None or not self._last * self._notes["bound"] <= worst * bound:
+            self._notes.update(residual=self._last, bound=float(bound))
+
+
+@pytest.fixture
+def seen(request) -> Seen:
+    return Seen(request.node.user_properties)
+
+
+# -- the ledger ------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--ledger", metavar="FILE", help="write what each statement's tests saw, as JSON"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--ledger") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Ledger(Path(config.getoption("--ledger"))))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        names = [mark.args[0] for mark in item.iter_markers("statement")]
+        if names:
+            item.user_properties.append(("statements", names[::-1]))
+
+
+class Ledger:
+    """Collects the reports, which come from the workers when there are any."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.rows: dict[str, dict] = {}
+
+    def pytest_runtest_logreport(self, report):
+        properties = dict(report.user_properties)
+        if "statements" not in properties:
+            return
+        row = self.rows.setdefault(report.nodeid, {"test": report.nodeid, "outcome": "passed"})
+        row["statements"] = properties["statements"]
+        row.update(properties.get("seen", {}))
+        if report.outcome != "passed":
+            row["outcome"] = report.outcome
+
+    def pytest_sessionfinish(self, exitstatus):
+        if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            return  # interrupted: half a ledger is none
+        statements: dict[str, list] = {}
+        for row in sorted(self.rows.values(), key=lambda row: row["test"]):
+            names = row.pop("statements")
+            for name in names:
+                statements.setdefault(name, []).append(row)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(statements, indent=1, sort_keys=True) + "\n")
