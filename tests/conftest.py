@@ -40,13 +40,18 @@ class Seen:
         properties.append(("seen", self._notes))  # travels with the test's report
 
     def __call__(self, error, bound: float) -> None:
-        """error <= bound, of a number or of the largest entry of a tensor."""
-        self._keep(error, bound)
+        """|error| <= bound, of a number or of every entry of a tensor."""
+        self._keep(_size(error), bound)
+        assert self._last <= bound
+
+    def at_most(self, value, bound: float) -> None:
+        """value <= bound, whatever its sign."""
+        self._keep(float(value), bound)
         assert self._last <= bound
 
     def below(self, error, bound: float) -> None:
-        """error < bound."""
-        self._keep(error, bound)
+        """|error| < bound."""
+        self._keep(_size(error), bound)
         assert self._last < bound
 
     def ratio(self, value, expected, rel: float) -> None:
@@ -64,17 +69,24 @@ class Seen:
             self._keep(difference.flatten()[worst], float(allowed.flatten()[worst]))
         torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
 
+    def norm(self, actual, expected, bound: float) -> None:
+        """‖actual − expected‖_F <= bound."""
+        self((actual - expected).norm(), bound)
+
     def number(self, name: str, value) -> None:
         """A measured value that the ledger shows by its name."""
         self._notes.setdefault("numbers", {})[name] = float(value)
 
     def _keep(self, error, bound: float) -> None:
-        error = error.detach().abs().max() if isinstance(error, torch.Tensor) else error
         self._last = float(error)
         worst = self._notes.get("residual")
         # Written so that nan is kept: it is no better than anything.
         if worst is None or not self._last * self._notes["bound"] <= worst * bound:
             self._notes.update(residual=self._last, bound=float(bound))
+
+
+def _size(error) -> float:
+    return float(error.detach().abs().max() if isinstance(error, torch.Tensor) else abs(error))
 
 
 @pytest.fixture

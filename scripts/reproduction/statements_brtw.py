@@ -108,7 +108,7 @@ FLOWS = (
     S(
         "BRTW Remark 14",
         "Without balance the rank may change in finite time: W_1 = 0, W_2 = 1.",
-        "W(t) = tanh-like growth of the scalar example from 0, against its closed form.",
+        "The example: W(0) = 0 of rank 0, W(0.1) > 0.05 of rank 1.",
     ),
     S(
         "BRTW Lemma 15",
@@ -128,7 +128,7 @@ FLOWS = (
     S(
         "BRTW Theorem 18",
         "From any W(0) of rank k there is one flow (24) on M_k for all t ≥ 0.",
-        "Runs at depths 1, 2, 3 and ∞ stay of rank 3 with orthonormal frames.",
+        "Runs at depths 1, 2, 3 and ∞ keep rank 3, and their frames orthonormal.",
     ),
     S(
         "BRTW Remark 19",
@@ -173,7 +173,7 @@ FLOWS = (
     S(
         "BRTW Theorem 22",
         "(27) is minimal for eigenvectors of the r largest eigenvalues and h_i = Vᵀx_i.",
-        "The value ½Σ_{i>r}λ_i there, and that no random V and no other h is below it.",
+        "The value Σ_{i>r}λ_i/m there; no random V and no random change of h is below it.",
     ),
     S(
         "BRTW Theorem 23",

@@ -37,8 +37,8 @@ ERRATA = (
     ),
     S(
         "BRTW §7.1.1, erratum 3",
-        "The escape in Figure 4 is an artefact of the integrator, as it is from a false limit.",
-        "On the counterexample: det W < 0 exactly kept gives loss 0.5, a plain integrator below 1e-10.",
+        "A plain integrator’s escape, as in Figure 4, can also contradict the true limit.",
+        "On the counterexample to 41(b): a plain integrator’s loss, 0.5 at t = 20, is 0 at t = 150.",
     ),
     S(
         "BRTW §7.2, erratum",
@@ -62,7 +62,7 @@ ERRATA = (
     ),
     S(
         "HLZ Lemma 2.1(3), erratum",
-        "Complex: 2(m+n−r)r in general and (2m−r)r Hermitian; (2m+2n−r)r and (4m−r+1)r/2 are wrong.",
+        "Complex: 2(m+n−r)r in general, (2m−r)r Hermitian, not (2m+2n−r)r and (4m−r+1)r/2.",
         "m = 6, n = 5, r = 2: 36, not 40; m = 6 Hermitian: 20, not 23.",
     ),
     S(

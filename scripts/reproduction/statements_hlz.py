@@ -7,7 +7,7 @@ from reproduction.statement import Statement as S
 HLZ = (
     S(
         "HLZ Example 1.1",
-        "X = diag(2, 1, 0): from diag(2, 0, 1) gradient descent ends at diag(2, 0, 0), perturbed at X.",
+        "X = diag(2, 1, 0): from diag(2, 0, 1) descent ends at diag(2, 0, 0), perturbed at X.",
         "The limits with α = 0.2 and 0.5, without and with a perturbation of 1e-6.",
     ),
     S(
@@ -28,7 +28,7 @@ HLZ = (
     S(
         "HLZ Lemma 2.1(4)",
         "The boundary of M_r is the set of matrices of lower rank.",
-        "Limits of points of M_r with σ_r → 0; around a point of M_r a ball of radius σ_r has rank ≥ r.",
+        "Points of M_r with σ_r → 0; no rank below r within σ_r of a point, and one at σ_r.",
     ),
     S(
         "HLZ Lemma 2.2",
@@ -58,7 +58,7 @@ HLZ = (
     S(
         "HLZ Lemma 2.6",
         "U̇ = P_U^⊥MVS^{-1}, V̇ = P_V^⊥M*US^{-*}, Ṡ = U*MV is the gradient flow on M_r.",
-        "Its Z(t) against the flow in singular values and the SPSD form.",
+        "Its Z(t) against the flow of singular values and frames, and the SPSD form against it.",
     ),
     S(
         "HLZ Lemma 2.7",
@@ -84,12 +84,12 @@ HLZ = (
     S(
         "HLZ Definition 2.11",
         "A critical submanifold consists of critical points.",
-        "The field (DLRA*) near random points of the fibre N_{Z#}: it vanishes linearly.",
+        "The field (DLRA*) at distance ε from random points of N_{Z#}, over ε: bounded.",
     ),
     S(
         "HLZ Definition 2.12",
         "It is strict if the least eigenvalue is below a negative constant on all of it.",
-        "The escaping eigenvalue at random points of one fibre: the same to 1e-12.",
+        "The escaping eigenvalue at random points of every N_{Z#}: the missing one of X.",
     ),
     S(
         "HLZ Theorem 2.13",
@@ -109,12 +109,12 @@ HLZ = (
     S(
         "HLZ Lemma 3.3",
         "The fields of (DLRA*) are continuous on M_r.",
-        "Differences of the field across a point where σ_min(S) is double: they shrink linearly.",
+        "Its differences over h across an S with a double σ_min: bounded; the code against (DLRA*).",
     ),
     S(
         "HLZ Lemma 3.4",
         "They extend continuously, by 0, to S_{r−1}.",
-        "Their norm at distances 1e-2 to 1e-6 from N_{Z#}: at most a constant times the distance.",
+        "The field at distances ε = 1e-2 to 1e-6 from random points of N_{Z#}, over ε: bounded.",
     ),
     S(
         "HLZ Lemma 3.5",
@@ -142,11 +142,6 @@ HLZ = (
         "The iteration's Jacobian by finite differences; 100 of 100 starts near S_{r−2} escape.",
     ),
     S(
-        "HLZ (4)",
-        "Hess f[ξ] = ξ + curvature terms with Σ^{-1}, for ξ = U_zMU_z* + U_zNŪ* + ŪN*U_z*.",
-        "The formula, with the erratum's shapes and sign, against second differences of f.",
-    ),
-    S(
         "HLZ Remark 4.2(1)",
         "The step ασ_r(Z_k) does not vanish in practice, and α has no upper bound for escape.",
         "The least step on 100 runs from random starts, and escape at α = 10.",
@@ -157,6 +152,11 @@ HLZ = (
         "The extended Jacobian against finite differences at distances 1e-3 and 1e-4.",
     ),
     S(
+        "HLZ (4)",
+        "Hess f[ξ] = ξ + curvature terms with Σ^{-1}, for ξ = U_zMU_z* + U_zNŪ* + ŪN*U_z*.",
+        "The formula, with the erratum's shapes and sign, against second differences of f.",
+    ),
+    S(
         "HLZ Lemma A.1",
         "δ‖sin Θ_0‖ ≤ ‖BE_0 − E_0A_0‖ (Davis and Kahan).",
         "The largest quotient of the two sides over random perturbations.",
@@ -164,7 +164,7 @@ HLZ = (
     S(
         "HLZ Lemma B.1",
         "A submanifold is, locally, a coordinate slice.",
-        unchecked="a criterion from a textbook; it is used for Lemma 3.2, whose dimension is measured",
+        unchecked="a textbook’s criterion; it is used for Lemma 3.2, whose dimension is measured",
     ),
     S(
         "HLZ Lemma B.2",

@@ -28,7 +28,7 @@ LANDSCAPE = (
     S(
         "BRTW Theorem 29",
         "The same for iterations of a map h with det Dh ≠ 0.",
-        "0 of 10 000 random starts of gradient descent end at a saddle; those on its stable line do.",
+        "Of 10 000 random starts of gradient descent 0 end at a saddle; those on its line do.",
     ),
     S(
         "BRTW Remark 30",
@@ -43,12 +43,12 @@ LANDSCAPE = (
     S(
         "BRTW Theorem 31(2)",
         "Every local minimum of L^N is global (Kawaguchi; distinct eigenvalues, d_y ≤ d_x).",
-        "Every critical tuple that lifts a W_J: loss above the optimum, then a lower point nearby.",
+        "A lower point within 0.1 of every critical tuple that lifts a W_J of lower rank.",
     ),
     S(
         "BRTW Theorem 31(3)",
         "Every other critical point is a saddle.",
-        "The same tuples: a lower and a higher point at distance 1e-2 or less.",
+        "The same tuples: lower points, and higher ones among random ones nearby.",
     ),
     S(
         "BRTW Theorem 31(4)",
@@ -158,7 +158,7 @@ LANDSCAPE = (
     S(
         "BRTW Lemma 46",
         "The balanced equilibria of (48) are W_2 = UVᵀ = W_1ᵀ, U eigenvectors, V orthonormal.",
-        "The gradient there; limits of balanced runs have W_2 = W_1ᵀ and singular values 1.",
+        "The velocity at all of them; scaled, turned or sign-changed layers move.",
     ),
     S(
         "BRTW Remark 47",
@@ -168,7 +168,7 @@ LANDSCAPE = (
     S(
         "BRTW Corollary 48(1)",
         "A balanced autoencoder with one hidden layer ends at a W = Σ_J u_ju_jᵀ, |J| ≤ r.",
-        "The distance of the limits of 200 runs from the nearest such sum.",
+        "The distance of the limits of 200 runs, 100 without u_1 or u_2, from the nearest such sum.",
     ),
     S(
         "BRTW Corollary 48(2)",

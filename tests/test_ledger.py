@@ -1,0 +1,206 @@
+"""The ledger of statements: complete, without drift, and readable."""
+
+import ast
+import html.parser
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from reproduction import ledger as book  # noqa: E402
+from reproduction import ledger_text  # noqa: E402
+from reproduction.statements import PAPERS, STATEMENTS, Statement  # noqa: E402
+
+
+def claims_of_experiments():
+    """Every `source="..."` handed over in the scripts of the experiments."""
+    found = set()
+    for path in (ROOT / "scripts" / "reproduction").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "source":
+                found |= {c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant)}
+    return found
+
+
+def test_every_marker_is_a_statement_and_every_statement_has_a_test():
+    marked, known = set(book.markers()), {s.source for s in STATEMENTS}
+    assert marked - known == set(), "markers of no statement"
+    held = marked | claims_of_experiments()
+    assert [s.source for s in STATEMENTS if not s.unchecked and s.source not in held] == []
+    assert [s.source for s in STATEMENTS if s.unchecked and s.source in marked] == []
+
+
+def test_every_number_of_the_papers_is_there_once_and_in_order():
+    """BRTW numbers its statements from 1 to 50; HLZ by section."""
+    sources = [s.source for s in STATEMENTS]
+    assert len(set(sources)) == len(sources)
+
+    def numbers(part, sections=False):
+        kinds = ("Definition", "Lemma", "Theorem", "Prop.", "Remark", "Corollary", "Conjecture")
+        found = []
+        for s in PAPERS[part]:
+            _, kind, *rest = s.source.split(" ", 2)
+            if kind in (*kinds, "Example"):
+                found.append(rest[0].split("(")[0])
+        return list(dict.fromkeys(found))
+
+    assert numbers("BRTW") == [str(n) for n in range(1, 51)]
+    sections = {"1": 1, "2": 13, "3": 8, "4": 2, "A": 1, "B": 2}
+    expected = [f"{section}.{n}" for section, last in sections.items() for n in range(1, last + 1)]
+    assert numbers("HLZ") == expected
+    assert all(s.is_erratum == (s in PAPERS["Errata"]) for s in STATEMENTS)
+
+
+def test_a_statement_is_checked_or_has_a_reason():
+    for options in ({}, {"checked": "a", "unchecked": "b"}):
+        with pytest.raises(ValueError, match="either"):
+            Statement("BRTW Lemma 0", "Nothing.", **options)
+
+
+EXAMPLES = (
+    Statement("BRTW Lemma 1", "A | B.", "Their difference."),
+    Statement("BRTW Lemma 2", "C < D.", "Their order."),
+    Statement("BRTW Lemma 3", "For almost all E.", unchecked="measure zero"),
+    Statement("BRTW Lemma 4", "F.", "G."),
+    Statement("BRTW Lemma 5", "H.", "A run."),
+)
+RESULTS = {
+    "BRTW Lemma 1": [
+        {"test": "tests/test_a.py::test_x[1]", "outcome": "passed", "residual": 1e-9, "bound": 1.0},
+        {
+            "test": "tests/test_a.py::test_x[2]",
+            "outcome": "passed",
+            "residual": 1e-9,
+            "bound": 1e-8,
+        },
+        {"test": "tests/test_b.py::test_y", "outcome": "passed", "numbers": {"stretch": 1.5}},
+    ],
+    "BRTW Lemma 2": [
+        {"test": "tests/test_a.py::test_z", "outcome": "failed"},
+        {"test": "tests/test_a.py::test_x", "outcome": "passed"},
+    ],
+}
+VERDICTS = {
+    "BRTW Lemma 5": [("The loss is 0.5.", "unfinished")],
+    "BRTW Fig. 7": [("The rate is 0.04.", "holds"), ("It shrinks with d.", "fails")],
+}
+
+
+@pytest.fixture
+def rows():
+    return book.ledger(VERDICTS, results=RESULTS, statements=EXAMPLES)
+
+
+def test_rows(rows):
+    first = rows[0]
+    assert (first.residual, first.bound) == (1e-9, 1e-8), "the one nearest to its bound"
+    assert first.seen == "1e-09 ≤ 1e-08"
+    assert first.by == ("test_a.py::test_x ×2", "test_b.py::test_y")
+    assert first.numbers == {"stretch": 1.5}
+    verdicts = [row.verdict for row in rows]
+    assert verdicts == ["holds", "fails", "unchecked", "nothing", "unfinished", "holds", "fails"]
+    assert rows[2].reason == "measure zero"
+    assert rows[4].by == ("experiment",)
+    assert [row.part for row in rows[5:]] == ["Experiments"] * 2
+    assert book.missing(rows) == ["BRTW Lemma 4"]
+    assert book.failures(rows) == ["BRTW Lemma 2", "BRTW Fig. 7"]
+
+
+def test_a_residual_that_is_no_number_is_the_worst():
+    runs = [
+        {"test": "t", "outcome": "passed", "residual": 1.0, "bound": 0.0},
+        {"test": "t", "outcome": "failed", "residual": float("nan"), "bound": 1.0},
+    ]
+    (row,) = book.ledger(results={"BRTW Lemma 1": runs}, statements=EXAMPLES[:1])
+    assert row.residual != row.residual
+    assert row.verdict == "fails"
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.rows = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append(dict(attrs).get("class"))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_renderings(rows):
+    screen = ledger_text.text(rows)
+    assert max(map(len, screen.splitlines())) <= 100
+    assert "FAIL  BRTW Lemma 2" in screen
+    assert "unchecked: measure zero" in screen
+    assert "stretch: 1.5" in screen
+    table = ledger_text.markdown(rows)
+    assert "| BRTW Lemma 1 | A \\| B. | Their difference. | 1e-09 ≤ 1e-08; stretch: 1.5 |" in table
+    assert all(
+        line.replace("\\|", "").count("|") == 7 for line in table.splitlines() if "|" in line
+    )
+    parser = Tags()
+    parser.feed(ledger_text.fragment(rows))
+    assert parser.open == []
+    assert parser.rows.count("fails") == 2
+    assert "C &lt; D." in ledger_text.fragment(rows)
+    told = ledger_text.summary(rows)
+    assert "5 rows: 1 holds, 1 fails, 1 unfinished, 1 unchecked, 1 nothing." in told
+    assert "nor a reason: BRTW Lemma 4." in told
+
+
+def test_results_are_kept_until_a_source_changes(tmp_path, monkeypatch):
+    file, calls = tmp_path / "kept" / "ledger.json", []
+
+    def pytest_run(command, **options):
+        calls.append(command)
+        target = next(word for word in command if word.startswith("--ledger="))
+        Path(target.removeprefix("--ledger=")).write_text(json.dumps(RESULTS))
+        return type("Done", (), {"returncode": 0, "stdout": "abc\n"})()
+
+    monkeypatch.setattr(book, "commit", lambda: "abc")
+    monkeypatch.setattr(book.subprocess, "run", pytest_run)
+    assert book.run_tests(file) == book.run_tests(file) == RESULTS
+    assert len(calls) == 1
+    book.run_tests(file, fresh=True)
+    monkeypatch.setattr(book, "SELECTION", "another")
+    book.run_tests(file)
+    assert len(calls) == 3
+    monkeypatch.setattr(
+        book.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 2})()
+    )
+    with pytest.raises(RuntimeError, match="did not run to their end"):
+        book.run_tests(file, fresh=True)
+
+
+def test_exit_status(monkeypatch, capsys):
+    monkeypatch.setattr(book, "run_tests", lambda fresh: {})
+    assert book.main() == 0
+    out = capsys.readouterr().out
+    assert "nor a reason: BRTW Definition 1" in out
+    monkeypatch.setattr(book, "run_tests", lambda fresh: {"BRTW Lemma 7": RESULTS["BRTW Lemma 2"]})
+    assert book.main() == 1
+
+
+def test_the_fixture_keeps_the_comparison_nearest_to_its_bound(request, seen):
+    seen(1e-3, 1.0)
+    seen(-1e-9, 1e-8)
+    seen.ratio(2.0, 2.0 + 1e-12, rel=1e-9)
+    seen.number("N", 2)
+    notes = dict(request.node.user_properties)["seen"]
+    assert notes == {"residual": 1e-9, "bound": 1e-8, "numbers": {"N": 2.0}}
+    for wrong in (
+        lambda: seen(-2.0, 1.0),
+        lambda: seen(float("nan"), 1.0),
+        lambda: seen.below(1.0, 1.0),
+        lambda: seen.at_most(1.1, 1.0),
+        lambda: seen.ratio(1.1, 1.0, rel=0.01),
+    ):
+        with pytest.raises(AssertionError):
+            wrong()
