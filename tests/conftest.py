@@ -33,26 +33,32 @@ def randn(generator):
 
 
 class Seen:
-    """Assertions that keep their numbers: of each test the comparison nearest to its bound."""
+    """Assertions that keep their numbers: of each test the comparison nearest to its bound.
 
-    def __init__(self, properties: list):
-        self._notes: dict = {}
-        properties.append(("seen", self._notes))  # travels with the test's report
+    In a test of several statements `seen.of(source, ...)` speaks of some of them alone; what is
+    noted without it counts for those that have nothing of their own.
+    """
+
+    def __init__(self, notes: dict, sources: tuple[str, ...] = ("",)):
+        self._notes, self._sources = notes, sources
+
+    def of(self, *sources: str) -> "Seen":
+        return Seen(self._notes, sources)
 
     def __call__(self, error, bound: float) -> None:
         """|error| <= bound, of a number or of every entry of a tensor."""
-        self._keep(_size(error), bound)
-        assert self._last <= bound
+        size = self._keep(_size(error), bound)
+        assert size <= bound
 
     def at_most(self, value, bound: float) -> None:
         """value <= bound, whatever its sign."""
-        self._keep(float(value), bound)
-        assert self._last <= bound
+        value = self._keep(float(value), bound)
+        assert value <= bound
 
     def below(self, error, bound: float) -> None:
         """|error| < bound."""
-        self._keep(_size(error), bound)
-        assert self._last < bound
+        size = self._keep(_size(error), bound)
+        assert size < bound
 
     def ratio(self, value, expected, rel: float) -> None:
         """|value/expected − 1| <= rel, as pytest.approx has it."""
@@ -66,7 +72,7 @@ class Seen:
         allowed = atol + rtol * expected.detach().abs()
         if difference.numel():
             worst = (difference / allowed.clamp(min=1e-300)).argmax()
-            self._keep(difference.flatten()[worst], float(allowed.flatten()[worst]))
+            self._keep(float(difference.flatten()[worst]), float(allowed.flatten()[worst]))
         torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
 
     def norm(self, actual, expected, bound: float) -> None:
@@ -74,15 +80,20 @@ class Seen:
         self((actual - expected).norm(), bound)
 
     def number(self, name: str, value) -> None:
-        """A measured value that the ledger shows by its name."""
-        self._notes.setdefault("numbers", {})[name] = float(value)
+        """A measured value that the ledger shows by its name, or the range of its values."""
+        for source in self._sources:
+            numbers = self._notes.setdefault(source, {}).setdefault("numbers", {})
+            low, high = numbers.get(name, (value, value))
+            numbers[name] = [min(float(value), float(low)), max(float(value), float(high))]
 
-    def _keep(self, error, bound: float) -> None:
-        self._last = float(error)
-        worst = self._notes.get("residual")
-        # Written so that nan is kept: it is no better than anything.
-        if worst is None or not self._last * self._notes["bound"] <= worst * bound:
-            self._notes.update(residual=self._last, bound=float(bound))
+    def _keep(self, value: float, bound: float) -> float:
+        for source in self._sources:
+            notes = self._notes.setdefault(source, {})
+            worst = notes.get("residual")
+            # Written so that nan is kept: it is no better than anything.
+            if worst is None or not value * notes["bound"] <= worst * bound:
+                notes.update(residual=value, bound=float(bound))
+        return value
 
 
 def _size(error) -> float:
@@ -91,7 +102,9 @@ def _size(error) -> float:
 
 @pytest.fixture
 def seen(request) -> Seen:
-    return Seen(request.node.user_properties)
+    notes: dict = {}
+    request.node.user_properties.append(("seen", notes))  # travels with the test's report
+    return Seen(notes)
 
 
 # -- the ledger ------------------------------------------------------------------------------------
@@ -128,8 +141,7 @@ class Ledger:
         if "statements" not in properties:
             return
         row = self.rows.setdefault(report.nodeid, {"test": report.nodeid, "outcome": "passed"})
-        row["statements"] = properties["statements"]
-        row.update(properties.get("seen", {}))
+        row["statements"], row["seen"] = properties["statements"], properties.get("seen", {})
         if report.outcome != "passed":
             row["outcome"] = report.outcome
 
@@ -138,8 +150,9 @@ class Ledger:
             return  # interrupted: half a ledger is none
         statements: dict[str, list] = {}
         for row in sorted(self.rows.values(), key=lambda row: row["test"]):
-            names = row.pop("statements")
+            names, notes = row.pop("statements"), row.pop("seen")
             for name in names:
-                statements.setdefault(name, []).append(row)
+                own = notes.get(name, notes.get("", {}))
+                statements.setdefault(name, []).append({**row, **own})
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(json.dumps(statements, indent=1, sort_keys=True) + "\n")

@@ -269,11 +269,12 @@ def test_rank_is_constant(generic, generator, seen):
 
 
 @pytest.mark.statement("BRTW Remark 14")
-def test_rank_changes_for_an_unbalanced_start():
+def test_rank_changes_for_an_unbalanced_start(seen):
     """BRTW Remark 14: W_1(0) = 0, W_2(0) = 1."""
     one = torch.ones(1, 1, dtype=F64)
     flow = LayerFlow(deeplin.autoencoder(one))
     y = deeplin.solve(flow, (0 * one, one), 0.1, rtol=1e-8).y[-1]
+    seen.number("W(0.1)", flow.end_to_end(y))
     assert float(flow.end_to_end(y)) > 0.05
 
 

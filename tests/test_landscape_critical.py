@@ -127,7 +127,7 @@ def test_negative_directions_lower_the_loss_and_are_as_many_as_the_index(randn, 
 
 @pytest.mark.statement("BRTW Theorem 25")
 @pytest.mark.statement("BRTW Theorem 49")
-def test_escape_from_principal_subspaces_of_an_autoencoder(randn):
+def test_escape_from_principal_subspaces_of_an_autoencoder(randn, seen):
     problem = deeplin.autoencoder(randn(5, 30))
     for J in itertools.combinations(range(1, 6), 2):
         W = problem.critical_point(J)
@@ -140,7 +140,10 @@ def test_escape_from_principal_subspaces_of_an_autoencoder(randn):
             U, s, Vh = torch.linalg.svd(W + 1e-2 * direction)
             moved = (U[:, :2] * s[:2]) @ Vh[:2]
             torch.testing.assert_close(direction, direction.mT)
-        assert float(problem.loss(moved)) < float(problem.loss(W))
+        change = float(problem.loss(moved)) - float(problem.loss(W))
+        source = "BRTW Theorem 49" if J == (1, 2) else "BRTW Theorem 25"
+        seen.of("BRTW Theorem 49", source).number("change of the loss along the escape", change)
+        assert change < 0
     assert escape_direction(problem, problem.minimizer(5)) is None
 
 

@@ -50,7 +50,7 @@ def test_lifts_are_critical_and_have_the_product(randn, name, balanced, seen):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.statement("BRTW Definition 26")
-def test_kinds_of_lifts_against_autograd(randn, name, depth):
+def test_kinds_of_lifts_against_autograd(randn, name, depth, seen):
     problem = problem_of(name, randn)
     d_y, d_x = next(critical_points(problem, 1)).W.shape
     widths = [d_x, *[2] * (depth - 1), d_y]
@@ -63,6 +63,10 @@ def test_kinds_of_lifts_against_autograd(randn, name, depth):
                 strict = float(values[0]) < -1e-7 * max(1.0, float(values.abs().max()))
                 kind = classify(problem, layers)
                 assert (kind == "strict saddle") == strict
+                if strict:
+                    source = "35" if point.kind == "strict saddle" else "38" if depth == 2 else "36"
+                    note = seen.of("BRTW Definition 26", f"BRTW Prop. {source}")
+                    note.number("least eigenvalues at strict saddles", values[0])
                 if point.kind == "strict saddle" or (depth == 2 and k < reachable):
                     assert kind == "strict saddle"  # Prop. 35, 38
                 assert (kind == "global minimum") == (
@@ -96,12 +100,16 @@ def check_escape(problem, layers, kind, t=1e-3):
 @pytest.mark.statement("BRTW Prop. 36")
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.statement("BRTW Remark 37")
-def test_zero_is_a_saddle_strict_for_two_layers_alone(randn, depth):
+def test_zero_is_a_saddle_strict_for_two_layers_alone(randn, depth, seen):
     problem = problem_of("square", randn)
     zero = [torch.zeros(4, 4, dtype=F64) for _ in range(depth)]
     kind = "strict saddle" if depth == 2 else "non-strict saddle"
     assert classify(problem, zero) == kind
-    assert (float(layers_hessian(problem, zero).abs().max()) > 1e-9) == (depth == 2)
+    H = layers_hessian(problem, zero)
+    seen.of("BRTW Prop. 36").number(
+        f"least eigenvalue at 0, N = {depth}", torch.linalg.eigvalsh(H)[0]
+    )
+    assert (float(H.abs().max()) > 1e-9) == (depth == 2)
     check_escape(problem, zero, kind)
     flat = LeastSquares.from_moments(problem.C, torch.zeros(4, 4, dtype=F64), 1.0)
     assert classify(flat, zero) == "global minimum", "Remark 37"

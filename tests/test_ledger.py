@@ -39,7 +39,7 @@ def test_every_number_of_the_papers_is_there_once_and_in_order():
     sources = [s.source for s in STATEMENTS]
     assert len(set(sources)) == len(sources)
 
-    def numbers(part, sections=False):
+    def numbers(part):
         kinds = ("Definition", "Lemma", "Theorem", "Prop.", "Remark", "Corollary", "Conjecture")
         found = []
         for s in PAPERS[part]:
@@ -70,20 +70,17 @@ EXAMPLES = (
 )
 RESULTS = {
     "BRTW Lemma 1": [
-        {"test": "tests/test_a.py::test_x[1]", "outcome": "passed", "residual": 1e-9, "bound": 1.0},
-        {
-            "test": "tests/test_a.py::test_x[2]",
-            "outcome": "passed",
-            "residual": 1e-9,
-            "bound": 1e-8,
-        },
-        {"test": "tests/test_b.py::test_y", "outcome": "passed", "numbers": {"stretch": 1.5}},
+        {"test": "tests/test_a.py::test_x[1]", "residual": 1e-9, "bound": 1.0},
+        {"test": "tests/test_a.py::test_x[2]", "residual": 1e-9, "bound": 1e-8},
+        {"test": "tests/test_b.py::test_y[a]", "numbers": {"stretch": [1.5, 1.5], "N": [2, 3]}},
+        {"test": "tests/test_b.py::test_y[b]", "numbers": {"stretch": [1.5, 1.5], "N": [1, 1]}},
     ],
     "BRTW Lemma 2": [
         {"test": "tests/test_a.py::test_z", "outcome": "failed"},
-        {"test": "tests/test_a.py::test_x", "outcome": "passed"},
+        {"test": "tests/test_a.py::test_x"},
     ],
 }
+RESULTS = {k: [{"outcome": "passed", **run} for run in runs] for k, runs in RESULTS.items()}
 VERDICTS = {
     "BRTW Lemma 5": [("The loss is 0.5.", "unfinished")],
     "BRTW Fig. 7": [("The rate is 0.04.", "holds"), ("It shrinks with d.", "fails")],
@@ -99,8 +96,8 @@ def test_rows(rows):
     first = rows[0]
     assert (first.residual, first.bound) == (1e-9, 1e-8), "the one nearest to its bound"
     assert first.seen == "1e-09 ≤ 1e-08"
-    assert first.by == ("test_a.py::test_x ×2", "test_b.py::test_y")
-    assert first.numbers == {"stretch": 1.5}
+    assert first.by == ("test_a.py::test_x ×2", "test_b.py::test_y ×2")
+    assert first.numbers == {"stretch": (1.5, 1.5), "N": (1, 3)}
     verdicts = [row.verdict for row in rows]
     assert verdicts == ["holds", "fails", "unchecked", "nothing", "unfinished", "holds", "fails"]
     assert rows[2].reason == "measure zero"
@@ -139,12 +136,14 @@ def test_renderings(rows):
     assert max(map(len, screen.splitlines())) <= 100
     assert "FAIL  BRTW Lemma 2" in screen
     assert "unchecked: measure zero" in screen
-    assert "stretch: 1.5" in screen
+    assert "stretch: 1.5; N: 1 to 3" in screen
     table = ledger_text.markdown(rows)
-    assert "| BRTW Lemma 1 | A \\| B. | Their difference. | 1e-09 ≤ 1e-08; stretch: 1.5 |" in table
-    assert all(
-        line.replace("\\|", "").count("|") == 7 for line in table.splitlines() if "|" in line
+    expected = (
+        "| BRTW Lemma 1 | A \\| B. | Their difference. | 1e-09 ≤ 1e-08; stretch: 1.5; N: 1 to 3 |"
     )
+    assert expected in table
+    lines = [line.replace("\\|", "") for line in table.splitlines() if "|" in line]
+    assert {line.count("|") for line in lines} == {7}
     parser = Tags()
     parser.feed(ledger_text.fragment(rows))
     assert parser.open == []
@@ -193,8 +192,11 @@ def test_the_fixture_keeps_the_comparison_nearest_to_its_bound(request, seen):
     seen(-1e-9, 1e-8)
     seen.ratio(2.0, 2.0 + 1e-12, rel=1e-9)
     seen.number("N", 2)
+    seen.number("N", 1)
+    seen.of("BRTW Lemma 1", "BRTW Lemma 2")(0.5, 1.0)
     notes = dict(request.node.user_properties)["seen"]
-    assert notes == {"residual": 1e-9, "bound": 1e-8, "numbers": {"N": 2.0}}
+    assert notes[""] == {"residual": 1e-9, "bound": 1e-8, "numbers": {"N": [1.0, 2.0]}}
+    assert notes["BRTW Lemma 1"] == notes["BRTW Lemma 2"] == {"residual": 0.5, "bound": 1.0}
     for wrong in (
         lambda: seen(-2.0, 1.0),
         lambda: seen(float("nan"), 1.0),

@@ -39,13 +39,13 @@ def test_lower_ranks_are_the_boundary(randn, seen):
     for eps in (1e-1, 1e-6, 1e-12):
         near = Z + eps * U[:, 1:] @ V[:, 1:].mT
         assert int(torch.linalg.matrix_rank(near, rtol=1e-14)) == 3
-        seen((near - Z).norm() / eps - math.sqrt(2), 1e-3)
+        seen.of("HLZ Lemma 2.1(1)")((near - Z).norm() - math.sqrt(2) * eps, 1e-15)
     W = (U * torch.tensor([2.0, 1.0, 0.3], dtype=F64)) @ V.mT  # in M_3, off its boundary by σ_3
     E = randn(1000, 6, 5)
     E *= 0.299 / torch.linalg.matrix_norm(E, 2)[:, None, None]
     assert float(least(W + E, 3).min()) > 1e-4
     nearest = W - 0.3 * U[:, 2:] @ V[:, 2:].mT
-    seen(least(nearest, 3), 1e-15)
+    seen.of("HLZ Lemma 2.1(4)")(least(nearest, 3), 1e-15)
 
 
 @pytest.mark.statement("HLZ Lemma 2.1(2)")
@@ -147,7 +147,7 @@ def test_dimension_of_the_fibre(randn, seen, n, s):
         sigma = torch.linalg.svdvals(J)
         seen(int((sigma > 1e-9).sum()) - proof, 0)
         assert float(sigma[proof - 1]) > 1e-2, "and no direction is nearly lost"
-    seen.number("dimension", proof)
+    seen.number("dimensions", proof)
 
 
 def rescaled_field(X, U, S):
@@ -191,11 +191,13 @@ def test_rescaled_field_vanishes_on_the_fibre_with_one_escaping_eigenvalue(randn
             V = V * torch.sign((V * U).sum(0))
             near = S + eps * (p @ p.mT) + 0.1 * eps * (core @ core.mT)
             norms.append(torch.cat([x.flatten() for x in rescaled_field(X, V, near)]).norm() / eps)
-        seen(torch.stack(norms), 100.0)
+        seen.of("HLZ Lemma 3.4", "HLZ Definition 2.11")(torch.stack(norms), 100.0)
         missing = ({1, 2, 3} - set(point.J)).pop()
         xi = U_x[:, missing - 1 : missing] @ p.mT
         image = dlra_jacobian(X, U, S).apply(xi, torch.zeros(3, 3, dtype=F64))
-        seen((image[0] - (4.0 - missing) * xi).norm() + image[1].norm(), 1e-11)
+        strict = seen.of("HLZ Definition 2.12")
+        strict((image[0] - (4.0 - missing) * xi).norm() + image[1].norm(), 1e-11)
+        strict.number("escaping eigenvalues", (image[0] * xi).sum())
 
 
 @pytest.mark.statement("HLZ Lemma 3.5, erratum")

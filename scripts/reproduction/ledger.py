@@ -28,7 +28,8 @@ SELECTION = "statement and not slow"
 
 # source -> (what the experiment measured, in a sentence; "holds", "fails" or "unfinished")
 Verdicts = Mapping[str, Sequence[tuple[str, str]]]
-# source -> test runs: {"test", "outcome", and what was seen: "residual", "bound", "numbers"}
+# source -> test runs: {"test", "outcome", and what was seen: "residual", "bound",
+# "numbers": {name: [least, greatest]}}
 Results = Mapping[str, Sequence[Mapping]]
 
 
@@ -48,7 +49,7 @@ class Row:
     by: tuple[str, ...] = ()
     residual: float | None = None
     bound: float | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     verdict: str = "nothing"
     reason: str = ""
 
@@ -61,7 +62,10 @@ class Row:
 
     @property
     def numbers_text(self) -> str:
-        return "; ".join(f"{name}: {value:.7g}" for name, value in self.numbers.items())
+        return "; ".join(
+            f"{name}: {low:.7g}" + (f" to {high:.7g}" if high > low else "")
+            for name, (low, high) in self.numbers.items()
+        )
 
 
 # -- the tests -------------------------------------------------------------------------------------
@@ -114,7 +118,8 @@ def markers(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.FunctionDef):
                 continue
-            for mark in node.decorator_list:
+            # Above the test, or among its parameters.
+            for mark in (inner for outer in node.decorator_list for inner in ast.walk(outer)):
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.statement":
                     found.setdefault(ast.literal_eval(mark.args[0]), []).append(
                         f"{path.stem}::{node.name}"
@@ -161,10 +166,14 @@ def _row(
     by = Counter(run["test"].partition("[")[0].removeprefix("tests/") for run in runs)
     names = tuple(f"{name} ×{n}" if n > 1 else name for name, n in by.items())
     names += ("experiment",) * bool(claims)
-    numbers: dict[str, float] = {}
+    numbers: dict[str, tuple[float, float]] = {}
     worst: Mapping = {}
     for run in runs:
-        numbers |= run.get("numbers", {})
+        for name, values in run.get("numbers", {}).items():
+            numbers[name] = (
+                min(*values, *numbers.get(name, ())),
+                max(*values, *numbers.get(name, ())),
+            )
         # Across multiplication: bounds may be 0. A residual that is nan is the worst.
         if "residual" in run and (
             not worst or not run["residual"] * worst["bound"] <= worst["residual"] * run["bound"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby, zip_longest
@@ -48,13 +49,17 @@ def text(rows: Iterable[Row]) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    padded = (cell.ljust(width) for cell, (_, width) in zip(cells, SCREEN, strict=True))
+    padded = (
+        cell + " " * (width - sum(not unicodedata.combining(c) for c in cell))
+        for cell, (_, width) in zip(cells, SCREEN, strict=True)
+    )
     return "  ".join(padded).rstrip()
 
 
 def _short(row: Row) -> str:
     """The files of the tests with the number of tests in each."""
-    files = Counter(name.partition(".py::")[0].removeprefix("test_") for name in row.by)
+    stems = (name.partition(".py::")[0].removeprefix("test_") for name in row.by)
+    files = Counter(stem.replace("_", " ") for stem in stems)  # with spaces, to wrap
     return ", ".join(f"{file} ×{n}" if n > 1 else file for file, n in files.items())
 
 
@@ -114,4 +119,8 @@ def summary(rows: Sequence[Row]) -> str:
             lines.append(f"{sentence}: {', '.join(names)}.")
     if not missing(rows):
         lines.append("Every number has a test, an experiment or a reason why it has none.")
+    lines.append(
+        "Statements on almost all starts, on all functions or on existence are held to examples:\n"
+        "“holds” says that none of them contradicts."
+    )
     return "\n".join(lines)

@@ -38,7 +38,7 @@ ERRATA = (
     S(
         "BRTW §7.1.1, erratum 3",
         "A plain integrator’s escape, as in Figure 4, can also contradict the true limit.",
-        "On the counterexample to 41(b): a plain integrator’s loss, 0.5 at t = 20, is 0 at t = 150.",
+        "On the counterexample to 41(b): a plain integrator’s loss is 0.5 at t = 20 and 0 at 150.",
     ),
     S(
         "BRTW §7.2, erratum",

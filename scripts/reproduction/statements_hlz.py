@@ -109,7 +109,7 @@ HLZ = (
     S(
         "HLZ Lemma 3.3",
         "The fields of (DLRA*) are continuous on M_r.",
-        "Its differences over h across an S with a double σ_min: bounded; the code against (DLRA*).",
+        "Its differences over h at an S with a double σ_min: bounded; the code against (DLRA*).",
     ),
     S(
         "HLZ Lemma 3.4",

@@ -108,7 +108,7 @@ LANDSCAPE = (
     S(
         "BRTW Theorem 39(b)",
         "For N = 2 and almost all layers it ends at a global minimum of L².",
-        "245 of 250 random runs or more by t = 40, the rest unfinished.",
+        "245 of 250 runs or more (r = q) and 95 of 100 (r < q), the rest unfinished.",
     ),
     S(
         "BRTW Theorem 40",
@@ -118,7 +118,7 @@ LANDSCAPE = (
     S(
         "BRTW Conjecture 41(a)",
         "Theorem 39(b) holds for N > 2 also.",
-        "Random unbalanced runs, N = 3: 95 % or more at a global minimum, the rest unfinished.",
+        "The same with N = 3.",
     ),
     S(
         "BRTW Conjecture 41(b)",
@@ -168,7 +168,7 @@ LANDSCAPE = (
     S(
         "BRTW Corollary 48(1)",
         "A balanced autoencoder with one hidden layer ends at a W = Σ_J u_ju_jᵀ, |J| ≤ r.",
-        "The distance of the limits of 200 runs, 100 without u_1 or u_2, from the nearest such sum.",
+        "The distance of 200 limits, 100 of them without u_1 or u_2, from the nearest such sum.",
     ),
     S(
         "BRTW Corollary 48(2)",
@@ -183,7 +183,7 @@ LANDSCAPE = (
     S(
         "BRTW Corollary 48(4)",
         "If λ_r > λ_{r+1}, starts near the optimum converge to it.",
-        "200 starts at distances up to 0.05.",
+        "Starts at distances up to 0.05.",
     ),
     S(
         "BRTW Theorem 49",
