@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -29,7 +31,10 @@ def _run_folder(resume: str | None, problem: str, now: str) -> str:
     return str(resume) if resume else f"runs/{problem}/{now}"
 
 
+# Sizes that depend on others in an experiment's file: [a/b], half rounded up, and a·b.
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+OmegaConf.register_new_resolver("nearest", lambda a, b: math.floor(a / b + 0.5), replace=True)
+OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
 
 
 def main(entry: Callable[[], Any], config_dir: Path, arguments: Sequence[str]) -> int:
@@ -105,7 +110,7 @@ def check_overrides(arguments: Sequence[str], config_dir: Path) -> None:
         groups = [g for g in loader.list_groups("") if g != "hydra"]
         chosen = [o for o in overrides if o.key_or_group in groups]
         for override in chosen:
-            options = loader.get_group_options(override.key_or_group)
+            options = _group_options(loader, override.key_or_group)
             for value in _values(override):
                 if value is not None and value not in options:
                     raise ValueError(_unknown(f"{override.key_or_group}=", value, options))
@@ -121,6 +126,14 @@ def check_overrides(arguments: Sequence[str], config_dir: Path) -> None:
             for value in _values(override):
                 _check_kind(key, value, defaults[key])
     _check_folders(overrides)
+
+
+def _group_options(loader: Any, group: str, prefix: str = "") -> list[str]:
+    """The options of a group, those of its folders as folder/option."""
+    options = [prefix + name for name in loader.get_group_options(group)]
+    for folder in loader.get_group_options(group, results_filter=ObjectType.GROUP):
+        options += _group_options(loader, f"{group}/{folder}", f"{prefix}{folder}/")
+    return options
 
 
 def _values(override: Override) -> list[Any]:

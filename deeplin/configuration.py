@@ -15,9 +15,10 @@ from torch import Tensor
 from deeplin import data, files, init
 from deeplin.data import Data
 from deeplin.flows import LayerFlow
+from deeplin.landscape import fan_around, neighbours_of, spurious_point
 from deeplin.methods import make_flow, make_stepper
 from deeplin.network import DeepLinear, grid_widths
-from deeplin.observables import flow_observables, gap_norm, layer_observables
+from deeplin.observables import flow_observables, gap_norm, layer_observables, with_factors
 from deeplin.solve import Observe
 from deeplin.steppers import Stepper
 from deeplin.verdict import Prediction
@@ -46,6 +47,7 @@ class Experiment:
     data: Data
     network: DeepLinear
     prediction: Prediction
+    flow: Any
     stepper: Stepper
     observe: Observe
     t1: float
@@ -92,7 +94,8 @@ def build(cfg: DictConfig) -> Experiment:
     if getattr(flow, "rescaled", False) and prediction.rate:
         # The clock of DLRA* runs at σ_r.
         s_r = float(torch.linalg.svdvals(prediction.limit)[prediction.rank - 1])
-        prediction = replace(prediction, rate=prediction.rate * s_r)
+        clocked = prediction.rate * s_r
+        prediction = replace(prediction, rate=clocked, pace=clocked)
     t1 = _end_time(cfg, prediction)
     stepper = make_stepper(cfg, flow, state, network, source, t1)
     if cfg.method.name == "rgd" and prediction.rate and stepper.dt * prediction.rate < 1:
@@ -100,7 +103,10 @@ def build(cfg: DictConfig) -> Experiment:
         rate = -math.log1p(-stepper.dt * prediction.rate) / stepper.dt
         prediction = replace(prediction, rate=rate)
     observe = flow_observables(flow, problem, prediction.limit, state)
-    return Experiment(cfg, source, network, prediction, stepper, observe, t1, list(source.notes))
+    if cfg.log.factors:
+        observe = with_factors(observe, flow)
+    notes = list(source.notes)
+    return Experiment(cfg, source, network, prediction, flow, stepper, observe, t1, notes)
 
 
 def _choice(key: str, value: Any, choices: dict[str, Any]) -> Any:
@@ -187,21 +193,32 @@ def _initialise(network: DeepLinear, cfg: DictConfig, source: Data) -> None:
         init.gaussian_(network, list(std) if OmegaConf.is_list(std) else std, generator=generator)
     elif name == "identity":
         init.identity_(network, **options)
+    elif name == "spurious":
+        init.balanced_(network, _near_spurious(network, cfg, source, generator))
     elif name == "special":
         V = source.problem.spectrum.vectors[:, : min(network.widths)].cpu()
         init.special_(network, V, **options)
     else:
         raise ValueError(
-            f"init.name must be orthogonal, balanced, gaussian, identity or special; got {name!r}."
+            "init.name must be orthogonal, balanced, gaussian, identity, special or spurious; got "
+            f"{name!r}."
         )
 
 
 def _start_product(network: DeepLinear, cfg: DictConfig, generator: torch.Generator) -> Tensor:
-    """W(0) of init=balanced: from a file, or a product of Gaussian factors of spectral norm scale.
+    """W(0) of init=balanced: as given, or a product of Gaussian factors of spectral norm scale.
 
     With init.psd the two factors are equal, and W(0) is positive semidefinite.
     """
     dtype = network.weights[0].dtype
+    if cfg.init.matrix is not None:
+        try:
+            return torch.tensor(list(map(list, cfg.init.matrix)), dtype=dtype)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "init.matrix must be a list of rows of numbers; got "
+                f"{cfg.init.matrix}: for instance init.matrix=[[1,0],[0,2]]."
+            ) from error
     if cfg.init.path is not None:
         W, _ = files.read_arrays(Path(cfg.init.path), dtype)
         return W
@@ -218,16 +235,37 @@ def _start_product(network: DeepLinear, cfg: DictConfig, generator: torch.Genera
     return cfg.init.scale * W / torch.linalg.matrix_norm(W, 2, keepdim=True)
 
 
+def _near_spurious(
+    network: DeepLinear, cfg: DictConfig, source: Data, generator: torch.Generator
+) -> Tensor:
+    """W(0) of init=spurious: a point for each repeat, near the Z_# that keeps init.keep of X."""
+    if cfg.problem.name != "approximation":
+        raise ValueError(
+            "init=spurious lies near a spurious critical point of the approximation of a matrix; "
+            f"got problem={cfg.problem.name}: use problem=approximation."
+        )
+    point = spurious_point(source.problem.B, list(cfg.init.keep))
+    count = math.prod(network.batch_shape)
+    if cfg.init.law == "fan":
+        W = fan_around(point, cfg.init.radius, count)
+    elif cfg.init.law == "ball":
+        rank = min(network.widths)
+        W = neighbours_of(point, cfg.init.radius, rank, count, generator=generator)
+    else:
+        raise ValueError(f"init.law must be ball or fan; got {cfg.init.law!r}.")
+    return W.reshape(*network.batch_shape, *W.shape[-2:])
+
+
 def _end_time(cfg: DictConfig, prediction: Prediction) -> float:
     t1 = cfg.method.t1
     if t1 == "auto":
-        if not prediction.rate or prediction.rate <= 0:
+        if not prediction.pace or prediction.pace <= 0:
             reason = prediction.rate_missing or "the predicted rate is not positive"
             raise ValueError(
                 f"method.t1=auto is 20 / the predicted rate, which is not known here ({reason}): "
                 "give method.t1=<flow time>."
             )
-        return 20 / prediction.rate
+        return 20 / prediction.pace
     if not isinstance(t1, (int, float)) or not 0 < t1 < math.inf:
         raise ValueError(f"method.t1 must be a positive number or auto; got {t1!r}.")
     return float(t1)

@@ -33,13 +33,15 @@ SINGULAR_CHOICES = ("keep", "project", "whiten")
 class Data:
     """A problem, the samples it came from if they fit in memory, and what was done to them.
 
-    `x`, `y` hold a sample per row; y is x for an autoencoder. `notes` are sentences for the user.
+    `x`, `y` hold a sample per row; y is x for an autoencoder. `notes` are sentences for the user;
+    `truth` is the matrix that made the labels, where one did.
     """
 
     problem: LeastSquares
     x: Tensor | None = None
     y: Tensor | None = None
     notes: tuple[str, ...] = ()
+    truth: Tensor | None = None
 
     @classmethod
     def from_samples(cls, x: Tensor, y: Tensor | None, *notes: str) -> Data:
@@ -122,19 +124,22 @@ def teacher(
     ]
     W = chain(layers)
     note = f"{len(x)} samples from N(0, I/{d}), labels of a teacher of depth {depth}, rank {rank}"
-    return Data.from_samples(x, x @ W.mT, note).regularised(singular)
+    made = Data.from_samples(x, x @ W.mT, note).regularised(singular)
+    return replace(made, truth=W if singular == "keep" else None)
 
 
 def approximation(
     n: int = 100,
     spectrum: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2),
     *,
+    rotate: bool = True,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Data:
     """The approximation of a matrix, ½‖Z − X‖_F²: the least squares of C = I and B = X.
 
-    X = QDQᵀ is positive semidefinite with the given positive eigenvalues and a random Q.
+    X = QDQᵀ is positive semidefinite with the given positive eigenvalues and a random Q, or
+    diagonal without `rotate`.
 
     Source: HLZ §5, there with m = n = 100, r = 5 and unstated eigenvalues.
     Raises: ValueError unless 1 <= the number of eigenvalues <= n and all are positive.
@@ -144,7 +149,9 @@ def approximation(
         raise ValueError(
             f"problem.spectrum must be 1 to n = {n} positive eigenvalues; got {values.tolist()}."
         )
-    Q = random_orthogonal(n, len(values), dtype=dtype, generator=generator)
+    Q = torch.eye(n, len(values), dtype=dtype)
+    if rotate:
+        Q = random_orthogonal(n, len(values), dtype=dtype, generator=generator)
     X = (Q * values) @ Q.mT
     problem = LeastSquares.from_moments(torch.eye(n, dtype=dtype), X, values.square().sum())
     return Data(problem, None, None, (f"X of size {n} and rank {len(values)}; loss ½‖W − X‖²",))

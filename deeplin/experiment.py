@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deeplin import figures
 from deeplin.configuration import Experiment, build, flatten
+from deeplin.flows import LayerFlow
 from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
 from deeplin.solve import Every, GradientNormBelow, History, Result, Stagnation, Stop, drive
 from deeplin.tracking import (
@@ -181,10 +182,13 @@ def _conclude(
     seconds: float,
 ) -> None:
     """Figures, summary, hyperparameters and the table on the terminal."""
-    cfg, prediction = experiment.cfg, experiment.prediction
+    cfg, problem = experiment.cfg, experiment.data.problem
+    prediction = experiment.prediction
+    if isinstance(experiment.flow, LayerFlow) and result.kind != "diverged":
+        prediction = prediction.arrived(problem, experiment.stepper.state)
     stochastic = cfg.method.get("batch_size") is not None
     verdict = judge(
-        experiment.data.problem,
+        problem,
         prediction,
         history,
         result,

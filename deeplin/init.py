@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -94,13 +95,15 @@ def orthogonal_balanced_(
 
 def gaussian_(
     net: DeepLinear,
-    std: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | Literal["fan_max"] | None = None,
     *,
     generator: torch.Generator | None = None,
 ) -> DeepLinear:
     """Independent Gaussian entries, of standard deviation std_j in layer j; not balanced.
 
-    std = None takes 1/√d_j. Scale: E‖W(0)‖_F² = d_0 Π_j d_j std_j², so d_0 by default. Gap, with
+    std = None takes 1/√d_j; "fan_max" takes 1/√max(d_j, d_{j−1}), the same for layers that widen,
+    while a first layer that narrows d_0 to r has norm about 1 instead of √(d_0/r): with 1/√d_j
+    such a network is so far from balanced that its flow arrives tens of times later. Scale: E‖W(0)‖_F² = d_0 Π_j d_j std_j², so d_0 by default. Gap, with
     a = std_{j+1}², b = std_j², p = d_j: E‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F² =
     a²d_{j+1}p(d_{j+1}+p+1) + b²d_{j−1}p(d_{j−1}+p+1) − 2ab d_{j+1}d_{j−1}p.
 
@@ -109,13 +112,16 @@ def gaussian_(
     """
     if std is None:
         stds = [d**-0.5 for d in net.widths[1:]]
+    elif std == "fan_max":
+        stds = [max(pair) ** -0.5 for pair in itertools.pairwise(net.widths)]
     elif isinstance(std, Sequence):
         stds = list(std)
     else:
         stds = [std] * net.depth
     if len(stds) != net.depth or any(not s > 0 for s in stds):
         raise ValueError(
-            f"std must be a positive number, or a list of depth = {net.depth} of them; got {std}."
+            f"std must be a positive number, a list of depth = {net.depth} of them, or fan_max; "
+            f"got {std}."
         )
     return _set(
         net,

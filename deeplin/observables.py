@@ -9,13 +9,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.flows import LayerFlow
+from deeplin.flows import EndToEndFlow, LayerFlow
 from deeplin.landscape.frame import Frame
 from deeplin.linalg import product_svdvals
 from deeplin.network import balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
-__all__ = ["flow_observables", "gap_norm", "layer_observables", "nearest_observables"]
+__all__ = [
+    "flow_observables",
+    "gap_norm",
+    "layer_observables",
+    "nearest_observables",
+    "with_factors",
+]
 
 
 def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
@@ -38,6 +44,7 @@ def layer_observables(
     - `singular_values`: those of W, as many as the smallest width; `rank`: those above
       max(d_x, d_y)·eps·σ_1
     - `nearest_modes`, `nearest_distance`: see `nearest_observables`
+    - `tie_gap`: ‖W_2 − W_1ᵀ‖_F, for two layers between equal widths only (BRTW Fig. 3, Lemma 46)
 
     Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
     """
@@ -50,6 +57,7 @@ def layer_observables(
         gradients = layer_gradients(layers, problem.egrad(W))
         s = product_svdvals(layers)
         noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
+        tied = len(layers) == 2 and W.shape[-2] == W.shape[-1]
         return {
             "loss": problem.loss(W),
             "excess_loss": problem.loss_difference(W, limit),
@@ -59,6 +67,7 @@ def layer_observables(
             "singular_values": s,
             "rank": (s > noise).sum(-1),
             **nearest(W),
+            **({"tie_gap": torch.linalg.matrix_norm(layers[1] - layers[0].mT)} if tied else {}),
         }
 
     return observe
@@ -125,3 +134,29 @@ def flow_observables(
         } | drift
 
     return observe
+
+
+def with_factors(
+    observe: Callable[[float, Sequence[Tensor]], dict[str, Tensor]], flow: Any
+) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+    """The same observables, and W(t) as `left` (*batch, d_y, k) times `right` (*batch, k, d_x).
+
+    Layers are split at their narrowest width k; other states give UΣ and Vᵀ for the end-to-end
+    flow, W and the identity for the rest.
+    """
+
+    def factors(y: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if isinstance(flow, LayerFlow) and len(y) > 1:
+            p = min(range(1, len(y)), key=lambda j: y[j - 1].shape[-2])
+            return end_to_end(y[p:]), end_to_end(y[:p])
+        if isinstance(flow, EndToEndFlow):
+            U, log_s, V = y
+            return U * log_s.exp()[..., None, :], V.mT
+        W = flow.end_to_end(y)
+        return W, torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+
+    def observe_all(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
+        left, right = factors(y)
+        return observe(t, y) | {"left": left, "right": right}
+
+    return observe_all

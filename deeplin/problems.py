@@ -53,6 +53,7 @@ class LeastSquares:
         self.C, self.B, self.yy, self.m = 0.5 * (C + C.mT), B, yy, m
         self.d_x, self.d_y = C.shape[0], B.shape[0]
         self.is_autoencoder = bool(B.shape == C.shape and torch.equal(B, C))
+        self._white = torch.equal(C, torch.eye(self.d_x, dtype=C.dtype, device=C.device))
 
     @classmethod
     def from_samples(cls, x: Float[Tensor, "m d_x"], y: Float[Tensor, "m d_y"]) -> LeastSquares:
@@ -136,11 +137,15 @@ class LeastSquares:
         Source: BRTW (4). Accuracy: no cancellation as W → BC⁺, where the first term vanishes.
         """
         E = W - self.solution
-        return 0.5 * (E * (E @ self.C)).sum((-2, -1)) + self.residual_loss
+        return 0.5 * (E * self._times_C(E)).sum((-2, -1)) + self.residual_loss
+
+    def _times_C(self, A: Tensor) -> Tensor:
+        """AC; for C = I, as in the approximation of a matrix, A itself."""
+        return A if self._white else A @ self.C
 
     def egrad(self, W: Float[Tensor, "*batch d_y d_x"]) -> Float[Tensor, "*batch d_y d_x"]:
         """∇L¹(W) = WC − B, computed as (W − BC⁺)C: accurate as W → BC⁺. Source: BRTW §2."""
-        return (W - self.solution) @ self.C
+        return self._times_C(W - self.solution)
 
     def egrad_products(
         self,
@@ -152,7 +157,7 @@ class LeastSquares:
 
         Cost: the products of C and B with k columns. Accuracy: eps·(‖WC‖ + ‖B‖), absolute.
         """
-        CV = self.C @ V
+        CV = V if self._white else self.C @ V
         BV, BtU = (CV, self.C @ U) if self.is_autoencoder else (self.B @ V, self.B.mT @ U)
         return U @ (s[..., :, None] * (V.mT @ CV)) - BV, CV * s[..., None, :] - BtU
 
@@ -162,7 +167,7 @@ class LeastSquares:
         Unlike a difference of losses this keeps its relative accuracy near W_ref.
         """
         D = W - W_ref
-        return (D * (0.5 * D @ self.C + self.egrad(W_ref))).sum((-2, -1))
+        return (D * (0.5 * self._times_C(D) + self.egrad(W_ref))).sum((-2, -1))
 
     @property
     def lipschitz(self) -> float:

@@ -322,8 +322,9 @@ def solve(
     if not (t1 > 0 and math.isfinite(t1)):
         raise ValueError(f"t1 must be a positive, finite time; got {t1}.")
     times = [float(t) for t in save_at] if save_at is not None else []
-    if any(not 0 <= t <= t1 for t in times):
-        raise ValueError(f"save_at must hold times in [0, t1] = [0, {t1}]; got {times}.")
+    outside = [t for t in times if not 0 <= t <= t1]
+    if outside:
+        raise ValueError(f"save_at must hold times in [0, t1] = [0, {t1}]; got {outside[0]}.")
     stepper = _stepper(flow, y0, integrator, dt, rtol, atol)
     states: list[State] = []
 

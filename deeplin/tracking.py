@@ -228,9 +228,9 @@ class TensorBoardLog:
     def on_record(self, record: Record) -> None:
         values: dict[str, Tensor] = {"dt": torch.tensor(record.dt)}
         for name, value in record.observed.items():
-            if name in ("singular_values", "nearest_modes"):
+            if name in ("singular_values", "nearest_modes", "left", "right"):
                 continue
-            if name in _LOG10 or name.startswith("drift_"):
+            if name in _LOG10 or name.startswith(("drift_", "tie_")):
                 name, value = f"log10_{name}", value.abs().clamp(min=1e-300).log10()
             values[name] = value
         spectrum = record.observed["singular_values"][..., : self.singular_values]

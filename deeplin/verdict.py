@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deeplin.landscape import local_rate
+from deeplin.landscape import layer_rate, local_rate
+from deeplin.network import end_to_end
 from deeplin.problems import LeastSquares
 from deeplin.solve import History, Result
 
@@ -18,6 +19,7 @@ __all__ = ["Prediction", "Verdict", "fitted_rate", "judge"]
 EXCESS_TOLERANCE = 1e-6  # relative, of the loss
 DISTANCE_TOLERANCE = 1e-3  # relative to ‖W*‖_F, or absolute if that is below 1
 RATE_TOLERANCE = 0.05  # relative, of the decay rate
+_LARGEST_EIGENPROBLEM = 8000  # a minute and 2 GB
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Prediction:
 
     `rank` k is that of W(0) for a balanced start (BRTW Prop. 12), the smallest width for another,
     and at most rank Q; `limit` the minimizer on M_k and `loss` its loss (Prop. 32); `rate` the
-    local decay rate of ‖W − limit‖_F, None where it is not predicted, with the reason.
+    local decay rate of ‖W − limit‖_F, None where it is not predicted, with the reason. `pace` is
+    that of balanced layers, whatever the start: what the length of a run is planned by.
     """
 
     rank: int
@@ -35,6 +38,7 @@ class Prediction:
     unique: bool
     rate: float | None
     rate_missing: str = ""
+    pace: float | None = None
 
     @property
     def size(self) -> float:
@@ -53,20 +57,38 @@ class Prediction:
         k = min(start_rank, problem.rank_Q)
         limit = problem.minimizer(k)
         unique = problem.has_unique_minimizer(k)
-        rate, missing = None, ""
+        rate, pace, missing = None, None, ""
         if k == 0:
             missing = "W(0) = 0 stays 0"
         elif not unique:
             missing = f"σ_{k} = σ_{k + 1}: the minimizer is not unique"
-        elif not balanced:
-            missing = "predicted for balanced starts only"
         elif start_rank > problem.rank_Q:
             missing = "the rank of W(0) exceeds rank Q: the limit lies on the boundary of M_k"
         elif problem.rank_X < problem.d_x:
             missing = "XXᵀ is singular"
         else:
-            rate = local_rate(problem, limit, depth)
-        return cls(k, limit, float(problem.optimal_loss(k)), unique, rate, missing)
+            pace = local_rate(problem, limit, depth)
+            if balanced:
+                rate = pace
+            else:
+                missing = "unbalanced layers have a rate of their own, known once they arrived"
+        return cls(k, limit, float(problem.optimal_loss(k)), unique, rate, missing, pace)
+
+    def arrived(self, problem: LeastSquares, layers: Sequence[Tensor]) -> Prediction:
+        """The prediction with the rate that unbalanced layers have near where they ended.
+
+        None is kept where they have not arrived, or where the eigenproblem is above dimension 8000.
+        """
+        W = end_to_end(layers)
+        if self.rate is not None or self.pace is None or W.ndim != 2:
+            return self
+        if float(torch.linalg.matrix_norm(W - self.limit)) > self.distance_tolerance:
+            return self
+        dimension = min(W_j.shape[-2] for W_j in layers) * sum(W.shape)
+        if dimension > _LARGEST_EIGENPROBLEM:
+            reason = f"the rate of unbalanced layers is an eigenproblem of dimension {dimension}"
+            return replace(self, rate_missing=reason)
+        return replace(self, rate=layer_rate(problem, layers), rate_missing="")
 
 
 @dataclass(frozen=True)

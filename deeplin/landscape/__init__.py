@@ -11,7 +11,9 @@ from deeplin.landscape.curvature import (
 )
 from deeplin.landscape.escape import escape_direction
 from deeplin.landscape.frame import Nearest, nearest_critical_point
+from deeplin.landscape.neighbours import fan_around, neighbours_of, spurious_point
 from deeplin.landscape.plateaus import Plateau, plateau_table, plateaus, plateaus_of_modes
+from deeplin.landscape.rates import layer_rate
 from deeplin.landscape.spurious import (
     ExtendedJacobian,
     SpuriousPoint,
@@ -34,16 +36,20 @@ __all__ = [
     "critical_points",
     "dlra_jacobian",
     "escape_direction",
+    "fan_around",
     "fibre_point",
     "hessian",
     "is_critical",
     "iteration_jacobian",
+    "layer_rate",
     "lift",
     "local_rate",
     "nearest_critical_point",
+    "neighbours_of",
     "plateau_table",
     "plateaus",
     "plateaus_of_modes",
     "saddle_curve",
+    "spurious_point",
     "spurious_points",
 ]

@@ -103,6 +103,12 @@ class Frame:
         """W_J for indices from 0."""
         return (self.U[:, J] * self.s[J]) @ self.V[:, J].mH @ self.inverse_root
 
+    @cached_property
+    def _white(self) -> bool:
+        """Whether C = I, so that nothing need be multiplied by C^{1/2}."""
+        eye = torch.eye(len(self.root), dtype=self.root.dtype, device=self.root.device)
+        return bool(torch.equal(self.root, eye))
+
     def nearest(self, W: Inexact[Tensor, "*batch d_y d_x"]) -> Nearest:
         """The critical point of any rank nearest to W, by ‖(W − W_J)C^{1/2}‖_F.
 
@@ -110,7 +116,7 @@ class Frame:
         for equal σ_j the same with the eigenvalues of the Hermitian part of that block.
         """
         W = W.to(self.U.dtype)
-        Z = W @ self.root
+        Z = W if self._white else W @ self.root
         U, V = self.U, self.V
         ZV = Z @ V
         overlap = (U.conj() * ZV).sum(-2).real

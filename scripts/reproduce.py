@@ -1,0 +1,125 @@
+"""Run every figure and numbered claim of both papers, with a verdict beside each.
+
+python scripts/reproduce.py                     all of them
+python scripts/reproduce.py brtw/fig07 hlz      some, or those of one paper
+python scripts/reproduce.py --quick             at reduced sizes, a few minutes
+python scripts/reproduce.py ledger              every numbered statement and what checks it
+python scripts/reproduce.py --list              the names
+
+Runs that are finished already are not run again; Ctrl-C keeps what was done. The report goes to
+runs/reproduce/<time>/report.html and report.md. Exit status 1 if a claim fails that should hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from reproduction import SUBJECTS, Claim, Subject, brtw_limits, brtw_rates, hlz
+from reproduction.report import Chapter, headline, save_figure, verdict_of, write
+from reproduction.runs import Run, compositions, execute, finished, folder_of
+from tqdm import tqdm
+
+from deeplin.tracking import provenance
+
+ROOT = Path(__file__).resolve().parents[1] / "runs" / "reproduce"
+PAPERS = (brtw_limits, brtw_rates, hlz)  # imported, so registered
+
+
+def selected(names: Sequence[str]) -> list[Subject]:
+    """The subjects of the given names or papers; all without names.
+
+    Raises: ValueError for a name that is none of them.
+    """
+    chosen = []
+    for name in names or ["brtw", "hlz"]:
+        found = [
+            s for key, s in sorted(SUBJECTS.items()) if key == name or key.startswith(f"{name}/")
+        ]
+        if not found:
+            raise ValueError(
+                f"there is no experiment {name}; choose among brtw, hlz, ledger, "
+                f"{', '.join(sorted(SUBJECTS))}."
+            )
+        chosen += [s for s in found if s not in chosen]
+    return chosen
+
+
+def chapter(subject: Subject, folder: Path, jobs: Path, quick: bool) -> Chapter:
+    """The figure and the claims of a subject from its finished runs."""
+
+    def runs_of(name: str) -> list[Run]:
+        other = SUBJECTS[name]
+        folders = [folder_of(c, jobs) for c in compositions(name, other.quick if quick else None)]
+        return [Run(f) for f in folders if finished(f)]
+
+    expected = len(compositions(subject.name, subject.quick if quick else None))
+    runs = runs_of(subject.name)
+    if len(runs) < expected:
+        missing = f"{expected - len(runs)} of {expected} runs are not finished"
+        claim = Claim(subject.name, subject.title, missing, "all", None)
+        return Chapter(subject, runs, [claim], None)
+    stem = folder / "figures" / subject.name.replace("/", "-")
+    png = save_figure(subject.draw(runs), runs, stem)
+    return Chapter(subject, runs, list(subject.claims(runs, runs_of)), png)
+
+
+def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Path) -> int:
+    """Run, draw, judge, report; the exit status."""
+    start, jobs = time.monotonic(), root / "jobs"
+    configurations = [c for s in subjects for c in compositions(s.name, s.quick if quick else None)]
+    failures = execute(configurations, jobs, processes)
+    folder = root / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    chapters = []
+    for subject in tqdm(subjects, unit="figure", disable=None):
+        chapters.append(chapter(subject, folder, jobs, quick))
+    write(folder, chapters, provenance(), time.monotonic() - start, None)
+    claims = [claim for c in chapters for claim in c.claims]
+    for claim in claims:
+        print(f"{verdict_of(claim):22}{claim.source}: {claim.statement}: {claim.measured}")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    print(f"\n{headline(claims)}.\nReport: {_short(folder / 'report.html')}")
+    return int(bool(failures) or any(c.holds is not None and not c.expected for c in claims))
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    first, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help="experiments, brtw, hlz, or ledger")
+    parser.add_argument("--quick", action="store_true", help="reduced sizes, a few minutes")
+    parser.add_argument("--list", action="store_true", help="print the names of the experiments")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="runs at a time; all cores"
+    )
+    parser.add_argument("--root", type=Path, default=ROOT, help="where runs and reports go")
+    options = parser.parse_args(arguments)
+    if options.list:
+        for name, subject in sorted(SUBJECTS.items()):
+            print(f"{name:16}{subject.title}")
+        return 0
+    try:
+        subjects = selected(options.names)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        return reproduce(subjects, options.quick, options.processes, options.root)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What the figures share: colours, a decay with its prediction, a band over repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reproduction.runs import Run
+
+# Okabe and Ito's colours, and a line style each, so that the curves differ in grey too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", (0, (7, 1.5)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), "-", "-")
+PREDICTED: dict[str, Any] = {"linestyle": (0, (1, 1.6)), "color": "#333333", "linewidth": 1.3}
+
+
+def canvas(columns: int, rows: int = 1, *, height: float = 3.6) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of panels with room for their legends."""
+    figure = Figure(figsize=(5.2 * columns, height * rows), dpi=150, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for ax in axes:
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def split(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
+    """Runs by a key, in the order of the keys."""
+    return {value: [r for r in runs if key(r) == value] for value in sorted({*map(key, runs)})}
+
+
+def decays(
+    ax: Axes,
+    runs: Sequence[Run],
+    values: Callable[[Run], np.ndarray],
+    label: Callable[[Run], str],
+    predicted: bool = False,
+    *,
+    floor: float = 1e-13,
+) -> None:
+    """Curves over flow time on a logarithmic axis, each with its predicted e^{−ρt} dotted."""
+    for i, run in enumerate(runs):
+        y = values(run)
+        seen = np.where(y > floor, y, np.nan)
+        ax.semilogy(run.t, seen, color=COLOURS[i % 6], ls=STYLES[i % 6], lw=1.5, label=label(run))
+        rho = run.predicted_rate if predicted else None
+        if rho:
+            _predicted(ax, run.t, seen, rho, name=i == len(runs) - 1)
+    ax.set_xlabel("flow time t")
+    ax.legend(frameon=False, fontsize=8.5)
+
+
+def _predicted(ax: Axes, t: np.ndarray, y: np.ndarray, rho: float, *, name: bool) -> None:
+    """e^{−ρt} a little above the last third of a decay, where it has become exponential."""
+    end = np.flatnonzero(np.isfinite(y))[-1]
+    later = np.flatnonzero(np.log(y) < np.log(y[end]) + 6)
+    anchor = later[np.isfinite(y[later])][0]
+    line = 2.5 * y[anchor] * np.exp(-rho * (t - t[anchor]))
+    shown = (t >= t[anchor]) & (t <= t[end])
+    ax.semilogy(t[shown], line[shown], label="predicted rate" if name else None, **PREDICTED)
+
+
+def band(ax: Axes, run: Run, values: np.ndarray, colour: str, label: str) -> None:
+    """Range over repeats as a band, median as a line, over the number of iterations."""
+    ax.fill_between(run.steps, values.min(1), values.max(1), color=colour, alpha=0.22, linewidth=0)
+    ax.plot(run.steps, np.median(values, 1), color=colour, linewidth=1.6, label=label)
+    ax.set_xlabel("iteration k")
+
+
+def time_to(run: Run, factor: float, column: str = "distance_to_limit") -> float:
+    """When a quantity is first below a factor of its first value; ∞ if never."""
+    values = run[column]
+    below = np.flatnonzero(values <= factor * values[0])
+    return float(run.t[below[0]]) if len(below) else float("inf")

@@ -1,0 +1,210 @@
+"""The report: one page with every figure and verdict, as HTML and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+
+from reproduction import Claim, Subject
+from reproduction.runs import Run
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 62rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
+img { max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
+         border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }
+th { background: #f4f4f4; }
+code { font-size: .9em; background: #f4f4f4; padding: .1em .3em; overflow-wrap: anywhere; }
+.holds { color: #00664a; } .fails { color: #b03a00; } .unfinished { color: #555; }
+td.verdict { white-space: nowrap; font-weight: 600; }
+@media print { body { max-width: none; font-size: 10pt; } section { break-inside: avoid; }
+               .scroll { overflow: visible; } }
+@media (max-width: 40rem) { th:nth-child(4), td:nth-child(4) { display: none; } }
+"""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What a report says about one experiment."""
+
+    subject: Subject
+    runs: Sequence[Run]
+    claims: Sequence[Claim]
+    figure: Path | None
+
+    @property
+    def command(self) -> str:
+        return f"python scripts/train.py experiment={self.subject.name}"
+
+    @property
+    def work(self) -> str:
+        """How many runs, their seeds and the time they took."""
+        seconds = sum(run.summary["seconds"] for run in self.runs)
+        seeds = sorted({run.cfg.seed for run in self.runs})
+        seed = ", ".join(map(str, seeds))
+        count = f"{len(self.runs)} run" + ("s" if len(self.runs) != 1 else "")
+        return f"{count}, {duration(seconds)} of computing; seed {seed}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{math.floor(seconds / 60)} min {seconds % 60:.0f} s"
+
+
+def save_figure(figure: Figure, runs: Sequence[Run], stem: Path) -> Path:
+    """PNG, PDF and, beside them, what is drawn and the recorded scalars of the runs as .npz."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png = stem.with_suffix(".png")
+    figure.savefig(png)
+    figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
+    np.savez_compressed(
+        stem.with_suffix(".npz"), allow_pickle=False, **_drawn(figure), **_seen(runs)
+    )
+    return png
+
+
+def _drawn(figure: Figure) -> dict[str, np.ndarray]:
+    """The points of all lines and bands, by panel and label."""
+    data = {}
+    for i, ax in enumerate(figure.axes):
+        for j, line in enumerate(ax.get_lines()):
+            label = str(line.get_label()).lstrip("_") or f"line {j}"
+            data[f"panel {i}/{j} {label}".replace("/", "|")] = np.asarray(line.get_xydata())
+        for j, band in enumerate(c for c in ax.collections if type(c) is PolyCollection):
+            data[f"panel {i}|band {j}"] = np.asarray(band.get_paths()[0].vertices)
+    return data
+
+
+def _seen(runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    data: dict[str, np.ndarray] = {}
+    for i, run in enumerate(runs):
+        options = json.dumps({"problem": dict(run.cfg.problem)}, default=str)
+        data[f"run {i}|options"] = np.array(options)
+        data[f"run {i}|t"], data[f"run {i}|step"] = run.t, run.steps
+        for name in run.history.records[0].observed:
+            if name not in ("left", "right", "nearest_modes"):
+                data[f"run {i}|{name}"] = run[name]
+    return data
+
+
+def verdict_of(claim: Claim) -> str:
+    """The verdict in words."""
+    if claim.wrong:
+        return "fails, as known" if claim.holds is False else f"{claim.verdict}, against theory"
+    return claim.verdict
+
+
+def write(
+    folder: Path, chapters: Sequence[Chapter], provenance: dict[str, Any], wall: float, ledger: Any
+) -> None:
+    """report.html, report.md and claims.json in a folder."""
+    claims = [claim for chapter in chapters for claim in chapter.claims]
+    content = [asdict(claim) | {"verdict": verdict_of(claim)} for claim in claims]
+    (folder / "claims.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    (folder / "report.html").write_text(_html(chapters, provenance, wall, ledger))
+    (folder / "report.md").write_text(_markdown(folder, chapters, provenance, wall, ledger))
+
+
+def headline(claims: Sequence[Claim]) -> str:
+    """How many claims hold, how many fail, in one sentence."""
+    holds = sum(claim.verdict == "holds" and not claim.wrong for claim in claims)
+    known = sum(bool(claim.wrong) and claim.holds is False for claim in claims)
+    unfinished = sum(claim.holds is None for claim in claims)
+    wrong = len(claims) - holds - known - unfinished
+    return (
+        f"{len(claims)} claims: {holds} hold, {known} fail as known to be wrong, "
+        f"{wrong} against expectation, {unfinished} unfinished"
+    )
+
+
+def _facts(provenance: dict[str, Any], wall: float) -> list[str]:
+    versions = ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())
+    return [
+        f"Machine: {provenance['machine']}. Versions: {versions}. Commit: {provenance['commit']}.",
+        f"Command: {provenance['command']}. Started: {provenance['started']}; this call took "
+        f"{duration(wall)}.",
+    ]
+
+
+def _html(chapters: Sequence[Chapter], provenance: dict[str, Any], wall: float, ledger: Any) -> str:
+    claims = [claim for chapter in chapters for claim in chapter.claims]
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>deeplin: the papers, re-run</title><style>{_STYLE}</style></head><body>",
+        "<h1>The papers, re-run</h1>",
+        f"<p><strong>{html.escape(headline(claims))}.</strong></p>",
+        *(f"<p>{html.escape(fact)}</p>" for fact in _facts(provenance, wall)),
+        "<p>A claim marked (ours) is not the papers' own. BRTW: Bah, Rauhut, Terstiege, "
+        "Westdickenberg, 2020. HLZ: Hou, Li, Zhang, 2021.</p>",
+    ]
+    for chapter in chapters:
+        name = html.escape(chapter.subject.name)
+        parts.append(f"<section id='{name}'><h2>{name}: {html.escape(chapter.subject.title)}</h2>")
+        if chapter.figure is not None:
+            data = base64.b64encode(chapter.figure.read_bytes()).decode()
+            alt = html.escape(chapter.subject.title)
+            parts.append(f"<img alt='{alt}' src='data:image/png;base64,{data}'>")
+        parts.append(f"<p><code>{html.escape(chapter.command)}</code> {chapter.work}</p>")
+        parts.append(
+            "<div class='scroll'><table><tr><th>Source</th><th>Claim</th><th>Measured</th>"
+            "<th>Threshold</th><th>Verdict</th></tr>"
+        )
+        for claim in chapter.claims:
+            wrong = f"<br><em>{html.escape(claim.wrong)}</em>" if claim.wrong else ""
+            cells = [claim.source, claim.statement, claim.measured, claim.threshold]
+            row = "".join(f"<td>{html.escape(c)}</td>" for c in cells)
+            kind = claim.verdict if claim.expected or claim.holds is None else "fails"
+            kind = "holds" if claim.expected else kind
+            parts.append(
+                f"<tr>{row}<td class='verdict {kind}'>{html.escape(verdict_of(claim))}</td></tr>"
+                + (f"<tr><td></td><td colspan='4'>{wrong[4:]}</td></tr>" if wrong else "")
+            )
+        parts.append("</table></div></section>")
+    if ledger is not None:
+        parts.append(f"<section><h2>The ledger of statements</h2>{ledger.html()}</section>")
+    parts.append("</body></html>")
+    return "\n".join(parts)
+
+
+def _markdown(
+    folder: Path,
+    chapters: Sequence[Chapter],
+    provenance: dict[str, Any],
+    wall: float,
+    ledger: Any,
+) -> str:
+    claims = [claim for chapter in chapters for claim in chapter.claims]
+    lines = ["# The papers, re-run", "", f"**{headline(claims)}.**", ""]
+    for fact in _facts(provenance, wall):
+        lines += [fact, ""]
+    for chapter in chapters:
+        lines += [f"## {chapter.subject.name}: {chapter.subject.title}", ""]
+        if chapter.figure is not None:
+            lines += [f"![{chapter.subject.title}]({chapter.figure.relative_to(folder)})", ""]
+        lines += [f"`{chapter.command}` {chapter.work}", ""]
+        lines += ["| Source | Claim | Measured | Threshold | Verdict |", "|---|---|---|---|---|"]
+        for claim in chapter.claims:
+            cells = [claim.source, claim.statement, claim.measured, claim.threshold]
+            verdict = verdict_of(claim) + (f": {claim.wrong}" if claim.wrong else "")
+            row = " | ".join(cell.replace("|", "\\|") for cell in [*cells, verdict])
+            lines.append(f"| {row} |")
+        lines.append("")
+    if ledger is not None:
+        lines += ["## The ledger of statements", "", ledger.markdown(), ""]
+    return "\n".join(lines)

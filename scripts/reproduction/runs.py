@@ -1,0 +1,184 @@
+"""The runs of an experiment: composed from its configuration, executed side by side, read back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+import deeplin.cli as cli  # its resolvers stand in the configurations
+from deeplin.configuration import Experiment, build
+from deeplin.experiment import run
+from deeplin.solve import History
+from deeplin.tracking import RunFolder
+
+CONFIG = Path(__file__).resolve().parents[2] / "conf"
+_ = cli.main
+
+
+class Run:
+    """One finished run: its configuration, summary and recorded history."""
+
+    def __init__(self, folder: Path):
+        self.files = RunFolder(folder)
+        self.cfg: Any = OmegaConf.load(self.files.config)
+        self.summary: dict[str, Any] = json.loads(self.files.summary.read_text())
+
+    @cached_property
+    def _saved(self) -> dict[str, Any]:
+        return self.files.load_checkpoint()
+
+    @cached_property
+    def history(self) -> History:
+        return History.from_state_dict(self._saved["history"])
+
+    @cached_property
+    def t(self) -> np.ndarray:
+        return self.history.t.numpy()
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        return np.array([record.step for record in self.history.records])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """An observable: (records, repeats, …), for one trajectory (records, …)."""
+        return self.history.column(name).double().numpy()
+
+    @property
+    def layers(self) -> list[torch.Tensor]:
+        """The state in which the run ended."""
+        return list(self._saved["stepper"]["state"])
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The objects of the run, built anew from its configuration."""
+        return build(self.cfg)
+
+    @property
+    def measured_rate(self) -> float | None:
+        """The decay rate of the distance to the limit, fitted to its last e³ above round-off."""
+        return self.summary["rate_measured"]
+
+    @property
+    def predicted_rate(self) -> float | None:
+        return self.summary["rate_predicted"]
+
+    @property
+    def d(self) -> int:
+        return self.cfg.problem.d
+
+    @property
+    def depth(self) -> int:
+        return self.cfg.network.depth
+
+    @property
+    def rank(self) -> int:
+        return self.cfg.network.rank
+
+
+def compositions(name: str, changes: Mapping[str, str] | None = None) -> list[DictConfig]:
+    """The configurations of all runs of an experiment: of its sweep, if it has one.
+
+    `changes` replace values of the configuration, or of its sweep.
+    """
+    changes = dict(changes or {})
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
+        chosen = [f"experiment={name}"]
+        whole = compose("train", chosen, return_hydra_config=True)
+        sweep = {key: str(value) for key, value in (whole.hydra.sweeper.params or {}).items()}
+        sweep |= {key: value for key, value in changes.items() if key in sweep or "," in value}
+        fixed = [f"{key}={value}" for key, value in changes.items() if key not in sweep]
+        parser = OverridesParser.create()
+        choices = []
+        for override in parser.parse_overrides([f"{k}={v}" for k, v in sweep.items()]):
+            key = override.key_or_group
+            if override.is_sweep_override():
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            else:
+                choices.append([f"{key}={override.get_value_element_as_str()}"])
+        found = []
+        for combination in itertools.product(*choices):
+            cfg = compose("train", [*chosen, *fixed, *combination])
+            found.append(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    return found
+
+
+def folder_of(cfg: DictConfig, root: Path) -> Path:
+    """Where the run of a configuration lies: equal configurations are one run."""
+    text = OmegaConf.to_yaml(cfg, resolve=True, sort_keys=True)
+    return root / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def finished(folder: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    files = RunFolder(folder)
+    if not (files.checkpoint.exists() and files.summary.exists()):
+        return False
+    result = json.loads(files.summary.read_text())["result"]
+    return not result.startswith("interrupted")
+
+
+def execute(configurations: Sequence[DictConfig], root: Path, processes: int) -> list[str]:
+    """Run what is not finished yet, `processes` at a time, the largest first, with a progress bar.
+
+    Returns a sentence for each run that could not be made. Ctrl-C lets every run save its state;
+    the next call continues them.
+    """
+    todo = {folder_of(cfg, root): cfg for cfg in configurations}
+    todo = {folder: cfg for folder, cfg in todo.items() if not finished(folder)}
+    if not todo:
+        return []
+    failures: list[str] = []
+    order = sorted(todo, key=lambda folder: -_work(todo[folder]))
+    with (
+        tqdm(total=len(todo), unit="run", disable=None) as bar,
+        ProcessPoolExecutor(min(processes, len(todo)), get_context("spawn")) as pool,
+    ):
+        jobs = {pool.submit(_execute, OmegaConf.to_yaml(todo[f]), f): f for f in order}
+        try:
+            for future in as_completed(jobs):
+                status, text = future.result()
+                if status >= 128:
+                    raise KeyboardInterrupt
+                if status:
+                    failures.append(f"{jobs[future]}: {text}")
+                bar.update()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return failures
+
+
+def _work(cfg: DictConfig) -> float:
+    """A rough measure of how long a run takes, for the order alone."""
+    return cfg.problem.get("d", cfg.problem.get("n", 1)) ** 2 * cfg.network.depth**2
+
+
+def _execute(text: str, folder: Path) -> tuple[int, str]:
+    """One run, its output in log.txt beside its results: the exit status, and what went wrong."""
+    cfg = OmegaConf.create(text)
+    assert isinstance(cfg, DictConfig)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / "log.txt").open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        try:
+            return run(cfg, folder), "diverged; see log.txt there"
+        except (ValueError, TypeError, OSError) as error:
+            return 2, str(error)
