@@ -3,8 +3,10 @@
 import ast
 import html.parser
 import json
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,12 +19,14 @@ from reproduction.statements import PAPERS, STATEMENTS, Statement  # noqa: E402
 
 
 def claims_of_experiments():
-    """Every `source="..."` handed over in the scripts of the experiments."""
+    """Every source that the scripts of the experiments name."""
     found = set()
     for path in (ROOT / "scripts" / "reproduction").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.keyword) and node.arg == "source":
-                found |= {c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant)}
+        if not path.stem.startswith("statement"):
+            constants = (
+                n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)
+            )
+            found |= {c.value for c in constants if str(c.value).startswith(("BRTW ", "HLZ "))}
     return found
 
 
@@ -107,6 +111,28 @@ def test_rows(rows):
     assert book.failures(rows) == ["BRTW Lemma 2", "BRTW Fig. 7"]
 
 
+def test_claims_of_experiments():
+    """What is known to be wrong must fail; a statement does not fail with it."""
+
+    def claim(holds, wrong=""):
+        return SimpleNamespace(
+            source="BRTW Lemma 1", statement="A", measured="1", holds=holds, wrong=wrong
+        )
+
+    for claims, verdict in (
+        ([claim(True)], "holds"),
+        ([claim(None), claim(True)], "unfinished"),
+        ([claim(True), claim(False)], "fails"),
+        ([claim(False, "erratum")], "refuted"),
+        ([claim(True), claim(False, "erratum")], "holds"),
+        ([claim(True, "erratum")], "fails"),
+    ):
+        gathered = book.gathered(claims)
+        (row,) = book.ledger(gathered, results={}, statements=EXAMPLES[:1])
+        assert (row.verdict, row.by) == (verdict, ("experiment",))
+        assert gathered["BRTW Lemma 1"][0][0] == "A: 1"
+
+
 def test_a_residual_that_is_no_number_is_the_worst():
     runs = [
         {"test": "t", "outcome": "passed", "residual": 1.0, "bound": 0.0},
@@ -185,6 +211,44 @@ def test_exit_status(monkeypatch, capsys):
     assert "nor a reason: BRTW Definition 1" in out
     monkeypatch.setattr(book, "run_tests", lambda fresh: {"BRTW Lemma 7": RESULTS["BRTW Lemma 2"]})
     assert book.main() == 1
+
+
+MARKED = """
+import pytest
+
+@pytest.mark.statement("A")
+@pytest.mark.statement("B")
+@pytest.mark.parametrize("n", [1, 2])
+def test_two(seen, n):
+    seen(1e-3 * n, 1.0)
+    seen.of("B")(-0.5, 1.0)
+    seen.number("N", n)
+
+@pytest.mark.statement("A")
+def test_false(seen):
+    seen(2.0, 1.0)
+
+def test_unmarked():
+    pass
+"""
+
+
+def test_the_option_writes_what_was_seen(tmp_path):
+    """With a worker, from which the reports travel."""
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_marked.py").write_text(MARKED)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    statement(name): a statement\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "1", "--ledger=out/ledger.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+    written = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    false, one, two = written["A"]
+    assert (false["outcome"], false["residual"], false["bound"]) == ("failed", 2.0, 1.0)
+    assert (one["outcome"], one["residual"]) == ("passed", 1e-3)
+    assert two["numbers"] == {"N": [2.0, 2.0]}
+    assert two["test"] == "test_marked.py::test_two[2]"
+    assert [run["residual"] for run in written["B"]] == [0.5, 0.5]
+    assert set(written) == {"A", "B"}
 
 
 def test_the_fixture_keeps_the_comparison_nearest_to_its_bound(request, seen):

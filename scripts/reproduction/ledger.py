@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from reproduction.statements import PAPERS, STATEMENTS, Statement
 
@@ -26,11 +27,27 @@ FILE = ROOT / "runs" / "reproduce" / "ledger.json"
 SOURCES = ("tests/**/*.py", "deeplin/**/*.py", "conf/**/*.yaml", "pyproject.toml")
 SELECTION = "statement and not slow"
 
-# source -> (what the experiment measured, in a sentence; "holds", "fails" or "unfinished")
+# source -> (what the experiment measured, in a sentence; "holds", "fails", "unfinished", or
+# "refuted": a claim that the theory knows to be wrong has failed as it must)
 Verdicts = Mapping[str, Sequence[tuple[str, str]]]
 # source -> test runs: {"test", "outcome", and what was seen: "residual", "bound",
 # "numbers": {name: [least, greatest]}}
 Results = Mapping[str, Sequence[Mapping]]
+
+
+class Judged(Protocol):
+    """A claim of an experiment with its verdict."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def statement(self) -> str: ...
+    @property
+    def measured(self) -> str: ...
+    @property
+    def holds(self) -> bool | None: ...
+    @property
+    def wrong(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,8 @@ class Row:
     """A statement, what holds it to what, the number seen, and how it ended.
 
     `residual` is that of the comparison nearest to its bound, of all tests of the statement;
-    `verdict` is "holds", "fails", "unfinished", "unchecked" (then `reason` says why) or "nothing".
+    `verdict` is "holds", "fails", "refuted", "unfinished", "unchecked" (then `reason` says why) or
+    "nothing".
     An erratum holds if the paper is wrong in the way it says.
     """
 
@@ -130,6 +148,21 @@ def markers(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
 # -- the rows --------------------------------------------------------------------------------------
 
 
+def gathered(claims: Iterable[Judged]) -> dict[str, list[tuple[str, str]]]:
+    """The claims of experiments by their sources. One known to be wrong fails if it holds."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for claim in claims:
+        if claim.holds is None:
+            verdict = "unfinished"
+        elif claim.wrong:
+            verdict = "fails" if claim.holds else "refuted"
+        else:
+            verdict = "holds" if claim.holds else "fails"
+        text = f"{claim.statement}: {claim.measured}"
+        found.setdefault(claim.source, []).append((text, verdict))
+    return found
+
+
 def ledger(
     verdicts: Verdicts | None = None,
     *,
@@ -181,12 +214,12 @@ def _row(
             worst = run
     endings = {run["outcome"] for run in runs if run["outcome"] != "skipped"}
     endings |= {verdict for _, verdict in claims}
-    if endings - {"passed", "holds", "unfinished"}:
+    if endings - {"passed", "holds", "unfinished", "refuted"}:
         verdict = "fails"
     elif "unfinished" in endings:
         verdict = "unfinished"
     elif endings:
-        verdict = "holds"
+        verdict = "refuted" if endings == {"refuted"} else "holds"
     else:
         verdict = "unchecked" if statement.unchecked else "nothing"
     return Row(

@@ -19,7 +19,14 @@ TITLES = {
 }
 # Columns of the screen: name and width, 100 characters with the spaces between them.
 SCREEN = (("", 4), ("statement", 19), ("says", 37), ("seen ≤ bound", 17), ("by", 15))
-MARKS = {"holds": "ok", "fails": "FAIL", "unfinished": "...", "unchecked": "-", "nothing": "??"}
+MARKS = {
+    "holds": "ok",
+    "fails": "FAIL",
+    "refuted": "no",
+    "unfinished": "...",
+    "unchecked": "-",
+    "nothing": "??",
+}
 HEADERS = ("Statement", "It says", "We check", "Seen ≤ bound", "By", "Verdict")
 
 
