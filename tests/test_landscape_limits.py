@@ -127,12 +127,25 @@ def names_by_enumeration(problem, W, tol):
     return found
 
 
-@pytest.mark.statement("BRTW Theorem 39(a)")
 @pytest.mark.parametrize(
     ("depth", "balanced"),
     [
-        pytest.param(2, False, marks=pytest.mark.statement("BRTW Theorem 39(b)")),
-        pytest.param(3, False, marks=pytest.mark.statement("BRTW Conjecture 41(a)")),
+        pytest.param(
+            2,
+            False,
+            marks=[
+                pytest.mark.statement("BRTW Theorem 39(a)"),
+                pytest.mark.statement("BRTW Theorem 39(b)"),
+            ],
+        ),
+        pytest.param(
+            3,
+            False,
+            marks=[
+                pytest.mark.statement("BRTW Theorem 39(a)"),
+                pytest.mark.statement("BRTW Conjecture 41(a)"),
+            ],
+        ),
         *(
             pytest.param(
                 depth,

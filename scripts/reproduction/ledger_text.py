@@ -27,7 +27,7 @@ MARKS = {
     "unchecked": "-",
     "nothing": "??",
 }
-HEADERS = ("Statement", "It says", "We check", "Seen ≤ bound", "By", "Verdict")
+HEADERS = ("Statement", "It says", "We check", "By", "Seen ≤ bound", "Verdict")
 
 
 def parts(rows: Iterable[Row]) -> Iterable[tuple[str, list[Row]]]:
@@ -74,7 +74,7 @@ def _cells(row: Row) -> Sequence[str]:
     seen = "; ".join(part for part in (row.seen, row.numbers_text) if part)
     check = f"not checked: {row.reason}" if row.verdict == "unchecked" else row.checked
     by = ", ".join(name.replace(".py::", "::") for name in row.by)
-    return row.source, row.says, check, seen, by, row.verdict
+    return row.source, row.says, check, by, seen, row.verdict
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -98,16 +98,18 @@ def _escaped(cell: str) -> str:
 
 
 def fragment(rows: Iterable[Row]) -> str:
-    """HTML: for every part an <h3> and a <table class="ledger">; a row's class is its verdict."""
+    """HTML: for every part an <h3> and a table, which may scroll; verdicts have their own class."""
     lines = []
     for title, group in parts(rows):
-        lines += [f"<h3>{html.escape(title)}</h3>", '<table class="ledger">', "<thead><tr>"]
+        lines += [f"<h3>{html.escape(title)}</h3>", '<div class="scroll">']
+        lines += ['<table class="ledger">', "<thead><tr>"]
         lines += [f"<th>{header}</th>" for header in HEADERS]
         lines += ["</tr></thead>", "<tbody>"]
         for row in group:
-            cells = (f"<td>{html.escape(cell)}</td>" for cell in _cells(row))
-            lines.append(f'<tr class="{row.verdict}">{"".join(cells)}</tr>')
-        lines += ["</tbody>", "</table>"]
+            *cells, verdict = (html.escape(cell) for cell in _cells(row))
+            told = "".join(f"<td>{cell}</td>" for cell in cells)
+            lines.append(f'<tr>{told}<td class="verdict {verdict}">{verdict}</td></tr>')
+        lines += ["</tbody>", "</table>", "</div>"]
     return "\n".join(lines)
 
 

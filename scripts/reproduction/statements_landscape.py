@@ -103,7 +103,7 @@ LANDSCAPE = (
     S(
         "BRTW Theorem 39(a)",
         "For almost all layers the flow (5) ends at a W that is minimal on its M_k.",
-        "Names of the limits of 750 random runs, N = 2 and 3.",
+        "Names of the limits of 700 random runs, N = 2 and 3, r = q and r < q.",
     ),
     S(
         "BRTW Theorem 39(b)",
