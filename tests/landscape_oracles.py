@@ -1,5 +1,7 @@
 """Problems of every kind, and derivatives of their losses by autograd."""
 
+import itertools
+
 import torch
 
 import deeplin
@@ -72,3 +74,17 @@ def layers_hessian(problem, layers):
 
     x = torch.cat([W.flatten() for W in layers])
     return torch.autograd.functional.hessian(loss, x)
+
+
+EIGENVALUES = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=F64)
+
+
+def covariance(randn):
+    """Eigenvectors and C, with the eigenvalues above."""
+    E = torch.linalg.qr(randn(4, 4)).Q
+    return E, (E * EIGENVALUES) @ E.mT
+
+
+def random_layers(randn, widths, *batch):
+    """Gaussian layers, first layer first."""
+    return tuple(randn(*batch, b, a) for a, b in itertools.pairwise(widths))

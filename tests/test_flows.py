@@ -43,7 +43,9 @@ def generic(randn):
 
 @pytest.mark.statement("BRTW Lemma 2(4)")
 @pytest.mark.parametrize("depth", [2, 3, 5, 10])
-def test_four_forms_of_one_flow(generic, generator, depth):
+@pytest.mark.statement("BRTW Corollary 17")
+@pytest.mark.statement("BRTW (23)")
+def test_four_forms_of_one_flow(generic, generator, depth, seen):
     problem, W = generic
     net = DeepLinear([5, *[3] * (depth - 1), 4], dtype=F64)
     init.balanced_(net, W, rotate=True, generator=generator)
@@ -51,9 +53,9 @@ def test_four_forms_of_one_flow(generic, generator, depth):
     small = compress(net)
     assert {W_j.shape[-2] for W_j in small[:-1]} == {2}
     reference = end(layers, layers.init_state(net), 5.0, 1e-11)
-    close(end(layers, layers.init_state(small), 5.0, 1e-11), reference, 1e-11)
-    close(end(product, product.init_state(W, 2), 5.0, 1e-11), reference, 1e-8)
-    close(end(pqw, pqw.init_state(W, 2), 5.0, 1e-11), reference, 1e-8)
+    seen.norm(end(layers, layers.init_state(small), 5.0, 1e-11), reference, 1e-11)
+    seen.norm(end(product, product.init_state(W, 2), 5.0, 1e-11), reference, 1e-8)
+    seen.norm(end(pqw, pqw.init_state(W, 2), 5.0, 1e-11), reference, 1e-8)
 
 
 def test_they_part_when_the_start_is_not_balanced(generic, randn):
@@ -182,34 +184,36 @@ def test_positive_semidefinite_depth_two(randn):
 
 
 @pytest.mark.parametrize("orthonormal", [True, False])
-def test_oja(randn, orthonormal):
+@pytest.mark.statement("BRTW Theorem 20(1)")
+def test_oja(randn, orthonormal, seen):
     A, V = randn(5, 8) / 2, randn(5, 2) / 2
     V = torch.linalg.qr(V).Q if orthonormal else V
     flow, tied = OjaFlow(A @ A.mT), CoupledAutoencoderFlow(A @ A.mT)
     oracle = exact.oja(1.3, A @ A.mT, V)
-    close(end(flow, flow.init_state(V), 1.3, 1e-11), oracle, 1e-9)
+    seen.norm(end(flow, flow.init_state(V), 1.3, 1e-11), oracle, 1e-9)
     distance = float((end(tied, tied.init_state(V), 1.3, 1e-11) - oracle).norm())
     assert distance < 1e-9 if orthonormal else distance > 1e-3
 
 
-@pytest.mark.statement("BRTW Prop. 21(2)")
-def test_oja_keeps_orthonormality(randn):
+@pytest.mark.statement("BRTW Theorem 20(2)")
+def test_oja_keeps_orthonormality(randn, seen):
     A, V = randn(5, 8) / 2, torch.linalg.qr(randn(5, 2)).Q
     for flow in (OjaFlow(A @ A.mT), CoupledAutoencoderFlow(A @ A.mT)):
         y = deeplin.solve(flow, flow.init_state(V), 3.0, rtol=1e-11).y[-1]
-        close(flow.conserved(y)["VtV"], torch.eye(2, dtype=F64), 1e-9)
+        seen.norm(flow.conserved(y)["VtV"], torch.eye(2, dtype=F64), 1e-9)
 
 
-def test_coupled_velocity_is_minus_the_gradient(randn):
+@pytest.mark.statement("BRTW (25)")
+def test_coupled_velocity_is_minus_the_gradient(randn, seen):
     X, V = randn(4, 9), randn(4, 2)
     leaf = V.clone().requires_grad_()
     (0.5 * (X - leaf @ leaf.mT @ X).square().sum()).backward()
     flow = CoupledAutoencoderFlow(X @ X.mT)
-    close(flow.velocity(0.0, (V,))[0], -leaf.grad, 1e-10)
+    seen.norm(flow.velocity(0.0, (V,))[0], -leaf.grad, 1e-10)
 
 
 @pytest.mark.statement("BRTW Remark 50")
-def test_riccati_form_is_the_flow_of_two_layers(randn):
+def test_riccati_form_is_the_flow_of_two_layers(randn, seen):
     X = randn(4, 9)
     C = X @ X.mT
     W1, W2 = randn(2, 4), randn(4, 2)
@@ -227,16 +231,16 @@ def test_riccati_form_is_the_flow_of_two_layers(randn):
     literal = bracket @ blocks(zero, C, C, zero) @ V
     flow = RiccatiFlow(C)
     (ours,) = flow.velocity(0.0, flow.init_state(V))
-    close(ours, literal, 1e-9)
+    seen.norm(ours, literal, 1e-9)
     W1_dot, W2_dot = LayerFlow(deeplin.autoencoder(X)).velocity(0.0, (W1, W2))
-    close(ours, torch.cat([W1_dot.mT, W2_dot]), 1e-9)
+    seen.norm(ours, torch.cat([W1_dot.mT, W2_dot]), 1e-9)
 
 
 # -- statements ------------------------------------------------------------------------------------
 
 
 @pytest.mark.statement("BRTW Theorem 5")
-def test_layers_stay_bounded_and_reach_a_critical_point(randn):
+def test_layers_stay_bounded_and_reach_a_critical_point(randn, seen):
     problem = LeastSquares(randn(4, 20) / 4, randn(3, 20) / 4)
     flow = LayerFlow(problem)
     y0 = tuple(0.8 * randn(8, b, a) for a, b in ((4, 2), (2, 3), (3, 3)))
@@ -246,12 +250,13 @@ def test_layers_stay_bounded_and_reach_a_critical_point(randn):
         gradient = sum(v.square().sum((-2, -1)) for v in flow.velocity(0.0, y)) ** 0.5
         norm.append(float(gradient.max()))
         assert max(float(W_j.norm(dim=(-2, -1)).max()) for W_j in y) < 5
-    assert norm[-1] < 1e-3 < norm[0]
+    seen.below(norm[-1], 1e-3)
+    assert norm[0] > 1e-3
     assert norm[-1] < 0.1 * norm[1]
 
 
 @pytest.mark.statement("BRTW Prop. 12")
-def test_rank_is_constant(generic, generator):
+def test_rank_is_constant(generic, generator, seen):
     """Layers with room for rank 3 keep the rank 2 of a balanced W(0), and lose none of it."""
     problem, W = generic
     net = DeepLinear([5, 3, 3, 4], dtype=F64)
@@ -260,14 +265,16 @@ def test_rank_is_constant(generic, generator):
     for y in deeplin.solve(flow, flow.init_state(net), 20.0, rtol=1e-10, save_at=[1, 5]).y:
         s = torch.linalg.svdvals(flow.end_to_end(y))
         assert float(s[1]) > 1e-3
-        assert float(s[2]) < 1e-14
+        seen.below(s[2], 1e-14)
 
 
-def test_rank_changes_for_an_unbalanced_start():
+@pytest.mark.statement("BRTW Remark 14")
+def test_rank_changes_for_an_unbalanced_start(seen):
     """BRTW Remark 14: W_1(0) = 0, W_2(0) = 1."""
     one = torch.ones(1, 1, dtype=F64)
     flow = LayerFlow(deeplin.autoencoder(one))
     y = deeplin.solve(flow, (0 * one, one), 0.1, rtol=1e-8).y[-1]
+    seen.number("W(0.1)", flow.end_to_end(y))
     assert float(flow.end_to_end(y)) > 0.05
 
 
@@ -282,7 +289,7 @@ def psd_pair(randn, smallest):
 @pytest.mark.statement("HLZ Lemma 2.7")
 @pytest.mark.statement("HLZ Lemma 3.5")
 @pytest.mark.parametrize("rescaled", [False, True])
-def test_smallest_eigenvalue_is_bounded_below(randn, rescaled):
+def test_smallest_eigenvalue_is_bounded_below(randn, rescaled, seen):
     X, Z = psd_pair(randn, 0.3)
     flow = PSDDLRAFlow(MatrixApproximation(X), rescaled)
     solution = deeplin.solve(
@@ -290,7 +297,7 @@ def test_smallest_eigenvalue_is_bounded_below(randn, rescaled):
     )
     s = torch.stack([flow.singular_values(y)[-1] for y in solution.y])
     bound = 1 / (1 / s[0] + solution.t) if rescaled else s[0] * torch.exp(-solution.t)
-    assert bool((s >= bound * (1 - 1e-8)).all())
+    seen.at_most((1 - s / bound).max(), 1e-8)
     assert float(s.min()) < 0.9 * float(s[0])
 
 
@@ -307,7 +314,7 @@ class WithArcLength:
 
 
 @pytest.mark.statement("HLZ Lemma 3.6")
-def test_rescaling_changes_the_clock_and_not_the_path(randn):
+def test_rescaling_changes_the_clock_and_not_the_path(randn, seen):
     X, Z = psd_pair(randn, 0.2)
     paths = []
     for rescaled, t1 in ((False, 4.0), (True, 16.0)):
@@ -321,20 +328,21 @@ def test_rescaling_changes_the_clock_and_not_the_path(randn):
     length = min(path[0][-1] for path in paths)
     assert length > 0.5
     for i in range(1, 40):
-        close(*(torch.as_tensor(spline(length * i / 40)) for _, spline in paths), 1e-5)
+        seen.norm(*(torch.as_tensor(spline(length * i / 40)) for _, spline in paths), 1e-5)
     limits = []
     for rescaled in (False, True):
         flow = PSDDLRAFlow(MatrixApproximation(X), rescaled)
         limits.append(end(flow, flow.init_state(Z, 2), 60.0, 1e-7))
-    close(*limits, 1e-5)
+    seen.norm(*limits, 1e-5)
 
 
-def test_dlra_forms_agree(randn):
+@pytest.mark.statement("HLZ Lemma 2.6")
+def test_dlra_forms_agree(randn, seen):
     X, W = randn(6, 5), randn(6, 2) @ randn(2, 5)
     problem = MatrixApproximation(X)
     for rescaled in (False, True):
         flow, product = DLRAFlow(problem, rescaled), EndToEndFlow(problem, 1, rescaled=rescaled)
-        close(
+        seen.norm(
             end(flow, flow.init_state(W, 2), 0.5, 1e-10),
             end(product, product.init_state(W, 2), 0.5, 1e-10),
             1e-8,
@@ -344,7 +352,7 @@ def test_dlra_forms_agree(randn):
         PSDDLRAFlow(MatrixApproximation(X.mT @ X)),
         DLRAFlow(MatrixApproximation(X.mT @ X)),
     )
-    close(
+    seen.norm(
         end(psd, psd.init_state(V @ V.mT, 2), 0.5, 1e-10),
         end(general, general.init_state(V @ V.mT, 2), 0.5, 1e-10),
         1e-8,

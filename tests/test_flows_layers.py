@@ -31,7 +31,7 @@ def slope(errors):
 
 
 @pytest.mark.statement("BRTW Lemma 2(1)")
-def test_velocity_is_minus_the_gradient(randn):
+def test_velocity_is_minus_the_gradient(randn, seen):
     problem = LeastSquares(randn(5, 20), randn(4, 20))
     layers = [randn(2, 3, 5).requires_grad_(), randn(2, 6, 3).requires_grad_(), randn(2, 4, 6)]
     layers[2].requires_grad_()
@@ -42,7 +42,7 @@ def test_velocity_is_minus_the_gradient(randn):
         torch.autograd.grad(loss, layers),
         strict=True,
     ):
-        torch.testing.assert_close(ours, -theirs, rtol=1e-11, atol=1e-11)
+        seen.close(ours, -theirs, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(("integrator", "order"), [(Euler(), 1), (RK4(), 4)])
@@ -96,7 +96,7 @@ def test_one_sgd_step_is_one_euler_step(randn):
 
 @pytest.mark.parametrize("depth", [2, 3, 5])
 @pytest.mark.statement("BRTW Lemma 2(3)")
-def test_gaps_are_conserved_to_the_order_of_rk4(randn, depth):
+def test_gaps_are_conserved_to_the_order_of_rk4(randn, depth, seen):
     problem = LeastSquares(randn(4, 20) / 4, randn(3, 20) / 4)
     layers = [0.6 * randn(b, a) for a, b in zip([4] * depth, [4] * (depth - 1) + [3], strict=True)]
     flow = LayerFlow(problem)
@@ -107,7 +107,7 @@ def test_gaps_are_conserved_to_the_order_of_rk4(randn, depth):
         drifts.append(
             max(float((a - b).norm()) for a, b in zip(balancedness_gap(end), start, strict=True))
         )
-    assert drifts[-1] < 1e-7
+    seen.below(drifts[-1], 1e-7)
     assert slope(drifts)[-1] == pytest.approx(4, abs=0.2)
     norms = [w.square().sum() for w in layers]
     ends = [w.square().sum() for w in end]
@@ -115,7 +115,7 @@ def test_gaps_are_conserved_to_the_order_of_rk4(randn, depth):
 
 
 @pytest.mark.statement("BRTW Lemma 2(4)")
-def test_balanced_product_obeys_the_end_to_end_equation(randn):
+def test_balanced_product_obeys_the_end_to_end_equation(randn, seen):
     """dW/dt from the layers equals −𝒜_W(∇L¹) by definition (8), with explicit matrix powers."""
     problem = LeastSquares(randn(5, 20), randn(4, 20))
     W = randn(4, 3) @ randn(3, 5)
@@ -136,7 +136,7 @@ def test_balanced_product_obeys_the_end_to_end_equation(randn):
         oracle = -sum(
             power(W @ W.mT, (N - j) / N) @ G @ power(W.mT @ W, (j - 1) / N) for j in range(1, N + 1)
         )
-        torch.testing.assert_close(W_dot, oracle, rtol=1e-9, atol=1e-9)
+        seen.close(W_dot, oracle, rtol=1e-9, atol=1e-9)
 
 
 def test_two_layer_closed_form_for_any_balanced_start(randn):

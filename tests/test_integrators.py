@@ -140,7 +140,7 @@ def test_one_projected_step_is_the_nearest_matrix_of_rank_r(randn):
 
 @pytest.mark.statement("HLZ Example 1.1")
 @pytest.mark.parametrize("alpha", [0.2, 0.5])
-def test_example_1_1(alpha):
+def test_example_1_1(alpha, seen):
     X = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=F64))
     flow = PSDDLRAFlow(MatrixApproximation(X))
     for epsilon, limit in ((0.0, torch.diag(torch.tensor([2.0, 0, 0], dtype=F64))), (1e-6, X)):
@@ -149,7 +149,7 @@ def test_example_1_1(alpha):
         Z = Z - torch.diag(torch.tensor([0.0, 0.0, 1.0], dtype=F64)) + p[:, None] * p
         y0 = flow.init_state(Z, 2)
         y = deeplin.solve(flow, y0, 200 * alpha, dt=alpha, integrator=ProjectedRungeKutta(1)).y[-1]
-        assert float((flow.end_to_end(y) - limit).norm()) < 1e-6
+        seen.below((flow.end_to_end(y) - limit).norm(), 1e-6)
 
 
 # -- adaptive --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from deeplin.landscape import (
 @pytest.mark.statement("BRTW Prop. 34(b)")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("balanced", [False, True])
-def test_lifts_are_critical_and_have_the_product(randn, name, balanced):
+def test_lifts_are_critical_and_have_the_product(randn, name, balanced, seen):
     problem = problem_of(name, randn)
     d_y, d_x = next(critical_points(problem, 1)).W.shape
     for widths in ([d_x, 2, d_y], [d_x, 5, 2, d_y], [d_x, 3, 3, 4, d_y]):
@@ -35,8 +35,8 @@ def test_lifts_are_critical_and_have_the_product(randn, name, balanced):
                 W = layers[0]
                 for A in layers[1:]:
                     W = A @ W
-                torch.testing.assert_close(W, point.W, rtol=0, atol=1e-12)
-                assert float(layers_gradient(problem, layers).abs().max()) < 1e-10
+                seen.close(W, point.W, rtol=0, atol=1e-12)
+                seen.below(layers_gradient(problem, layers), 1e-10)
                 assert bool(is_critical(problem, layers))
                 assert not bool(is_critical(problem, [A + 0.01 for A in layers]))
                 if balanced:
@@ -49,7 +49,8 @@ def test_lifts_are_critical_and_have_the_product(randn, name, balanced):
 @pytest.mark.statement("BRTW Prop. 38")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("depth", [2, 3])
-def test_kinds_of_lifts_against_autograd(randn, name, depth):
+@pytest.mark.statement("BRTW Definition 26")
+def test_kinds_of_lifts_against_autograd(randn, name, depth, seen):
     problem = problem_of(name, randn)
     d_y, d_x = next(critical_points(problem, 1)).W.shape
     widths = [d_x, *[2] * (depth - 1), d_y]
@@ -62,6 +63,10 @@ def test_kinds_of_lifts_against_autograd(randn, name, depth):
                 strict = float(values[0]) < -1e-7 * max(1.0, float(values.abs().max()))
                 kind = classify(problem, layers)
                 assert (kind == "strict saddle") == strict
+                if strict:
+                    source = "35" if point.kind == "strict saddle" else "38" if depth == 2 else "36"
+                    note = seen.of("BRTW Definition 26", f"BRTW Prop. {source}")
+                    note.number("least eigenvalues at strict saddles", values[0])
                 if point.kind == "strict saddle" or (depth == 2 and k < reachable):
                     assert kind == "strict saddle"  # Prop. 35, 38
                 assert (kind == "global minimum") == (
@@ -94,15 +99,22 @@ def check_escape(problem, layers, kind, t=1e-3):
 
 @pytest.mark.statement("BRTW Prop. 36")
 @pytest.mark.parametrize("depth", [2, 3, 4])
-def test_zero_is_a_saddle_strict_for_two_layers_alone(randn, depth):
+@pytest.mark.statement("BRTW Remark 37")
+def test_zero_is_a_saddle_strict_for_two_layers_alone(randn, depth, seen):
     problem = problem_of("square", randn)
     zero = [torch.zeros(4, 4, dtype=F64) for _ in range(depth)]
     kind = "strict saddle" if depth == 2 else "non-strict saddle"
     assert classify(problem, zero) == kind
-    assert (float(layers_hessian(problem, zero).abs().max()) > 1e-9) == (depth == 2)
+    H = layers_hessian(problem, zero)
+    seen.of("BRTW Prop. 36").number(
+        f"least eigenvalue at 0, N = {depth}", torch.linalg.eigvalsh(H)[0]
+    )
+    assert (float(H.abs().max()) > 1e-9) == (depth == 2)
     check_escape(problem, zero, kind)
     flat = LeastSquares.from_moments(problem.C, torch.zeros(4, 4, dtype=F64), 1.0)
     assert classify(flat, zero) == "global minimum", "Remark 37"
+    anywhere = [randn(4, 4) for _ in zero]
+    assert flat.loss(deeplin.network.end_to_end(anywhere)) > flat.loss(torch.zeros(4, 4, dtype=F64))
 
 
 def structured_tuples(problem, widths, k, generator):
@@ -124,8 +136,8 @@ def structured_tuples(problem, widths, k, generator):
     return out if float(product.abs().max()) == 0 else None
 
 
-@pytest.mark.statement("BRTW Prop. 36")
-def test_rank_condition_for_strictness_against_autograd(randn, generator):
+@pytest.mark.statement("BRTW Prop. 34(a)")
+def test_rank_condition_for_strictness_against_autograd(randn, generator, seen):
     """Rank-deficient minima on M_k for N >= 3, strict or not: lifts with any other entries."""
     problem = LeastSquares(randn(3, 12), randn(3, 12))
     counts = {"strict saddle": 0, "non-strict saddle": 0}
@@ -134,6 +146,9 @@ def test_rank_condition_for_strictness_against_autograd(randn, generator):
         layers = structured_tuples(problem, widths, n % 2, generator)
         if layers is None or not bool(is_critical(problem, layers, 1e-9)):
             continue
+        W = deeplin.network.end_to_end(layers)
+        G = problem.egrad(W)
+        seen.below((W.mT @ G).norm() + (G @ W.mT).norm(), 1e-9)  # critical on M_k
         least = float(torch.linalg.eigvalsh(layers_hessian(problem, layers))[0])
         kind = classify(problem, layers)
         assert (kind == "strict saddle") == (least < -1e-8)

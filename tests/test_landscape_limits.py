@@ -127,10 +127,39 @@ def names_by_enumeration(problem, W, tol):
     return found
 
 
-@pytest.mark.statement("BRTW Theorem 39")
-@pytest.mark.parametrize("depth", [2, 3])
-@pytest.mark.parametrize("balanced", [True, False])
-def test_a_thousand_limits_are_named(generator, depth, balanced):
+@pytest.mark.parametrize(
+    ("depth", "balanced"),
+    [
+        pytest.param(
+            2,
+            False,
+            marks=[
+                pytest.mark.statement("BRTW Theorem 39(a)"),
+                pytest.mark.statement("BRTW Theorem 39(b)"),
+            ],
+        ),
+        pytest.param(
+            3,
+            False,
+            marks=[
+                pytest.mark.statement("BRTW Theorem 39(a)"),
+                pytest.mark.statement("BRTW Conjecture 41(a)"),
+            ],
+        ),
+        *(
+            pytest.param(
+                depth,
+                True,
+                marks=[
+                    pytest.mark.statement("BRTW Theorem 40"),
+                    pytest.mark.statement("BRTW Conjecture 41(c), erratum"),
+                ],
+            )
+            for depth in (2, 3)
+        ),
+    ],
+)
+def test_a_thousand_limits_are_named(generator, depth, balanced, seen):
     """250 runs of each kind on M_3 = GL(3): named as by enumeration; det W keeps its sign."""
     tol, sign = 1e-4, 1.0
     problem = moderate_problem(generator, sign=sign)
@@ -162,6 +191,8 @@ def test_a_thousand_limits_are_named(generator, depth, balanced):
             assert name == "global minimum"
         else:
             assert name == ("strict saddle" if depth == 2 else "non-strict saddle")
+    for name in ("global minimum", "not critical"):
+        seen.number(f"{name}, of 250, N = {depth}", names.count(name))
     assert names.count("not critical") <= 5
     if not balanced:
         assert names.count("global minimum") >= 245
@@ -180,21 +211,28 @@ def test_unfinished_runs_are_called_unfinished(generator):
     assert names_by_enumeration(problem, end_to_end(layers), 1e-6) == [None] * 200
 
 
-@pytest.mark.statement("BRTW Theorem 39")
-@pytest.mark.parametrize("widths", [[3, 2, 3], [3, 2, 4, 3]])
-def test_limits_below_the_rank_of_Q_are_global_minima(generator, widths):
+@pytest.mark.statement("BRTW Theorem 39(a)")
+@pytest.mark.parametrize(
+    "widths",
+    [
+        pytest.param([3, 2, 3], marks=pytest.mark.statement("BRTW Theorem 39(b)")),
+        pytest.param([3, 2, 4, 3], marks=pytest.mark.statement("BRTW Conjecture 41(a)")),
+    ],
+)
+def test_limits_below_the_rank_of_Q_are_global_minima(generator, widths, seen):
     problem = moderate_problem(generator)
     net = init.gaussian_(
         DeepLinear(widths, batch_shape=(100,), dtype=F64), 0.6, generator=generator
     )
     names = classify(problem, run_batch(problem, net, 80.0, 0.04, 1e-4), 1e-4)
+    seen.number(f"global minimum, of 100, N = {len(widths) - 1}", names.count("global minimum"))
     assert names.count("global minimum") >= 95
     assert set(names) <= {"global minimum", "not critical"}
 
 
 @pytest.mark.statement("BRTW Prop. 35")
 @pytest.mark.parametrize("depth", [2, 3])
-def test_starts_on_a_stable_manifold_end_at_strict_saddles(generator, depth):
+def test_starts_on_a_stable_manifold_end_at_strict_saddles(generator, depth, seen):
     """Zeros in the first row and column of an aligned problem stay: u_1 is never learned."""
     B = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=F64))
     problem = LeastSquares.from_moments(torch.eye(3, dtype=F64), B, 14.0)
@@ -203,6 +241,7 @@ def test_starts_on_a_stable_manifold_end_at_strict_saddles(generator, depth):
     layers[-1][:, 0] = 0
     end = run_batch(problem, layers, 80.0, 0.04, 1e-4)
     names = classify(problem, end, 1e-4)
+    seen.number("strict saddles among 100 limits", names.count("strict saddle"))
     assert names.count("strict saddle") >= 95
     assert set(names) <= {"strict saddle", "not critical"}
     truth = names_by_enumeration(problem, end_to_end(end), 1e-4)
@@ -210,6 +249,7 @@ def test_starts_on_a_stable_manifold_end_at_strict_saddles(generator, depth):
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.complex128])
+@pytest.mark.statement("HLZ Lemma 2.4(1)")
 def test_limits_of_riemannian_gradient_descent_are_named(generator, dtype):
     """HLZ (2), constant step, SPSD: a start that lacks a direction of X never finds it."""
     X = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0, 0, 0, 0], dtype=F64)).to(dtype)
@@ -240,9 +280,9 @@ def test_limits_of_riemannian_gradient_descent_are_named(generator, dtype):
 # -- a counterexample to Conjecture 41(b) ----------------------------------------------------------
 
 
-@pytest.mark.statement("BRTW Conjecture 41(b)")
+@pytest.mark.statement("BRTW Conjecture 41(b), erratum")
 @pytest.mark.parametrize(("depth", "t1"), [(2, 20.0), (3, 300.0)])
-def test_the_counterexample_ends_at_the_saddle_of_rank_one(depth, t1):
+def test_the_counterexample_ends_at_the_saddle_of_rank_one(depth, t1, seen):
     problem = deeplin.autoencoder(torch.diag(torch.tensor([2.0, 1.0], dtype=F64)).sqrt())
     start = 0.3 * torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=F64)
     net = init.balanced_(DeepLinear([2] * (depth + 1), dtype=F64), start)
@@ -259,7 +299,8 @@ def test_the_counterexample_ends_at_the_saddle_of_rank_one(depth, t1):
     assert classify(problem, layers, tol) == (
         "strict saddle" if depth == 2 else "non-strict saddle"
     )
-    assert float(problem.loss(W)) == pytest.approx(0.5, abs=1e-4)
+    seen.number(f"loss of layers at t = {t1:g}, N = {depth}", problem.loss(W))
+    seen(problem.loss(W) - 0.5, 1e-4)
     direction = deeplin.landscape.escape_direction(problem, layers, tol)
     assert direction is not None
     lower = end_to_end([A + 0.3 * V for A, V in zip(layers, direction, strict=True)])

@@ -227,7 +227,7 @@ def test_a_product_of_manifolds_with_a_euclidean_part():
 
 
 @pytest.mark.statement("HLZ Lemma 4.1")
-def test_escape_from_the_neighbourhood_of_spurious_critical_points():
+def test_escape_from_the_neighbourhood_of_spurious_critical_points(seen):
     """HLZ §5, Figure 2b: 100 starts near points of rank r − 2, step 0.2; all of them reach X.
 
     The retraction has to keep the largest algebraic eigenvalues: with plain truncation by size
@@ -249,5 +249,5 @@ def test_escape_from_the_neighbourhood_of_spurious_critical_points():
         (0.5 * dot(difference, difference).sum()).backward()
         optimizer.step()
     distance = torch.linalg.matrix_norm(manifold.to_dense(p.detach()) - X)
-    assert distance.max() < 1e-9
+    seen.below(distance, 1e-9)
     assert manifold.check_point_on_manifold(p, atol=1e-12, rtol=1e-12)

@@ -42,7 +42,7 @@ NARROW = [
 @pytest.mark.parametrize("widths", NARROW)
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 @pytest.mark.statement("BRTW Lemma 2(1)")
-def test_layer_gradients_are_those_of_autograd(randn, widths, batch):
+def test_layer_gradients_are_those_of_autograd(randn, widths, batch, seen):
     """Wherever the narrowest width is: from ∇L¹ as a matrix and from the loss itself."""
     X, Y = randn(widths[0], 9), randn(widths[-1], 9)
     problems = [(LeastSquares(X, Y), Y)]
@@ -59,7 +59,7 @@ def test_layer_gradients_are_those_of_autograd(randn, widths, batch):
             for given in (G, problem):
                 for ours, theirs in zip(layer_gradients(layers, given), oracle, strict=True):
                     scale = float(theirs.abs().max())
-                    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * scale)
+                    seen.close(ours, theirs, rtol=0, atol=1e-12 * scale)
 
 
 def test_gap_of_layers(randn):

@@ -1,0 +1,256 @@
+"""The ledger: every statement of the papers beside the tests that hold it to a number.
+
+`ledger()` runs the tests that carry `@pytest.mark.statement(...)`, unless the result of the same
+sources is at hand, and joins them with the list of statements and with the verdicts of the
+experiments. `main()` prints it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from reproduction.statements import PAPERS, STATEMENTS, Statement
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "runs" / "reproduce" / "ledger.json"
+# A change of any of these makes the tests run again.
+SOURCES = ("tests/**/*.py", "deeplin/**/*.py", "conf/**/*.yaml", "pyproject.toml")
+SELECTION = "statement and not slow"
+
+# source -> (what the experiment measured, in a sentence; "holds", "fails", "unfinished", or
+# "refuted": a claim that the theory knows to be wrong has failed as it must)
+Verdicts = Mapping[str, Sequence[tuple[str, str]]]
+# source -> test runs: {"test", "outcome", and what was seen: "residual", "bound",
+# "numbers": {name: [least, greatest]}}
+Results = Mapping[str, Sequence[Mapping]]
+
+
+class Judged(Protocol):
+    """A claim of an experiment with its verdict."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def statement(self) -> str: ...
+    @property
+    def measured(self) -> str: ...
+    @property
+    def holds(self) -> bool | None: ...
+    @property
+    def wrong(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """A statement, what holds it to what, the number seen, and how it ended.
+
+    `residual` is that of the comparison nearest to its bound, of all tests of the statement;
+    `verdict` is "holds", "fails", "refuted", "unfinished", "unchecked" (then `reason` says why) or
+    "nothing".
+    An erratum holds if the paper is wrong in the way it says.
+    """
+
+    part: str
+    source: str
+    says: str
+    checked: str
+    by: tuple[str, ...] = ()
+    residual: float | None = None
+    bound: float | None = None
+    numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    verdict: str = "nothing"
+    reason: str = ""
+
+    @property
+    def seen(self) -> str:
+        """The residual beside its bound, empty where the comparison is not of that kind."""
+        if self.residual is None or self.bound is None:
+            return ""
+        return f"{self.residual:.2g} ≤ {self.bound:.2g}"
+
+    @property
+    def numbers_text(self) -> str:
+        return "; ".join(
+            f"{name}: {low:.7g}" + (f" to {high:.7g}" if high > low else "")
+            for name, (low, high) in self.numbers.items()
+        )
+
+
+# -- the tests -------------------------------------------------------------------------------------
+
+
+def sources_key() -> str:
+    """A hash of everything that the tests' results depend on."""
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {SELECTION}".encode())
+    for pattern in SOURCES:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def run_tests(file: Path = FILE, fresh: bool = False) -> Results:
+    """What the marked tests saw: from `file` if the sources are those of that run, or run now."""
+    key = sources_key()
+    if file.is_file() and not fresh:
+        kept = json.loads(file.read_text())
+        if kept.get("key") == key:
+            return kept["statements"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial.json")
+    partial.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", SELECTION]
+    print("Running the tests of the papers' statements ...", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    # Their progress goes to the screen, the ledger alone to the standard output.
+    done = subprocess.run([*command, f"--ledger={partial}"], cwd=ROOT, stdout=sys.stderr)
+    if not partial.is_file():
+        raise RuntimeError(f"The tests did not run to their end (pytest: {done.returncode}).")
+    statements = json.loads(partial.read_text())
+    partial.unlink()
+    kept = {"key": key, "commit": commit(), "seconds": round(time.perf_counter() - start, 1)}
+    file.write_text(json.dumps({**kept, "statements": statements}, indent=1) + "\n")
+    return statements
+
+
+def markers(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
+    """source -> tests that carry it as a marker, read from the files without running them."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            # Above the test, or among its parameters.
+            for mark in (inner for outer in node.decorator_list for inner in ast.walk(outer)):
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.statement":
+                    found.setdefault(ast.literal_eval(mark.args[0]), []).append(
+                        f"{path.stem}::{node.name}"
+                    )
+    return found
+
+
+# -- the rows --------------------------------------------------------------------------------------
+
+
+def gathered(claims: Iterable[Judged]) -> dict[str, list[tuple[str, str]]]:
+    """The claims of experiments by their sources. One known to be wrong fails if it holds."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for claim in claims:
+        if claim.holds is None:
+            verdict = "unfinished"
+        elif claim.wrong:
+            verdict = "fails" if claim.holds else "refuted"
+        else:
+            verdict = "holds" if claim.holds else "fails"
+        text = f"{claim.statement}: {claim.measured}"
+        found.setdefault(claim.source, []).append((text, verdict))
+    return found
+
+
+def ledger(
+    verdicts: Verdicts | None = None,
+    *,
+    results: Results | None = None,
+    statements: Iterable[Statement] = STATEMENTS,
+    fresh: bool = False,
+) -> list[Row]:
+    """A row for every statement, then one for every claim of an experiment beyond them."""
+    verdicts = {} if verdicts is None else verdicts
+    results = run_tests(fresh=fresh) if results is None else results
+    parts = {s.source: part for part, group in PAPERS.items() for s in group}
+    rows = [
+        _row(
+            parts.get(s.source, s.source.split()[0]),
+            s,
+            results.get(s.source, ()),
+            verdicts.get(s.source, ()),
+        )
+        for s in statements
+    ]
+    known = {s.source for s in statements}
+    for source, claims in verdicts.items():
+        if source not in known:
+            rows += [
+                Row("Experiments", source, text, "", ("experiment",), verdict=verdict)
+                for text, verdict in claims
+            ]
+    return rows
+
+
+def _row(
+    part: str, statement: Statement, runs: Sequence[Mapping], claims: Sequence[tuple[str, str]]
+) -> Row:
+    by = Counter(run["test"].partition("[")[0].removeprefix("tests/") for run in runs)
+    names = tuple(f"{name} ×{n}" if n > 1 else name for name, n in by.items())
+    names += ("experiment",) * bool(claims)
+    numbers: dict[str, tuple[float, float]] = {}
+    worst: Mapping = {}
+    for run in runs:
+        for name, values in run.get("numbers", {}).items():
+            numbers[name] = (
+                min(*values, *numbers.get(name, ())),
+                max(*values, *numbers.get(name, ())),
+            )
+        # Across multiplication: bounds may be 0. A residual that is nan is the worst.
+        if "residual" in run and (
+            not worst or not run["residual"] * worst["bound"] <= worst["residual"] * run["bound"]
+        ):
+            worst = run
+    endings = {run["outcome"] for run in runs if run["outcome"] != "skipped"}
+    endings |= {verdict for _, verdict in claims}
+    if endings - {"passed", "holds", "unfinished", "refuted"}:
+        verdict = "fails"
+    elif "unfinished" in endings:
+        verdict = "unfinished"
+    elif endings:
+        verdict = "refuted" if endings == {"refuted"} else "holds"
+    else:
+        verdict = "unchecked" if statement.unchecked else "nothing"
+    return Row(
+        part,
+        statement.source,
+        statement.says,
+        statement.checked,
+        names,
+        worst.get("residual"),
+        worst.get("bound"),
+        numbers,
+        verdict,
+        statement.unchecked or "; ".join(text for text, _ in claims),
+    )
+
+
+def missing(rows: Iterable[Row]) -> list[str]:
+    """The statements that have neither a test, nor a verdict, nor a reason for having none."""
+    return [row.source for row in rows if row.verdict == "nothing"]
+
+
+def failures(rows: Iterable[Row]) -> list[str]:
+    return [row.source for row in rows if row.verdict == "fails"]
+
+
+def main(verdicts: Verdicts | None = None, *, fresh: bool = False) -> int:
+    """Prints the ledger; 1 if a statement fails."""
+    from reproduction.ledger_text import summary, text
+
+    rows = ledger(verdicts, fresh=fresh)
+    print(text(rows))
+    print()
+    print(summary(rows))
+    return 1 if failures(rows) else 0

@@ -1,0 +1,135 @@
+"""The ledger's rows as a table on the screen, in Markdown and in HTML."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby, zip_longest
+
+from reproduction.ledger import Row, failures, missing
+
+TITLES = {
+    "BRTW": "Bah, Rauhut, Terstiege, Westdickenberg (2020)",
+    "HLZ": "Hou, Li, Zhang (2021)",
+    "Errata": "Errata (a row holds if the paper is wrong in this way)",
+    "Experiments": "Claims of the experiments",
+}
+# Columns of the screen: name and width, 100 characters with the spaces between them.
+SCREEN = (("", 4), ("statement", 19), ("says", 37), ("seen ≤ bound", 17), ("by", 15))
+MARKS = {
+    "holds": "ok",
+    "fails": "FAIL",
+    "refuted": "no",
+    "unfinished": "...",
+    "unchecked": "-",
+    "nothing": "??",
+}
+HEADERS = ("Statement", "It says", "We check", "By", "Seen ≤ bound", "Verdict")
+
+
+def parts(rows: Iterable[Row]) -> Iterable[tuple[str, list[Row]]]:
+    for part, group in groupby(rows, key=lambda row: row.part):
+        yield TITLES.get(part, part), list(group)
+
+
+def text(rows: Iterable[Row]) -> str:
+    """A table of 100 columns."""
+    lines = []
+    for title, group in parts(rows):
+        lines += [title, "-" * 100, _line(name for name, _ in SCREEN), "-" * 100]
+        for row in group:
+            cells = [MARKS[row.verdict], row.source, row.says, row.seen, _short(row)]
+            wrapped = [
+                textwrap.wrap(cell, width, break_long_words=True)
+                for cell, (_, width) in zip(cells, SCREEN, strict=True)
+            ]
+            lines += [_line(cells) for cells in zip_longest(*wrapped, fillvalue="")]
+            notes = [row.numbers_text] if row.numbers else []
+            notes += [f"unchecked: {row.reason}"] if row.verdict == "unchecked" else []
+            for note in notes:
+                lines += textwrap.wrap(note, 94, initial_indent=" " * 5, subsequent_indent=" " * 5)
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _line(cells: Iterable[str]) -> str:
+    padded = (
+        cell + " " * (width - sum(not unicodedata.combining(c) for c in cell))
+        for cell, (_, width) in zip(cells, SCREEN, strict=True)
+    )
+    return "  ".join(padded).rstrip()
+
+
+def _short(row: Row) -> str:
+    """The files of the tests with the number of tests in each."""
+    stems = (name.partition(".py::")[0].removeprefix("test_") for name in row.by)
+    files = Counter(stem.replace("_", " ") for stem in stems)  # with spaces, to wrap
+    return ", ".join(f"{file} ×{n}" if n > 1 else file for file, n in files.items())
+
+
+def _cells(row: Row) -> Sequence[str]:
+    seen = "; ".join(part for part in (row.seen, row.numbers_text) if part)
+    check = f"not checked: {row.reason}" if row.verdict == "unchecked" else row.checked
+    by = ", ".join(name.replace(".py::", "::") for name in row.by)
+    return row.source, row.says, check, by, seen, row.verdict
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """A table for every part, with a heading of the third level."""
+    lines = []
+    for title, group in parts(rows):
+        lines += [f"### {title}", "", f"| {' | '.join(HEADERS)} |", "|---" * len(HEADERS) + "|"]
+        for row in group:
+            cells = [_escaped(cell) for cell in _cells(row)]
+            cells[-1] = f"**{cells[-1]}**" if row.verdict in ("fails", "nothing") else cells[-1]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _escaped(cell: str) -> str:
+    """Without the characters that Markdown would read as its own."""
+    for character in "\\|*_<":
+        cell = cell.replace(character, "\\" + character)
+    return cell
+
+
+def fragment(rows: Iterable[Row]) -> str:
+    """HTML: for every part an <h3> and a table, which may scroll; verdicts have their own class."""
+    lines = []
+    for title, group in parts(rows):
+        lines += [f"<h3>{html.escape(title)}</h3>", '<div class="scroll">']
+        lines += ['<table class="ledger">', "<thead><tr>"]
+        lines += [f"<th>{header}</th>" for header in HEADERS]
+        lines += ["</tr></thead>", "<tbody>"]
+        for row in group:
+            *cells, verdict = (html.escape(cell) for cell in _cells(row))
+            told = "".join(f"<td>{cell}</td>" for cell in cells)
+            lines.append(f'<tr>{told}<td class="verdict {verdict}">{verdict}</td></tr>')
+        lines += ["</tbody>", "</table>", "</div>"]
+    return "\n".join(lines)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many statements hold in each part, and the numbers of those that have nothing."""
+    lines = []
+    for title, group in parts(rows):
+        counts = Counter(row.verdict for row in group)
+        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
+        lines.append(f"{title}: {len(group)} rows: {told}.")
+    for names, sentence in (
+        (failures(rows), "These fail"),
+        (missing(rows), "These have neither a test, nor an experiment, nor a reason"),
+    ):
+        if names:
+            lines.append(f"{sentence}: {', '.join(names)}.")
+    if not missing(rows):
+        lines.append("Every number has a test, an experiment or a reason why it has none.")
+    lines.append(
+        "Statements on almost all starts, on all functions or on existence are held to examples:\n"
+        "“holds” says that none of them contradicts."
+    )
+    return "\n".join(lines)

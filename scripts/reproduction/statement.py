@@ -1,0 +1,28 @@
+"""What a numbered statement of a paper is to the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement, and the number that it is held to or the reason why there is none.
+
+    `source` is the key that tests (`@pytest.mark.statement`) and claims of experiments use;
+    `says` one plain sentence of what it claims; `checked` what is measured of it, and where the
+    statement concerns almost all starts or every function, on which examples.
+    """
+
+    source: str
+    says: str
+    checked: str = ""
+    unchecked: str | None = None
+
+    def __post_init__(self):
+        if bool(self.checked) == bool(self.unchecked):
+            raise ValueError(f"{self.source} must have either `checked` or `unchecked`.")
+
+    @property
+    def is_erratum(self) -> bool:
+        return ", erratum" in self.source

@@ -1,0 +1,230 @@
+"""BRTW's sections 2 to 5 on examples, with oracles written out here."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+from landscape_oracles import EIGENVALUES, F64, covariance, random_layers
+from manifold_oracles import relative
+
+import deeplin
+from deeplin import LeastSquares
+from deeplin.flows import CoupledAutoencoderFlow, EndToEndFlow, LayerFlow, OjaFlow
+from deeplin.manifolds import FixedRank
+from deeplin.verdict import fitted_rate
+
+
+def product(matrices, size):
+    """M_n···M_1, the identity if there is none."""
+    W = torch.eye(size, dtype=F64)
+    for M in matrices:
+        W = M @ W
+    return W
+
+
+# -- the layers' flow ------------------------------------------------------------------------------
+
+
+@pytest.mark.statement("BRTW Lemma 2(2)")
+@pytest.mark.parametrize("widths", [[5, 2, 4], [4, 3, 5, 3], [3, 3, 3, 3, 3]])
+def test_product_of_unbalanced_layers_obeys_equation_6(randn, seen, widths):
+    X, Y = randn(widths[0], 20), randn(widths[-1], 20)
+    layers = random_layers(randn, widths)
+    flow = LayerFlow(LeastSquares(X, Y))
+    _, W_dot = torch.func.jvp(lambda *y: flow.end_to_end(y), layers, flow.velocity(0.0, layers))
+    G = (product(layers, widths[0]) @ X - Y) @ X.mT
+    oracle = torch.zeros_like(G)
+    for j in range(len(layers)):
+        after, before = product(layers[j + 1 :], widths[j + 1]), product(layers[:j], widths[0])
+        oracle -= after @ after.mT @ G @ before.mT @ before
+    seen(relative(W_dot, oracle), 1e-12)
+
+
+@pytest.mark.statement("BRTW Theorem 4")
+def test_bounded_gradient_flows_have_paths_of_finite_length(randn, seen):
+    U, V = torch.linalg.qr(randn(3, 3)).Q, torch.linalg.qr(randn(4, 3)).Q
+    B = (U * torch.tensor([3.0, 2.0, 1.0])) @ V.mT
+    flow = LayerFlow(LeastSquares.from_moments(torch.eye(4, dtype=F64), B, 15.0))
+    y0 = random_layers(randn, [4, 2, 3])
+    times = [0.1 * i for i in range(1, 600)]
+    states = deeplin.solve(flow, y0, 60.0, rtol=1e-10, save_at=times).y
+    path = [torch.cat([W.flatten() for W in y]) for y in states]
+    steps = torch.stack([(b - a).norm() for a, b in itertools.pairwise(path)])
+    assert float(steps[:300].sum()) > 0.1
+    seen(steps[300:].sum() / steps[:300].sum(), 1e-5)  # the steps' errors add up
+    seen(max(v.norm() for v in flow.velocity(0.0, states[-1])), 1e-6)
+
+
+def layers_of_fixed_gaps(scale, depth, randn_like):
+    """Square layers with W_N = scale·A and W_{j+1}ᵀW_{j+1} − W_jW_jᵀ = G_j, whatever the scale."""
+    A, gaps, turns = randn_like
+    layers = [scale * A]
+    for G, Q in zip(gaps[: depth - 1], turns, strict=False):
+        values, E = torch.linalg.eigh(layers[0].mT @ layers[0] - G)
+        assert float(values[0]) > 0
+        layers.insert(0, (E * values.sqrt()) @ E.mT @ Q)
+    return layers
+
+
+@pytest.mark.statement("BRTW (10)")
+@pytest.mark.statement("BRTW (12)")
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_growth_of_layers_whose_gaps_are_fixed(randn, seen, depth):
+    gaps = [G + G.mT for G in (randn(3, 3) for _ in range(3))]
+    turns = [torch.linalg.qr(randn(3, 3)).Q for _ in range(3)]
+    drawn = (randn(3, 3), gaps, turns)
+    norms, defects = [], []
+    for scale in (300.0, 3000.0):
+        layers = layers_of_fixed_gaps(scale, depth, drawn)
+        W, last = product(layers, 3), layers[-1]
+        norms.append(torch.stack([W.norm(), *(L.norm() for L in layers)]).log())
+        power = torch.linalg.matrix_power(last @ last.mT, depth)
+        defects.append(float((W @ W.mT - power).norm().log()))
+    growth = norms[1] - norms[0]
+    seen.of("BRTW (10)").at_most(growth[1:].max() / growth[0] - 1 / depth, 1e-4)
+    exponent = (defects[1] - defects[0]) / math.log(10)
+    seen.of("BRTW (12)").number("degree of the remainder", exponent)
+    seen.of("BRTW (12)").at_most(exponent - (2 * depth - 2), 1e-2)
+
+
+# -- the Riemannian flow ---------------------------------------------------------------------------
+
+
+@pytest.mark.statement("BRTW Lemma 15")
+@pytest.mark.parametrize("depth", [2, 2.5, 3, 10])
+def test_gradient_field_has_no_kink_where_singular_values_cross(randn, seen, depth):
+    """W(t) = U(t)·diag(1 + t, 1 − t)·Vᵀ; a jump of the slope would not vanish with h."""
+    problem = LeastSquares(randn(4, 20), randn(5, 20))
+    U, V, turn = torch.linalg.qr(randn(5, 2)).Q, torch.linalg.qr(randn(4, 2)).Q, randn(5, 5)
+    manifold = FixedRank(2, depth)
+
+    def field(t):
+        W = torch.matrix_exp(t * (turn - turn.mT)) @ U * torch.tensor([1 + t, 1 - t]) @ V.mT
+        return manifold.egrad2rgrad(W, problem.egrad(W))
+
+    h = 1e-5
+    jump = (field(h) - 2 * field(0.0) + field(-h)) / h
+    seen(jump.norm() / field(0.0).norm(), 1e-3)
+
+
+def dense_field(problem, depth):
+    """−𝒜_W(∇L¹(W)) by definition (8), for W of full rank."""
+
+    def field(_, w):
+        W = torch.as_tensor(w).reshape(problem.d_y, problem.d_x)
+        G, total = problem.egrad(W), torch.zeros_like(W)
+        left, right = (torch.linalg.eigh(M) for M in (W @ W.mT, W.mT @ W))
+        for j in range(1, depth + 1):
+            L = (left[1] * left[0] ** ((depth - j) / depth)) @ left[1].mT
+            R = (right[1] * right[0] ** ((j - 1) / depth)) @ right[1].mT
+            total -= L @ G @ R
+        return total.flatten().numpy()
+
+    return field
+
+
+def integrated(field, w, t):
+    options = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-13}
+    return scipy.integrate.solve_ivp(field, (0.0, t), w, **options).y[:, -1]
+
+
+@pytest.mark.statement("BRTW Corollary 16")
+@pytest.mark.statement("BRTW Theorem 44")
+@pytest.mark.statement("BRTW Theorem 45(2)")
+def test_flow_is_unique_and_invertible(randn, seen):
+    problem = LeastSquares(randn(3, 12) / 3, randn(3, 12) / 3)
+    W, field, t = randn(3, 3) / 2, dense_field(problem, 3), 1.0
+    w = W.flatten().numpy()
+    end = integrated(field, w, t)
+    back = integrated(lambda s, v: -field(s, v), end, t)
+    seen(np.abs(back - w).max(), 1e-9)
+    factored = EndToEndFlow(problem, 3)
+    other = deeplin.solve(factored, factored.init_state(W, 3), t, rtol=1e-11).y[-1]
+    seen((factored.end_to_end(other).flatten() - torch.as_tensor(end)).abs(), 1e-8)
+
+    def divergence(v, h=1e-5):
+        steps = h * np.eye(9)
+        return sum((field(0, v + e)[i] - field(0, v - e)[i]) / (2 * h) for i, e in enumerate(steps))
+
+    extended = integrated(lambda s, v: np.append(field(s, v[:9]), divergence(v[:9])), [*w, 0.0], t)
+    h = 1e-5
+    columns = [
+        (integrated(field, w + e, t) - integrated(field, w - e, t)) / (2 * h) for e in h * np.eye(9)
+    ]
+    determinant = np.linalg.det(np.stack(columns, 1))
+    assert determinant > 0
+    seen.ratio(determinant, math.exp(extended[-1]), rel=1e-5)  # Liouville's formula
+
+
+# -- the tied autoencoder --------------------------------------------------------------------------
+
+
+@pytest.mark.statement("BRTW Theorem 20(3)")
+@pytest.mark.statement("BRTW Theorem 20(4)")
+@pytest.mark.parametrize("kind", [OjaFlow, CoupledAutoencoderFlow])
+def test_tied_flow_converges_at_the_rate_of_the_eigengap(randn, seen, kind):
+    E, C = covariance(randn)
+    flow = kind(C)
+    y0 = flow.init_state(torch.linalg.qr(randn(4, 2)).Q)
+    times = [0.2 * i for i in range(1, 150)]
+    solution = deeplin.solve(flow, y0, 60.0, rtol=1e-12, save_at=times)
+    P = E[:, :2] @ E[:, :2].mT
+    distance = torch.stack([(flow.end_to_end(y) - P).norm() for y in solution.y])
+    rate, limit = fitted_rate(solution.t, distance, 1e-9), seen.of("BRTW Theorem 20(3)")
+    seen.of("BRTW Theorem 20(4)").ratio(rate, EIGENVALUES[1] - EIGENVALUES[2], rel=0.02)
+    limit((solution.y[-1][0] - solution.y[-2][0]).norm(), 1e-8)
+    limit(flow.velocity(0.0, solution.y[-1])[0].norm(), 1e-8)
+
+
+@pytest.mark.statement("BRTW Theorem 20(5)")
+def test_equilibria_of_the_tied_flow_are_eigenspaces(randn, seen):
+    E, C = covariance(randn)
+    for J in itertools.combinations(range(4), 2):
+        V = E[:, J] @ torch.linalg.qr(randn(2, 2)).Q
+        for flow in (OjaFlow(C), CoupledAutoencoderFlow(C)):
+            seen(flow.velocity(0.0, (V,))[0].norm(), 1e-13)
+    for _ in range(50):  # elsewhere it moves: an orthonormal V that spans no eigenvectors
+        V = torch.linalg.qr(randn(4, 2)).Q
+        assert float(CoupledAutoencoderFlow(C).velocity(0.0, (V,))[0].norm()) > 1e-3
+
+
+@pytest.mark.statement("BRTW Remark 21")
+@pytest.mark.statement("BRTW Theorem 22")
+def test_limits_of_the_tied_flow_solve_pca(randn, seen):
+    X = randn(4, 30) * torch.tensor([2.0, 1.5, 1.0, 0.5])[:, None]
+    m = X.shape[1]
+    values = torch.linalg.eigvalsh(X @ X.mT).flip(0)
+
+    def objective(V, H):
+        return float((X - V @ H).square().sum() / m)
+
+    flow = CoupledAutoencoderFlow(X @ X.mT / m)
+    for _ in range(3):
+        V = torch.linalg.qr(randn(4, 2)).Q
+        V = deeplin.solve(flow, flow.init_state(V), 40.0, rtol=1e-10).y[-1][0]
+        best = objective(V, V.mT @ X)
+        seen.ratio(best, values[2:].sum() / m, rel=1e-9)
+    for _ in range(200):
+        other = torch.linalg.qr(randn(4, 2)).Q
+        assert objective(other, other.mT @ X) > best
+        assert objective(V, V.mT @ X + 0.1 * randn(2, m)) > best
+
+
+@pytest.mark.statement("BRTW Theorem 23")
+@pytest.mark.statement("BRTW Corollary 24")
+def test_tied_flow_reaches_the_optimum_unless_it_misses_a_direction(randn, seen):
+    C = torch.diag(EIGENVALUES)
+    flow = CoupledAutoencoderFlow(C)
+    V = torch.linalg.qr(randn(200, 4, 2)).Q
+    end = flow.end_to_end(deeplin.solve(flow, flow.init_state(V), 40.0, rtol=1e-8).y[-1])
+    distance = (end - torch.diag(torch.tensor([1.0, 1, 0, 0], dtype=F64))).norm(dim=(1, 2))
+    seen.number("runs at the optimum of 200", (distance < 1e-6).sum())
+    seen(distance, 1e-6)
+    V[:, 0] = 0  # V_0ᵀ(v_1|v_2) has rank 1; C is diagonal: the zeros stay
+    V = torch.linalg.qr(V).Q
+    V[:, 0] = 0
+    end = flow.end_to_end(deeplin.solve(flow, flow.init_state(V), 60.0, rtol=1e-8).y[-1])
+    seen((end - torch.diag(torch.tensor([0.0, 1, 1, 0], dtype=F64))).norm(dim=(1, 2)), 1e-6)
