@@ -13,6 +13,7 @@ runs/reproduce/<time>/report.html and report.md. Exit status 1 if a claim fails 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -20,6 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reproduction import SUBJECTS, Claim, Subject, brtw_limits, brtw_rates, hlz
+from reproduction.ledger import failures as failing
+from reproduction.ledger import gathered, ledger
+from reproduction.ledger import main as print_ledger
+from reproduction.ledger_text import summary
 from reproduction.report import Chapter, headline, save_figure, verdict_of, write
 from reproduction.runs import Run, compositions, execute, finished, folder_of
 from tqdm import tqdm
@@ -69,22 +74,37 @@ def chapter(subject: Subject, folder: Path, jobs: Path, quick: bool) -> Chapter:
 
 
 def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Path) -> int:
-    """Run, draw, judge, report; the exit status."""
+    """Run, draw, judge, report; the exit status. A run of everything has the ledger, too."""
     start, jobs = time.monotonic(), root / "jobs"
+    partial = len(subjects) < len(SUBJECTS)
     configurations = [c for s in subjects for c in compositions(s.name, s.quick if quick else None)]
     failures = execute(configurations, jobs, processes)
     folder = root / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(subjects, unit="figure", disable=None)
     chapters = [chapter(subject, folder, jobs, quick) for subject in bar]
-    write(folder, chapters, provenance(), time.monotonic() - start, None)
     claims = [claim for c in chapters for claim in c.claims]
+    rows = None if quick or partial else ledger(gathered(claims))
+    write(folder, chapters, provenance(), time.monotonic() - start, rows)
     for claim in claims:
         print(f"{verdict_of(claim):22}{claim.source}: {claim.statement}: {claim.measured}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    print(f"\n{headline(claims)}.\nReport: {_short(folder / 'report.html')}")
-    return int(bool(failures) or any(c.holds is not None and not c.expected for c in claims))
+    print(f"\n{headline(claims)}.")
+    if rows is not None:
+        print(summary(rows))
+    print(f"Report: {_short(folder / 'report.html')}")
+    failed = any(c.holds is not None and not c.expected for c in claims)
+    return int(bool(failures) or failed or bool(rows and failing(rows)))
+
+
+def last_claims(root: Path) -> list[Claim]:
+    """The claims of the newest report of everything; none if there is none yet."""
+    for file in sorted(root.glob("*/claims.json"), reverse=True):
+        saved = json.loads(file.read_text())
+        if saved["whole"]:
+            return [Claim(**claim) for claim in saved["claims"]]
+    return []
 
 
 def _short(path: Path) -> Path:
@@ -108,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, subject in sorted(SUBJECTS.items()):
             print(f"{name:16}{subject.title}")
         return 0
+    if options.names == ["ledger"]:
+        return print_ledger(gathered(last_claims(options.root)))
     try:
         subjects = selected(options.names)
     except ValueError as error:

@@ -16,6 +16,8 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from reproduction import Claim, Subject
+from reproduction.ledger import Row
+from reproduction.ledger_text import fragment, markdown
 from reproduction.runs import Run
 
 _STYLE = """
@@ -29,11 +31,11 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
          border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }
 th { background: #f4f4f4; }
 code { font-size: .9em; background: #f4f4f4; padding: .1em .3em; overflow-wrap: anywhere; }
-.holds { color: #00664a; } .fails { color: #b03a00; } .unfinished { color: #555; }
+.holds, .refuted { color: #00664a; } .fails { color: #b03a00; } .unfinished { color: #555; }
 td.verdict { white-space: nowrap; font-weight: 600; }
 @media print { body { max-width: none; font-size: 10pt; } section { break-inside: avoid; }
                .scroll { overflow: visible; } }
-@media (max-width: 40rem) { th:nth-child(4), td:nth-child(4) { display: none; } }
+@media (max-width: 40rem) { .claims th:nth-child(4), .claims td:nth-child(4) { display: none; } }
 """
 
 
@@ -110,11 +112,15 @@ def verdict_of(claim: Claim) -> str:
 
 
 def write(
-    folder: Path, chapters: Sequence[Chapter], provenance: dict[str, Any], wall: float, ledger: Any
+    folder: Path,
+    chapters: Sequence[Chapter],
+    provenance: dict[str, Any],
+    wall: float,
+    ledger: Sequence[Row] | None,
 ) -> None:
     """report.html, report.md and claims.json in a folder."""
     claims = [claim for chapter in chapters for claim in chapter.claims]
-    content = [asdict(claim) | {"verdict": verdict_of(claim)} for claim in claims]
+    content = {"whole": ledger is not None, "claims": [asdict(claim) for claim in claims]}
     (folder / "claims.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     (folder / "report.html").write_text(_html(chapters, provenance, wall, ledger))
     (folder / "report.md").write_text(_markdown(folder, chapters, provenance, wall, ledger))
@@ -141,7 +147,12 @@ def _facts(provenance: dict[str, Any], wall: float) -> list[str]:
     ]
 
 
-def _html(chapters: Sequence[Chapter], provenance: dict[str, Any], wall: float, ledger: Any) -> str:
+def _html(
+    chapters: Sequence[Chapter],
+    provenance: dict[str, Any],
+    wall: float,
+    ledger: Sequence[Row] | None,
+) -> str:
     claims = [claim for chapter in chapters for claim in chapter.claims]
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
@@ -162,7 +173,7 @@ def _html(chapters: Sequence[Chapter], provenance: dict[str, Any], wall: float, 
             parts.append(f"<img alt='{alt}' src='data:image/png;base64,{data}'>")
         parts.append(f"<p><code>{html.escape(chapter.command)}</code> {chapter.work}</p>")
         parts.append(
-            "<div class='scroll'><table><tr><th>Source</th><th>Claim</th><th>Measured</th>"
+            "<div class='scroll'><table class='claims'><tr><th>Source</th><th>Claim</th><th>Measured</th>"
             "<th>Threshold</th><th>Verdict</th></tr>"
         )
         for claim in chapter.claims:
@@ -177,7 +188,7 @@ def _html(chapters: Sequence[Chapter], provenance: dict[str, Any], wall: float, 
             )
         parts.append("</table></div></section>")
     if ledger is not None:
-        parts.append(f"<section><h2>The ledger of statements</h2>{ledger.html()}</section>")
+        parts.append(f"<section><h2>The ledger of statements</h2>{fragment(ledger)}</section>")
     parts.append("</body></html>")
     return "\n".join(parts)
 
@@ -187,7 +198,7 @@ def _markdown(
     chapters: Sequence[Chapter],
     provenance: dict[str, Any],
     wall: float,
-    ledger: Any,
+    ledger: Sequence[Row] | None,
 ) -> str:
     claims = [claim for chapter in chapters for claim in chapter.claims]
     lines = ["# The papers, re-run", "", f"**{headline(claims)}.**", ""]
@@ -206,5 +217,5 @@ def _markdown(
             lines.append(f"| {row} |")
         lines.append("")
     if ledger is not None:
-        lines += ["## The ledger of statements", "", ledger.markdown(), ""]
+        lines += ["## The ledger of statements", "", markdown(ledger), ""]
     return "\n".join(lines)
