@@ -35,7 +35,8 @@ code { font-size: .9em; background: #f4f4f4; padding: .1em .3em; overflow-wrap: 
 td.verdict { white-space: nowrap; font-weight: 600; }
 @media print { body { max-width: none; font-size: 10pt; } section { break-inside: avoid; }
                .scroll { overflow: visible; } }
-@media (max-width: 40rem) { .claims th:nth-child(4), .claims td:nth-child(4) { display: none; } }
+@media (max-width: 40rem) {
+  .claims th:nth-child(4), .claims td:nth-child(4) { display: none; } }
 """
 
 
