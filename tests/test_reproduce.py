@@ -1,0 +1,147 @@
+"""Every figure's experiment is composed, run at a small size, drawn, and judged as it should be."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from runner import ROOT, train
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import reproduce
+from reproduction import SUBJECTS, Claim
+from reproduction.hlz import gradient_norm, slopes
+from reproduction.report import headline, verdict_of
+from reproduction.runs import compositions, execute, finished, folder_of
+
+FILES = sorted((ROOT / "conf" / "experiment").glob("*/*.yaml"))
+# Runs that the configurations must make at the papers' sizes: how many, N and d among them.
+SIZES = {
+    "brtw/fig01": (12, {2, 5, 10, 20}, {4, 200}),
+    "brtw/fig02": (6, {2, 20}, {4, 200}),
+    "brtw/fig05": (6, {2, 5}, {4, 50}),
+    "brtw/fig06": (6, {2, 10}, {4, 100}),
+    "brtw/fig07": (8, {2, 5, 10, 20}, {20, 200}),
+    "brtw/fig08": (8, {2, 5, 10, 20}, {20, 200}),
+    "brtw/fig09": (8, {2, 5, 10, 20}, {20, 200}),
+    "brtw/fig10": (8, {2, 5, 10, 20}, {20, 200}),
+    "brtw/fig11": (8, {2, 5, 10, 20}, {20}),
+    "brtw/fig12": (8, {2, 5, 10, 20}, {20, 200}),
+}
+
+
+def test_every_experiment_has_a_subject_and_a_header():
+    names = {str(path.relative_to(ROOT / "conf/experiment").with_suffix("")) for path in FILES}
+    assert names == set(SUBJECTS)
+    for path in FILES:
+        header = path.read_text().split("\n\n")[0]
+        name = path.relative_to(ROOT / "conf/experiment").with_suffix("")
+        assert f"python scripts/train.py experiment={name} " in header, path
+        assert "minutes" in header or "seconds" in header, path
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_configurations_compose_at_the_papers_sizes(name):
+    runs = compositions(name)
+    if name in SIZES:
+        count, depths, sizes = SIZES[name]
+        assert len(runs) == count
+        assert {cfg.network.depth for cfg in runs} == depths
+        assert sizes <= {cfg.problem.d for cfg in runs}
+    if name.startswith("hlz/fig2") or name.startswith("hlz/fig3"):
+        assert [(cfg.repeats, cfg.problem.n, cfg.network.rank) for cfg in runs] == [(100, 100, 5)]
+    assert all(cfg.method.t1 == "auto" or cfg.method.t1 > 0 for cfg in runs)
+
+
+def test_shared_runs_are_one(tmp_path):
+    first = {folder_of(cfg, tmp_path) for cfg in compositions("brtw/fig01")}
+    second = {folder_of(cfg, tmp_path) for cfg in compositions("brtw/fig02")}
+    assert second < first
+    assert {folder_of(c, tmp_path) for c in compositions("brtw/fig12")} == {
+        folder_of(c, tmp_path) for c in compositions("brtw/fig09")
+    }
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_quick(name, tmp_path, capsys):
+    """`--quick` of each: figures, data and report are written, and no verdict is unexpected."""
+    arguments = [name, "--quick", "--processes", "1", "--root", str(tmp_path)]
+    assert reproduce.main(arguments) == 0
+    (report,) = tmp_path.glob("*/report.html")
+    stem = report.parent / "figures" / name.replace("/", "-")
+    assert stem.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert stem.with_suffix(".pdf").read_bytes()[:4] == b"%PDF"
+    data = np.load(stem.with_suffix(".npz"))
+    assert len(data["run 0|t"]) == len(data["run 0|loss"]) > 10
+    page = report.read_text()
+    assert "data:image/png;base64," in page
+    assert "src='http" not in page
+    claims = json.loads((report.parent / "claims.json").read_text())["claims"]
+    assert claims
+    assert all(claim["measured"] for claim in claims)
+    assert "0 against expectation" in capsys.readouterr().out
+
+
+def test_finished_runs_are_not_run_again_and_stopped_ones_go_on(tmp_path):
+    cfg = compositions("hlz/example11")[1]
+    folder = folder_of(cfg, tmp_path)
+    short = OmegaConf.merge(cfg, {"stop": {"max_steps": 40}})
+    folder.mkdir()
+    from deeplin.experiment import run
+
+    run(short, folder)  # type: ignore[arg-type]
+    assert finished(folder)
+    before = (folder / "checkpoint.pt").stat().st_mtime_ns
+    assert execute([cfg], tmp_path, 1) == []
+    assert (folder / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_a_run_that_cannot_be_made_is_a_sentence(tmp_path):
+    cfg = compositions("hlz/example11")[0]
+    cfg.network.rank = 9
+    (sentence,) = execute([cfg], tmp_path, 1)
+    assert "rank must satisfy" in sentence
+
+
+def test_unknown_names(capsys):
+    assert reproduce.main(["brtw/fig99"]) == 2
+    assert "there is no experiment brtw/fig99; choose among brtw, hlz" in capsys.readouterr().err
+
+
+def test_a_sweep_from_its_configuration(tmp_path, monkeypatch):
+    """`train.py experiment=…` alone makes the sweep."""
+    monkeypatch.chdir(tmp_path)
+    assert train("experiment=hlz/example11", "hydra.sweep.dir=sweep", "stop.max_steps=3") == 0
+    assert sorted(p.name for p in Path("sweep").iterdir() if p.is_dir()) == ["0", "1", "2", "3"]
+
+
+def test_verdicts():
+    holds, fails = (Claim("s", "c", "1", "2", value) for value in (True, False))
+    known, news = (Claim("s", "c", "1", "2", value, wrong="why") for value in (False, True))
+    open_ = Claim("s", "c", "1", "2", None)
+    assert [c.expected for c in (holds, fails, known, news, open_)] == [
+        True, False, True, False, False,
+    ]  # fmt: skip
+    assert verdict_of(known) == "fails, as known"
+    assert verdict_of(news) == "holds, against theory"
+    assert headline([holds, fails, known, news, open_]) == (
+        "5 claims: 1 hold, 1 fail as known to be wrong, 2 against expectation, 1 unfinished"
+    )
+
+
+def test_slopes_and_the_drawn_gradient():
+    k = np.arange(100)
+    values = np.stack([10.0 ** (-0.1 * k), 3 * 10.0 ** (-0.2 * k)], 1)
+    np.testing.assert_allclose(slopes(values, k, 1e-9), [-0.1, -0.2], rtol=1e-9)
+    x, y = 0.3, 0.2  # against the projection of dense matrices
+    v = np.array([0, y, x]) / math.hypot(x, y)
+    Z = np.diag([2.0, 0, 0]) + math.hypot(x, y) * np.outer(v, v)
+    U = np.stack([[1.0, 0, 0], v], 1)
+    P = U @ U.T
+    E = Z - np.diag([2.0, 1, 0])
+    projected = P @ E + E @ P - P @ E @ P
+    assert gradient_norm(np.array(x), np.array(y)) == pytest.approx(np.linalg.norm(projected))
