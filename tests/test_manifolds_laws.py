@@ -101,7 +101,8 @@ def test_dimension_from_the_gram_matrix(r, dtype, seen):
             wanted = r * (6 + 5 - r) * (2 if complex_ else 1)
         seen(dimension - wanted, 0)
         if r == 2:
-            seen.number(f"dimension, {manifold.name} {'x'.join(map(str, shape))}", dimension)
+            field = "complex" if complex_ else "real"
+            seen.number(f"{field} dimension, {manifold.name}, r = 2", dimension)
 
 
 @pytest.mark.statement("BRTW Lemma 7")

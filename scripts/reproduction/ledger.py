@@ -81,7 +81,7 @@ class Row:
     @property
     def numbers_text(self) -> str:
         return "; ".join(
-            f"{name}: {low:.7g}" + (f" to {high:.7g}" if high > low else "")
+            f"{name}: " + " to ".join(dict.fromkeys((f"{low:.7g}", f"{high:.7g}")))
             for name, (low, high) in self.numbers.items()
         )
 
