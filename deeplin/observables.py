@@ -152,7 +152,7 @@ def with_factors(
         if isinstance(flow, EndToEndFlow):
             U, log_s, V = y
             return U * log_s.exp()[..., None, :], V.mT
-        W = flow.end_to_end(y)
+        W = flow.end_to_end(tuple(y))
         return W, torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
 
     def observe_all(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -115,10 +115,14 @@ def fitted_rate(t: Tensor, distance: Tensor, floor: float) -> float | None:
     """The slope of −log distance against t over the last e³ of a decay, by least squares.
 
     None if the distance has not decayed exponentially: fewer than 8 records above `floor`, less
-    than a factor e of decay, or a fit off by more than 10 % somewhere.
+    than a factor e of decay, or a fit off by more than 10 % somewhere. Where it rises again in the
+    end, it had come to the noise of the integrator: that is a floor, too.
 
     Shapes: t, distance (records,).
     """
+    least = float(distance.min())
+    if float(distance[-1]) > least:
+        floor = max(floor, 100 * least)
     below = (distance <= floor).nonzero()
     end = int(below[0]) if len(below) else len(distance)
     if end < 8:

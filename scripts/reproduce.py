@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from reproduction import SUBJECTS, Claim, Subject, brtw_limits, brtw_rates, hlz
+from reproduction import SUBJECTS, Claim, Subject, brtw_limits, brtw_rates, brtw_special, hlz
 from reproduction.ledger import failures as failing
 from reproduction.ledger import gathered, ledger
 from reproduction.ledger import main as print_ledger
@@ -32,7 +32,7 @@ from tqdm import tqdm
 from deeplin.tracking import provenance
 
 ROOT = Path(__file__).resolve().parents[1] / "runs" / "reproduce"
-PAPERS = (brtw_limits, brtw_rates, hlz)  # imported, so registered
+PAPERS = (brtw_limits, brtw_special, brtw_rates, hlz)  # imported, so registered
 
 
 def selected(names: Sequence[str]) -> list[Subject]:

@@ -48,7 +48,7 @@ BAD = {
     "device=tpu9": "device must be",
     # combinations
     "init=balanced init.path=nowhere.npz": "nowhere.npz must be a file",
-    "init=gaussian method.dt=0.01": "give method.t1=<flow time>",
+    "problem=gaussian problem.d=20 problem.m=15": "give method.t1=<flow time>",
     "problem.target=labels init.tied=true": "tied=True needs d_0 = d_N",
     "problem.target=labels network.rank=4 init=special": "d = d_0 = d_N",
     # files and folders

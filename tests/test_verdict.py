@@ -54,6 +54,8 @@ def test_fitted_rate_sees_the_last_decades():
     assert fitted_rate(t, slow_start, 1e-13) == pytest.approx(0.3, rel=1e-3)
     floored = torch.exp(-0.5 * t) + 1e-14
     assert fitted_rate(t, floored, 1e-12) == pytest.approx(0.5, rel=1e-2)
+    noisy = torch.exp(-0.5 * t) + 1e-10 * (1 + t / 100)  # the integrator's own noise, above it
+    assert fitted_rate(t, noisy, 1e-12) == pytest.approx(0.5, rel=1e-2)
 
 
 def test_no_rate_without_exponential_decay():
@@ -91,7 +93,10 @@ def test_prediction(problem):
     assert prediction.rate == pytest.approx(
         deeplin.landscape.local_rate(problem, prediction.limit, 3)
     )
-    assert "balanced starts only" in Prediction.of(problem, 3, 2, balanced=False).rate_missing
+    unbalanced = Prediction.of(problem, 3, 2, balanced=False)
+    assert unbalanced.rate is None
+    assert "a rate of their own" in unbalanced.rate_missing
+    assert unbalanced.pace == prediction.rate
     tied = Prediction.of(deeplin.autoencoder(torch.eye(3).double()), 3, 2, balanced=True)
     assert not tied.unique
     assert "σ_2 = σ_3" in tied.rate_missing
@@ -118,7 +123,9 @@ def test_sentences(problem):
         for r in saddle.records
     ]
     saddle = History(records)
-    assert "came to rest away" in verdict(problem, saddle, true)
+    assert "came to rest at the critical point {1,3}" in verdict(problem, saddle, true)
+    elsewhere = history_of(problem, true.limit + 1, 1e-9)
+    assert "came to rest away" in verdict(problem, elsewhere, true)
     assert verdict(problem, saddle, true, kind="time").startswith("Unfinished")
     assert "mini-batch noise" in verdict(problem, saddle, true, kind="time", stochastic=True)
     assert verdict(problem, saddle, true, kind="diverged").startswith("No verdict")

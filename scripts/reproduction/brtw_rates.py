@@ -236,7 +236,8 @@ class Fig10:
         found = supervised_claims("BRTW Fig. 10", runs, "unbalanced")
         balanced = {(r.d, r.depth): r for r in others("brtw/fig09")}
         pairs = [(balanced[r.d, r.depth], r) for r in runs if (r.d, r.depth) in balanced]
-        ratios = [b.measured_rate / a.measured_rate for a, b in pairs if _both(a, b)]
+        rates = [(a.measured_rate, b.measured_rate) for a, b in pairs]
+        ratios = [b / a for a, b in rates if a and b]
         if ratios:
             found.append(
                 Claim(
@@ -250,13 +251,10 @@ class Fig10:
         return found
 
 
-def _both(a: Run, b: Run) -> bool:
-    return a.measured_rate is not None and b.measured_rate is not None
-
-
 def to_teacher(run: Run) -> np.ndarray:
     """‖W(t) − W̃‖_F from the recorded factors and the teacher itself."""
     teacher = run.experiment.data.truth
+    assert teacher is not None
     left, right = run.history.column("left"), run.history.column("right")
     norms = [torch.linalg.matrix_norm(L @ R - teacher) for L, R in zip(left, right, strict=True)]
     return torch.stack(norms).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -119,7 +120,8 @@ class Fig1:
         flat = axes[1]
         drawn = flat.contourf(x, y, z, levels=16, cmap="cividis")
         figure.colorbar(drawn, ax=flat, label=r"$\|P_T(Z - X)\|_F$")
-        flat.axhline(0, **PREDICTED | {"color": "white"})
+        style: dict[str, Any] = PREDICTED | {"color": "white"}
+        flat.axhline(0, **style)
         flat.annotate("the one direction in", (0.12, 0.015), color="white", fontsize=9)
         flat.set(xlabel="$x$ (along $e_3$)", ylabel="$y$ (along $e_2$)", aspect="equal")
         flat.set_title(r"$Z = Z_\# + \|v\|^{-1} v v^T$, $v = x e_3 + y e_2$", fontsize=10)
@@ -272,7 +274,7 @@ def settling(source: str, run: Run) -> Claim:
     """When σ_r(Z_k) is within 10 % of σ_r(X) for good, in the median."""
     target = run.cfg.problem.spectrum[-1]
     off = np.abs(least_values(run) / target - 1) > 0.1
-    last = [run.steps[np.flatnonzero(c)[-1]] if c.any() else 0 for c in off.T]
+    last = [int(run.steps[np.flatnonzero(c)[-1]]) if c.any() else 0 for c in off.T]
     ends = np.abs(least_values(run)[-1] / target - 1).max()
     return Claim(
         source,

@@ -174,8 +174,8 @@ def _html(
             parts.append(f"<img alt='{alt}' src='data:image/png;base64,{data}'>")
         parts.append(f"<p><code>{html.escape(chapter.command)}</code> {chapter.work}</p>")
         parts.append(
-            "<div class='scroll'><table class='claims'><tr><th>Source</th><th>Claim</th><th>Measured</th>"
-            "<th>Threshold</th><th>Verdict</th></tr>"
+            "<div class='scroll'><table class='claims'><tr><th>Source</th><th>Claim</th>"
+            "<th>Measured</th><th>Threshold</th><th>Verdict</th></tr>"
         )
         for claim in chapter.claims:
             wrong = f"<br><em>{html.escape(claim.wrong)}</em>" if claim.wrong else ""
