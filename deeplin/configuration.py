@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deeplin import data, files, init
 from deeplin.data import Data
-from deeplin.flows import LayerFlow
+from deeplin.flows import LayerFlow, OjaFlow, RiccatiFlow
 from deeplin.landscape import fan_around, neighbours_of, spurious_point
 from deeplin.methods import make_flow, make_stepper
 from deeplin.network import DeepLinear, grid_widths
@@ -91,6 +91,10 @@ def build(cfg: DictConfig) -> Experiment:
     flow, state, depth = make_flow(cfg, network, source, start_rank)
     balanced = balanced or not isinstance(flow, LayerFlow)
     prediction = Prediction.of(problem, depth, start_rank, balanced=balanced)
+    tied = isinstance(flow, OjaFlow) and not isinstance(flow, RiccatiFlow)
+    if tied and prediction.unique:
+        rate = flow.arrival_rate(prediction.rank)
+        prediction = replace(prediction, rate=rate, pace=rate)
     if getattr(flow, "rescaled", False) and prediction.rate:
         # The clock of DLRA* runs at σ_r.
         s_r = float(torch.linalg.svdvals(prediction.limit)[prediction.rank - 1])

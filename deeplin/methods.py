@@ -13,7 +13,17 @@ from torch import Tensor
 from deeplin.adaptive import AdaptiveStepper
 from deeplin.chebyshev import RKC
 from deeplin.data import Data
-from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, PQWFlow, PSDDLRAFlow
+from deeplin.flows import (
+    CoupledAutoencoderFlow,
+    DLRAFlow,
+    EndToEndFlow,
+    LayerFlow,
+    OjaFlow,
+    PQWFlow,
+    PSDDLRAFlow,
+    RiccatiFlow,
+    compress,
+)
 from deeplin.integrators import (
     RK4,
     DormandPrince,
@@ -24,6 +34,7 @@ from deeplin.integrators import (
     State,
 )
 from deeplin.network import DeepLinear, end_to_end
+from deeplin.problems import LeastSquares
 from deeplin.rosenbrock import Rosenbrock
 from deeplin.steppers import IntegratorStepper, OptimizerStepper, Stepper, minibatch_indices
 
@@ -40,11 +51,13 @@ METHODS = {
     "structure": "end_to_end",
     "rgd": "dlra",
 }
-FLOWS = ("layers", "end_to_end", "pqw", "dlra", "dlra_rescaled", "psd_dlra", "psd_dlra_rescaled")
+_PROJECTED = ("dlra", "dlra_rescaled", "psd_dlra", "psd_dlra_rescaled")
+_TWO_LAYERS = ("oja", "coupled", "riccati")
+FLOWS = ("layers", "compressed", "end_to_end", "pqw", *_PROJECTED, *_TWO_LAYERS)
 _FITS = {
     "sgd": ("layers",),
     "structure": ("end_to_end", "dlra", "dlra_rescaled"),
-    "rgd": FLOWS[3:],
+    "rgd": _PROJECTED,
 }
 
 
@@ -69,6 +82,11 @@ def make_flow(
         balanced = bool(cfg.method.get("rebalance", False))
         flow = LayerFlow(problem, balanced_rank=start_rank if balanced else None)
         return flow, flow.init_state(network), network.depth
+    if name == "compressed":
+        flow = LayerFlow(problem)
+        return flow, flow.init_state(compress(weights)), network.depth
+    if name in _TWO_LAYERS:
+        return *_two_layer_flow(name, problem, weights), 2.0
     W = end_to_end(weights)
     depth = float(network.depth) if name in ("end_to_end", "pqw") else 1.0
     if name.startswith("dlra") and method == "structure":
@@ -84,6 +102,24 @@ def make_flow(
         }
         flow = kinds[name]()
     return flow, flow.init_state(W, start_rank), depth
+
+
+def _two_layer_flow(name: str, problem: LeastSquares, weights: list[Tensor]) -> tuple[Any, State]:
+    """Oja's flow, the coupled one of V = W_2 = W_1ᵀ, or the untied one of V = (W_1ᵀ; W_2)."""
+    if len(weights) != 2 or not problem.is_autoencoder:
+        raise ValueError(
+            f"flow={name} is that of an autoencoder of two layers; got {len(weights)} layers"
+            f"{'' if problem.is_autoencoder else ' and labels'}: use network.depth=2 with "
+            "problem=digits or gaussian."
+        )
+    W_1, W_2 = weights
+    if name == "riccati":
+        flow = RiccatiFlow(problem.C)
+        return flow, flow.init_state(torch.cat([W_1.mT, W_2], -2))
+    flow = OjaFlow(problem.C) if name == "oja" else CoupledAutoencoderFlow(problem.C)
+    if float((W_2 - W_1.mT).abs().max()) > 1e-12 * float(W_2.abs().max()):
+        raise ValueError(f"flow={name} needs tied layers, W_2 = W_1ᵀ: use init=orthogonal.")
+    return flow, flow.init_state(W_2)
 
 
 def make_stepper(

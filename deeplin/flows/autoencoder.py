@@ -48,6 +48,19 @@ class OjaFlow:
         """VVᵀ."""
         return y[0] @ y[0].mT
 
+    def gradient_norm(self, y: Single) -> Float[Tensor, "*batch"]:
+        """‖V̇‖_F."""
+        return torch.linalg.matrix_norm(self.velocity(0.0, y)[0])
+
+    def arrival_rate(self, rank: int) -> float | None:
+        """λ_r − λ_{r+1}, the rate of VVᵀ at U_rU_rᵀ for orthonormal starts; None for r = d.
+
+        (The untied flow arrives as layers of depth 2 do: `deeplin.landscape.local_rate`.)
+        Source: the closed form `deeplin.exact.oja`.
+        """
+        values = torch.linalg.eigvalsh(self.C).flip(0)
+        return float(values[rank - 1] - values[rank]) if rank < len(values) else None
+
     def conserved(self, y: Single) -> dict[str, Tensor]:
         """VᵀV, constant for orthonormal starts."""
         return {"VtV": y[0].mT @ y[0]}
@@ -74,6 +87,10 @@ class CoupledAutoencoderFlow(OjaFlow):
         (V,) = y
         CV = self.C @ V
         return (2 * CV - V @ (V.mT @ CV) - CV @ (V.mT @ V),)
+
+    def stiffness(self, y: Single) -> float:
+        """4λ_1(C)·max(1, ‖V‖²): both terms settle the norm of V."""
+        return 2 * super().stiffness(y)
 
 
 class RiccatiFlow(OjaFlow):
