@@ -91,8 +91,8 @@ def build(cfg: DictConfig) -> Experiment:
     flow, state, depth = make_flow(cfg, network, source, start_rank)
     balanced = balanced or not isinstance(flow, LayerFlow)
     prediction = Prediction.of(problem, depth, start_rank, balanced=balanced)
-    tied = isinstance(flow, OjaFlow) and not isinstance(flow, RiccatiFlow)
-    if tied and prediction.unique:
+    untied = isinstance(flow, RiccatiFlow)
+    if isinstance(flow, OjaFlow) and not untied and prediction.unique:
         rate = flow.arrival_rate(prediction.rank)
         prediction = replace(prediction, rate=rate, pace=rate)
     if getattr(flow, "rescaled", False) and prediction.rate:
