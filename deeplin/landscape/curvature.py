@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,7 @@ class _SymmetricOperator:
 
     dim: int
     like: Tensor
+    factored_dimension = 0  # up to which the operator may be formed to be inverted
 
     def __matmul__(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         raise NotImplementedError
@@ -40,7 +41,9 @@ class _SymmetricOperator:
     def extreme(self, n: int = 1, which: Literal["smallest", "largest"] = "smallest") -> Eigenpairs:
         """The n smallest or largest eigenvalues (algebraically) and their eigenvectors.
 
-        Cost: dense up to dimension 1500; beyond that ARPACK's Lanczos, the operator not formed.
+        Cost: dense up to dimension 1500; beyond that ARPACK's Lanczos, the operator not formed. The
+        smallest of a positive definite Riemannian Hessian up to dimension 8000 are found as the
+        largest of its inverse, by one Cholesky factorisation: small ones come in clusters.
         Raises: ValueError unless 1 <= n <= dim and `which` is one of the two.
         """
         if which not in ("smallest", "largest") or not 1 <= n <= self.dim:
@@ -72,13 +75,20 @@ class _SymmetricOperator:
         start = torch.randn(self.dim, dtype=dtype, generator=torch.Generator().manual_seed(0))
         shape = (self.dim, self.dim)
         operator = LinearOperator(shape, matvec=apply, dtype=start.numpy().dtype)  # pyright: ignore
+        inverse = self._inverse() if which == "SA" else None
+        around: dict[str, Any] = {"which": which}
+        if inverse is not None:
+            around = {
+                "sigma": 0.0,
+                "OPinv": LinearOperator(shape, matvec=inverse, dtype=start.numpy().dtype),  # pyright: ignore
+            }
         tolerance = max(1e-8, 10 * torch.finfo(dtype).eps)
         # More vectors than ARPACK's default 20: the lowest eigenvalues are often clustered.
         vectors_kept = min(self.dim, max(60, 3 * n))
         values, vectors = eigsh(
             operator,
             k=n,
-            which=which,
+            **around,
             v0=start.numpy(),
             tol=tolerance,  # pyright: ignore[reportArgumentType]
             ncv=vectors_kept,
@@ -88,6 +98,23 @@ class _SymmetricOperator:
             torch.as_tensor(values[order], dtype=dtype, device=device),
             torch.as_tensor(vectors[:, order], dtype=dtype, device=device),
         )
+
+    def _inverse(self) -> Callable[[Any], Any] | None:
+        """x ↦ H^{-1}x, or None if H is too large to be formed or not positive definite."""
+        if self.dim > self.factored_dimension:
+            return None
+        dtype, device = self.like.dtype, self.like.device
+        rows = torch.eye(self.dim, dtype=dtype, device=device).split(256)
+        H = torch.cat([self @ part for part in rows])
+        L, failed = torch.linalg.cholesky_ex(0.5 * (H + H.mT))
+        if bool(failed):
+            return None
+
+        def apply(x):
+            x = torch.as_tensor(x.ravel(), dtype=dtype, device=device)[:, None]
+            return torch.cholesky_solve(x, L)[:, 0].cpu().numpy()
+
+        return apply
 
 
 class RiemannianHessian(_SymmetricOperator):
@@ -102,6 +129,8 @@ class RiemannianHessian(_SymmetricOperator):
     Cost: one full SVD; then O((d_x² + d_x d_y) k) for each application.
     Raises: ValueError for depth < 1 or infinite, or k = 0; TypeError for complex problems.
     """
+
+    factored_dimension = 8000
 
     def __init__(self, problem: Problem, W: Float[Tensor, "d_y d_x"], depth: float):
         if not 1 <= depth < math.inf:

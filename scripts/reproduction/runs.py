@@ -178,7 +178,10 @@ def _one_by_one(todo: Mapping[Path, DictConfig]) -> list[str]:
 
 def _work(cfg: DictConfig) -> float:
     """A rough measure of how long a run takes, for the order alone."""
-    return cfg.problem.get("d", cfg.problem.get("n", 1)) ** 2 * cfg.network.depth**2
+    size = cfg.problem.get("d", cfg.problem.get("n", 1)) * cfg.network.depth
+    return (
+        size**2 * (10 if cfg.flow == "layers" else 1) * (3 if cfg.problem.name == "teacher" else 1)
+    )
 
 
 def _execute(text: str, folder: Path) -> tuple[int, str]:
