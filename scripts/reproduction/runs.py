@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,8 @@ def execute(configurations: Sequence[DictConfig], root: Path, processes: int) ->
                     failures.append(f"{jobs[future]}: {text}")
                 bar.update()
         except KeyboardInterrupt:
+            for worker in active_children():  # a signal to this process alone has not told them
+                worker.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return failures
