@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,15 +262,15 @@ def _near_spurious(
 
 
 def _end_time(cfg: DictConfig, prediction: Prediction) -> float:
-    t1 = cfg.method.t1
-    if t1 == "auto":
+    t1 = "20/rho" if cfg.method.t1 == "auto" else cfg.method.t1
+    if isinstance(t1, str) and (match := re.fullmatch(r"(\d+\.?\d*)/rho", t1)):
         if not prediction.pace or prediction.pace <= 0:
             reason = prediction.rate_missing or "the predicted rate is not positive"
             raise ValueError(
-                f"method.t1=auto is 20 / the predicted rate, which is not known here ({reason}): "
-                "give method.t1=<flow time>."
+                f"method.t1={cfg.method.t1} needs the predicted rate, which is not known here "
+                f"({reason}): give method.t1=<flow time>."
             )
-        return 20 / prediction.pace
+        return float(match[1]) / prediction.pace
     if not isinstance(t1, (int, float)) or not 0 < t1 < math.inf:
-        raise ValueError(f"method.t1 must be a positive number or auto; got {t1!r}.")
+        raise ValueError(f"method.t1 must be a positive number, 20/rho or auto; got {t1!r}.")
     return float(t1)

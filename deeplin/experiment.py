@@ -83,7 +83,8 @@ def _is_finished(saved: dict[str, Any], cfg: DictConfig) -> bool:
         return False
     kind = saved["result"][0]
     step, t, _ = saved["history"]["moments"][-1]
-    if kind == "time" and cfg.method.t1 != "auto" and float(cfg.method.t1) > t * (1 + 1e-9):
+    t1 = cfg.method.t1
+    if kind == "time" and isinstance(t1, (int, float)) and t1 > t * (1 + 1e-9):
         return False
     if kind == "steps" and (cfg.stop.max_steps is None or cfg.stop.max_steps > step):
         return False

@@ -47,7 +47,9 @@ class LeastSquares:
                 f"{tuple(X.shape)} and {tuple(Y.shape)}: transpose them, or use "
                 "LeastSquares.from_samples(x, y) for a sample per row."
             )
-        self._set_moments(X @ X.mT, Y @ X.mT, Y.square().sum(), X.shape[1])
+        C = X @ X.mT  # once for an autoencoder: equal products can differ in bits
+        B = C if torch.equal(X, Y) else Y @ X.mT
+        self._set_moments(C, B, Y.square().sum(), X.shape[1])
         # Σ over samples keeps digits that the difference ‖Y‖² − ‖Q‖² of two large numbers loses.
         self.residual_loss = 0.5 * (Y - self.solution @ X).square().sum()
 
@@ -105,11 +107,11 @@ class LeastSquares:
         Shapes: each batch is (x, y) with x (b, d_x), y (b, d_y), or x alone for an autoencoder.
         Accuracy: moments are summed in float64 and returned in the samples' own dtype.
         """
-        C = B = yy = None
-        m = 0
+        C, B, yy, m, autoencoder = None, None, None, 0, True
         dtype = torch.get_default_dtype()
         for batch in batches:
             x, y = batch if isinstance(batch, (tuple, list)) else (batch, batch)
+            autoencoder = autoencoder and torch.equal(x, y)
             _check_matrix("x of a batch", x)
             _check_matrix("y of a batch", y)
             if x.shape[0] != y.shape[0]:
@@ -129,7 +131,7 @@ class LeastSquares:
             m += x.shape[0]
         if C is None or B is None or yy is None:
             raise ValueError("from_batches needs at least one batch; the stream was empty.")
-        return cls.from_moments(C.to(dtype), B.to(dtype), yy.to(dtype), m)
+        return cls.from_moments(C.to(dtype), (C if autoencoder else B).to(dtype), yy.to(dtype), m)
 
     # -- loss and gradient ---------------------------------------------------------------------
 

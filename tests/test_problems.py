@@ -216,3 +216,12 @@ def test_products_with_the_gradient_are_those_of_the_formed_one(randn, batch, ki
             GRt, LtG = problem.egrad_pair(L, R)
             torch.testing.assert_close(GRt, G @ R.mT, rtol=1e-11, atol=1e-10)
             torch.testing.assert_close(LtG, L.mT @ G, rtol=1e-11, atol=1e-10)
+
+
+def test_an_autoencoder_is_known_as_one_whatever_the_alignment(generator):
+    """Two products of the same matrices can differ in their last bits."""
+    for d in range(2, 40):
+        buffer = torch.randn(3 * d * d + 1, dtype=torch.float64, generator=generator)
+        x = buffer[1:].view(3 * d, d)
+        assert LeastSquares.from_samples(x, x.clone()).is_autoencoder
+        assert LeastSquares.from_batches([(x, x.clone()), x.clone()]).is_autoencoder

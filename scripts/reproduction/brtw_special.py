@@ -16,7 +16,13 @@ from reproduction.runs import Run
 
 
 def norm_of(run: Run) -> np.ndarray:
-    return np.sqrt((run["singular_values"] ** 2).sum(-1))
+    return _norm(run["singular_values"])
+
+
+def _norm(values: np.ndarray) -> np.ndarray:
+    """The Euclidean norms of rows whose squares are below the number format."""
+    largest = values.max(-1, keepdims=True)
+    return largest[..., 0] * np.sqrt(((values / largest) ** 2).sum(-1))
 
 
 @subject(
@@ -147,4 +153,4 @@ class Remark42:
 def _closed_form(run: Run) -> np.ndarray:
     values = run.experiment.data.problem.spectrum.values[: run.rank]
     rows = torch.from_numpy(run.t)[:, None] * values
-    return np.sqrt(((2 * torch.exp(2 * rows) - 1) ** -2).sum(-1).numpy())
+    return _norm((1 / (2 * torch.exp(2 * rows) - 1)).numpy())
