@@ -44,19 +44,19 @@ class LeastSquares:
         if X.shape[1] != Y.shape[1]:
             raise ValueError(
                 "X and Y must have one column per sample, equally many; got shapes "
-                f"{tuple(X.shape)} and {tuple(Y.shape)}: transpose them, or use "
-                "LeastSquares.from_samples(x, y) for a sample per row."
+                f"{tuple(X.shape)} and {tuple(Y.shape)}: transpose them, or use from_samples."
             )
-        C = X @ X.mT  # once for an autoencoder: equal products can differ in bits
-        B = C if torch.equal(X, Y) else Y @ X.mT
+        C = X @ X.mT
+        B = C if torch.equal(X, Y) else Y @ X.mT  # two equal products can differ in bits
         self._set_moments(C, B, Y.square().sum(), X.shape[1])
         # Σ over samples keeps digits that the difference ‖Y‖² − ‖Q‖² of two large numbers loses.
         self.residual_loss = 0.5 * (Y - self.solution @ X).square().sum()
 
     def _set_moments(self, C: Tensor, B: Tensor, yy: Tensor, m: int | None) -> None:
-        self.C, self.B, self.yy, self.m = 0.5 * (C + C.mT), B, yy, m
-        self.d_x, self.d_y = C.shape[0], B.shape[0]
         self.is_autoencoder = bool(B.shape == C.shape and torch.equal(B, C))
+        self.C = 0.5 * (C + C.mT)
+        self.B, self.yy, self.m = self.C if self.is_autoencoder else B, yy, m
+        self.d_x, self.d_y = C.shape[0], B.shape[0]
         self._white = torch.equal(C, torch.eye(self.d_x, dtype=C.dtype, device=C.device))
 
     @classmethod
