@@ -65,13 +65,15 @@ def chapter(subject: Subject, folder: Path, jobs: Path, quick: bool) -> Chapter:
 
     expected = len(compositions(subject.name, subject.quick if quick else None))
     runs = runs_of(subject.name)
+    claims = []
     if len(runs) < expected:
         missing = f"{expected - len(runs)} of {expected} runs are not finished"
-        claim = Claim(subject.name, subject.title, missing, "all", None)
-        return Chapter(subject, runs, [claim], None)
+        claims = [Claim(subject.name, subject.title, missing, "all", None)]
+    if not runs:
+        return Chapter(subject, runs, claims, None)
     stem = folder / "figures" / subject.name.replace("/", "-")
     png = save_figure(subject.draw(runs), runs, stem)
-    return Chapter(subject, runs, list(subject.claims(runs, runs_of)), png)
+    return Chapter(subject, runs, [*claims, *subject.claims(runs, runs_of)], png)
 
 
 def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Path) -> int:
