@@ -45,19 +45,21 @@ def run(cfg: DictConfig, folder: Path) -> int:
     files_of_run = RunFolder(folder)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
     _check_same_run(cfg, files_of_run)
-    saved = None
+    saved, ended = None, None
     if files_of_run.checkpoint.exists():
         saved = files_of_run.load_checkpoint(cfg.device)
         if _is_finished(saved, cfg):
-            _report_again(files_of_run)
-            return 0
+            if files_of_run.summary.exists():
+                _report_again(files_of_run)
+                return 0
+            ended = Result(*saved["result"])  # killed after its last step: only the report is due
     experiment = build(cfg)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     folder.mkdir(parents=True, exist_ok=True)
     files_of_run.write_text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     files_of_run.write_json("provenance.json", provenance())
-    return _drive(experiment, files_of_run, saved)
+    return _drive(experiment, files_of_run, saved, ended)
 
 
 # -- configuration ---------------------------------------------------------------------------------
@@ -99,7 +101,9 @@ def _report_again(folder: RunFolder) -> None:
 # -- run -------------------------------------------------------------------------------------------
 
 
-def _drive(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None) -> int:
+def _drive(
+    experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None, ended: Result | None
+) -> int:
     cfg, stepper = experiment.cfg, experiment.stepper
     history = History()
     if saved is not None:
@@ -119,19 +123,21 @@ def _drive(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | No
     if cfg.stop.max_steps is not None:
         steps = min(steps, cfg.stop.max_steps)
     with Interruption() as interruption:
-        result, history = drive(
-            stepper,
-            experiment.t1,
-            record_at=Every(max(1, math.ceil(steps / cfg.log.records))),
-            observe=experiment.observe,
-            stop=_stops(cfg, experiment.t1),
-            max_steps=cfg.stop.max_steps,
-            interrupt=interruption,
-            listeners=[log, progress, checkpointer],
-            history=history,
-        )
+        result = ended
+        if result is None:
+            result, history = drive(
+                stepper,
+                experiment.t1,
+                record_at=Every(max(1, math.ceil(steps / cfg.log.records))),
+                observe=experiment.observe,
+                stop=_stops(cfg, experiment.t1),
+                max_steps=cfg.stop.max_steps,
+                interrupt=interruption,
+                listeners=[log, progress, checkpointer],
+                history=history,
+            )
         progress.close()
-        if result.kind != "diverged":
+        if result.kind != "diverged" and ended is None:
             checkpointer.save(result)
         _conclude(experiment, folder, log, history, result, checkpointer.seconds)
         log.close()

@@ -268,6 +268,17 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(processes, tmp_path, 
         assert list(folder.glob("events*")) != []
 
 
+def test_killed_before_the_summary_was_written(tmp_path):
+    """Between the last checkpoint and the report there is a moment, too."""
+    assert train(*SMALL, folder=tmp_path) == 0
+    before, state_before = summary(tmp_path), state(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    assert train(f"resume={tmp_path}", folder=tmp_path) == 0
+    after = summary(tmp_path)
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
+    assert all(map(torch.equal, state(tmp_path), state_before))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_leave_checkpoint_and_summary(processes, tmp_path, number):
     words = [*SMALL, *METHODS["rk4"], *CHECKPOINTS]

@@ -54,7 +54,7 @@ def test_configurations_compose_at_the_papers_sizes(name):
         assert sizes <= {cfg.problem.d for cfg in runs}
     if name.startswith("hlz/fig2") or name.startswith("hlz/fig3"):
         assert [(cfg.repeats, cfg.problem.n, cfg.network.rank) for cfg in runs] == [(100, 100, 5)]
-    assert all(cfg.method.t1 == "auto" or cfg.method.t1 > 0 for cfg in runs)
+    assert all(cfg.method.t1 in ("auto", "40/rho") or cfg.method.t1 > 0 for cfg in runs)
 
 
 def test_shared_runs_are_one(tmp_path):
