@@ -24,7 +24,7 @@ from deeplin.solve import Observe
 from deeplin.steppers import Stepper
 from deeplin.verdict import Prediction
 
-__all__ = ["Experiment", "build", "flatten"]
+__all__ = ["Experiment", "build", "data_of", "flatten"]
 
 # The smallest value of each number, and which may be null.
 _LEAST = {
@@ -37,6 +37,7 @@ _LEAST = {
     "log.singular_values": 0,
     "log.checkpoint_seconds": 0,
 }
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _OPTIONAL = ("threads", "stop.grad_norm", "stop.stagnation", "stop.max_steps")
 
 
@@ -73,9 +74,8 @@ def build(cfg: DictConfig) -> Experiment:
     """All objects of a run, before anything is written."""
     _check_numbers(cfg)
     _check_device(cfg.device)
-    dtypes = {"float64": torch.float64, "float32": torch.float32}
-    dtype = _choice("dtype", cfg.dtype, dtypes)
-    source = _source(cfg, dtype).to(cfg.device)
+    dtype = _choice("dtype", cfg.dtype, _DTYPES)
+    source = data_of(cfg).to(cfg.device)
     problem = source.problem
     network = DeepLinear(
         _widths(cfg, source),
@@ -146,7 +146,9 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed + (purpose << 32))
 
 
-def _source(cfg: DictConfig, dtype: torch.dtype) -> Data:
+def data_of(cfg: DictConfig) -> Data:
+    """The data of a configuration."""
+    dtype = _choice("dtype", cfg.dtype, _DTYPES)
     sources: dict[str, Callable[..., Data]] = {
         "digits": data.digits,
         "gaussian": data.gaussian,

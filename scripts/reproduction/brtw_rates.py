@@ -170,7 +170,7 @@ class Fig08:
 
 def heuristic(run: Run) -> float:
     """σ_r(W̃)^{2−2/N} λ_min(C), W̃ the solution."""
-    problem = run.experiment.data.problem
+    problem = run.data.problem
     s = torch.linalg.svdvals(problem.solution)[run.rank - 1]
     return float(s ** (2 - 2 / run.depth) * problem.spectrum.values[-1])
 
@@ -255,7 +255,7 @@ class Fig10:
 
 def to_teacher(run: Run) -> np.ndarray:
     """‖W(t) − W̃‖_F from the recorded factors and the teacher itself."""
-    teacher = run.experiment.data.truth
+    teacher = run.data.truth
     assert teacher is not None
     left, right = run.history.column("left"), run.history.column("right")
     norms = [torch.linalg.matrix_norm(L @ R - teacher) for L, R in zip(left, right, strict=True)]

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 import deeplin.cli as cli  # its resolvers stand in the configurations
-from deeplin.configuration import Experiment, build
+from deeplin.configuration import data_of
+from deeplin.data import Data
 from deeplin.experiment import run
 from deeplin.solve import History
 from deeplin.tracking import RunFolder
@@ -64,9 +65,9 @@ class Run:
         return list(self._saved["stepper"]["state"])
 
     @cached_property
-    def experiment(self) -> Experiment:
-        """The objects of the run, built anew from its configuration."""
-        return build(self.cfg)
+    def data(self) -> Data:
+        """The data of the run, drawn anew from its configuration."""
+        return data_of(self.cfg)
 
     @property
     def measured_rate(self) -> float | None:
