@@ -250,11 +250,12 @@ class Fig06:
         for i, run in enumerate(two):
             later = run.t > 0
             gap = run["tie_gap"][later]
-            right.loglog(run.t[later], gap, color=COLOURS[i], label=by_size(run), lw=1.5)
+            right.semilogx(run.t[later], gap, color=COLOURS[i], label=by_size(run), lw=1.5)
             right.axhline(_least_gap(run), **PREDICTED)
         right.plot([], [], label="least that its gap allows", **PREDICTED)
         right.set(title="N = 2", xlabel="flow time t", ylabel=r"$\|W_2(t) - W_1(t)^T\|_F$")
-        right.legend(frameon=False, fontsize=8.5)
+        right.set_ylim(0, 1.45 * right.get_ylim()[1])
+        right.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
         return figure
 
     @staticmethod
