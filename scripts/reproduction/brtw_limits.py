@@ -132,7 +132,8 @@ class Fig02:
                 ax.axhline(math.sqrt(2 * run.summary["optimal_loss"]), **PREDICTED)
             ax.plot([], [], label=r"$(\sum_{i>r} \lambda_i)^{1/2}$", **PREDICTED)
             ax.set(title=f"N = {depth}", xlabel="flow time t", ylabel=r"$\|X - W(t)X\|_F$")
-            ax.legend(frameon=False, fontsize=8.5)
+            ax.set_ylim(0, 1.4 * ax.get_ylim()[1])
+            ax.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
         return figure
 
     @staticmethod

@@ -29,7 +29,7 @@ img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
          border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }
-th { background: #f4f4f4; }
+th { background: #f4f4f4; white-space: nowrap; }
 code { font-size: .9em; background: #f4f4f4; padding: .1em .3em; overflow-wrap: anywhere; }
 .holds, .refuted { color: #00664a; } .fails { color: #b03a00; } .unfinished { color: #555; }
 td.verdict { white-space: nowrap; font-weight: 600; }
