@@ -19,9 +19,11 @@ __all__ = [
     "flow_observables",
     "gap_norm",
     "layer_observables",
-    "nearest_observables",
     "with_factors",
 ]
+
+# Entries of a batch of W at once: what is computed from them stays in the cache.
+_BLOCK = 2**16
 
 
 def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
@@ -43,53 +45,64 @@ def layer_observables(
     - `balancedness_gap`: max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F
     - `singular_values`: those of W, as many as the smallest width; `rank`: those above
       max(d_x, d_y)·eps·σ_1
-    - `nearest_modes`, `nearest_distance`: see `nearest_observables`
+    - `nearest_modes`: J of the critical point W_J nearest to W, as a mask (BRTW Prop. 32);
+      `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
     - `tie_gap`: ‖W_2 − W_1ᵀ‖_F, for two layers between equal widths only (BRTW Fig. 3, Lemma 46)
 
     Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
     """
-    nearest = nearest_observables(problem)
-    E = problem.range_basis() if problem.rank_X < problem.d_x else None
+    seen_of = _matrix_observables(problem, limit)
 
     def observe(t: float, layers: Sequence[Tensor]) -> dict[str, Tensor]:
         W = end_to_end(layers)
-        error = W - limit if E is None else (W - limit) @ E
         gradients = layer_gradients(layers, problem.egrad(W))
         s = product_svdvals(layers)
         noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
         tied = len(layers) == 2 and W.shape[-2] == W.shape[-1]
         return {
-            "loss": problem.loss(W),
-            "excess_loss": problem.loss_difference(W, limit),
-            "distance_to_limit": torch.linalg.matrix_norm(error),
+            **seen_of(W),
             "gradient_norm": sum(G_j.square().sum((-2, -1)) for G_j in gradients) ** 0.5,
             "balancedness_gap": gap_norm(layers),
             "singular_values": s,
             "rank": (s > noise).sum(-1),
-            **nearest(W),
             **({"tie_gap": torch.linalg.matrix_norm(layers[1] - layers[0].mT)} if tied else {}),
         }
 
     return observe
 
 
-def nearest_observables(
-    problem: LeastSquares,
+def _matrix_observables(
+    problem: LeastSquares, limit: Float[Tensor, "d_y d_x"]
 ) -> Callable[[Float[Tensor, "*batch d_y d_x"]], dict[str, Tensor]]:
-    """The function W -> where it is among the critical points; for any method that has a W.
+    """The function W -> what depends on W alone; for any method that has a W.
 
+    - `loss`, `excess_loss`, `distance_to_limit` as in `layer_observables`
     - `nearest_modes`: J of the critical point W_J nearest to W, as a mask (*batch, q)
     - `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
 
-    Source: BRTW Prop. 32 (`deeplin.landscape.nearest_critical_point`).
+    Source of the last two: BRTW Prop. 32 (`deeplin.landscape.nearest_critical_point`).
     """
     frame = Frame.of(problem)
+    E = problem.range_basis() if problem.rank_X < problem.d_x else None
 
     def observe(W: Tensor) -> dict[str, Tensor]:
         near = frame.nearest(W)
-        return {"nearest_modes": near.modes, "nearest_distance": near.distance}
+        error = W - limit if E is None else (W - limit) @ E
+        return {
+            "loss": problem.loss(W),
+            "excess_loss": problem.loss_difference(W, limit),
+            "distance_to_limit": torch.linalg.matrix_norm(error),
+            "nearest_modes": near.modes,
+            "nearest_distance": near.distance,
+        }
 
-    return observe
+    def in_blocks(W: Tensor) -> dict[str, Tensor]:
+        if W.ndim != 3:
+            return observe(W)
+        blocks = [observe(block) for block in W.split(max(1, _BLOCK // limit.numel()))]
+        return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+
+    return in_blocks
 
 
 def flow_observables(
@@ -105,8 +118,7 @@ def flow_observables(
     `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0.
     """
     start = flow.conserved(y0)
-    layers, nearest = layer_observables(problem, limit), nearest_observables(problem)
-    E = problem.range_basis() if problem.rank_X < problem.d_x else None
+    layers, seen_of = layer_observables(problem, limit), _matrix_observables(problem, limit)
 
     def observe(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
         W, conserved = flow.end_to_end(y), flow.conserved(y)
@@ -116,21 +128,17 @@ def flow_observables(
             drift[f"drift_{name}"] = torch.linalg.vector_norm(change, dim=-1)
         if isinstance(flow, LayerFlow):
             return layers(t, y) | drift
-        error = W - limit if E is None else (W - limit) @ E
         if hasattr(flow, "singular_values"):
             s, noise = flow.singular_values(y), 0.0
         else:
             s = torch.linalg.svdvals(W)
             noise = max(W.shape[-2:]) * torch.finfo(W.dtype).eps * s[..., :1]
         return {
-            "loss": problem.loss(W),
-            "excess_loss": problem.loss_difference(W, limit),
-            "distance_to_limit": torch.linalg.matrix_norm(error),
+            **seen_of(W),
             "gradient_norm": flow.gradient_norm(y),
             "balancedness_gap": torch.stack(list(drift.values())).amax(0),
             "singular_values": s,
             "rank": conserved.get("rank", (s > noise).sum(-1)),
-            **nearest(W),
         } | drift
 
     return observe

@@ -19,7 +19,7 @@ __all__ = ["Prediction", "Verdict", "fitted_rate", "judge"]
 EXCESS_TOLERANCE = 1e-6  # relative, of the loss
 DISTANCE_TOLERANCE = 1e-3  # relative to ‖W*‖_F, or absolute if that is below 1
 RATE_TOLERANCE = 0.05  # relative, of the decay rate
-_LARGEST_EIGENPROBLEM = 8000  # a minute and 2 GB
+_LARGEST_EIGENPROBLEM = 10_000  # two minutes and 3 GB
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Prediction:
     def arrived(self, problem: LeastSquares, layers: Sequence[Tensor]) -> Prediction:
         """The prediction with the rate that unbalanced layers have near where they ended.
 
-        None is kept where they have not arrived, or where the eigenproblem is above dimension 8000.
+        None is kept where they have not arrived, or where the eigenproblem is above 10 000.
         """
         W = end_to_end(layers)
         if self.rate is not None or self.pace is None or W.ndim != 2:

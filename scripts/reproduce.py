@@ -13,6 +13,7 @@ runs/reproduce/<time>/report.html and report.md. Exit status 1 if a claim fails 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -26,8 +27,8 @@ from reproduction.ledger import failures as failing
 from reproduction.ledger import gathered, ledger
 from reproduction.ledger import main as print_ledger
 from reproduction.ledger_text import summary
-from reproduction.report import Chapter, headline, save_figure, verdict_of, write
-from reproduction.runs import Run, compositions, execute, finished, folder_of
+from reproduction.report import Chapter, Report, headline, save_figure, verdict_of, work_of
+from reproduction.runs import Run, compositions, execute, finished, folder_of, workers
 from tqdm import tqdm
 
 from deeplin.tracking import provenance
@@ -55,40 +56,48 @@ def selected(names: Sequence[str]) -> list[Subject]:
     return chosen
 
 
-def chapter(subject: Subject, folder: Path, jobs: Path, quick: bool) -> Chapter:
-    """The figure and the claims of a subject from its finished runs."""
+def chapter(name: str, folder: Path, jobs: Path, quick: bool) -> Chapter:
+    """The figure and the claims of an experiment from its finished runs."""
+    subject = SUBJECTS[name]
 
-    def runs_of(name: str) -> list[Run]:
-        other = SUBJECTS[name]
-        folders = [folder_of(c, jobs) for c in compositions(name, other.quick if quick else None)]
-        return [Run(f) for f in folders if finished(f)]
+    def folders_of(other: Subject) -> list[Path]:
+        configurations = compositions(other.name, other.quick if quick else None)
+        return [folder_of(cfg, jobs) for cfg in configurations]
 
-    expected = len(compositions(subject.name, subject.quick if quick else None))
-    runs = runs_of(subject.name)
-    claims = []
+    def runs_of(other: str) -> list[Run]:
+        return [Run(f) for f in folders_of(SUBJECTS[other]) if finished(f)]
+
+    expected, runs = len(folders_of(subject)), runs_of(name)
+    claims: list[Claim] = []
     if len(runs) < expected:
         missing = f"{expected - len(runs)} of {expected} runs are not finished"
-        claims = [Claim(subject.name, subject.title, missing, "all", None)]
-    if not runs:
-        return Chapter(subject, runs, claims, None)
-    stem = folder / "figures" / subject.name.replace("/", "-")
-    png = save_figure(subject.draw(runs), runs, stem)
-    return Chapter(subject, runs, [*claims, *subject.claims(runs, runs_of)], png)
+        claims.append(Claim(name, subject.title, missing, "all", None))
+    png = None
+    if runs:
+        stem = folder / "figures" / name.replace("/", "-")
+        png = save_figure(subject.draw(runs), runs, stem)
+        claims += subject.claims(runs, runs_of)
+    return Chapter(name, subject.title, work_of(runs), claims, png)
 
 
 def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Path) -> int:
     """Run, draw, judge, report; the exit status. A run of everything has the ledger, too."""
     start, jobs = time.monotonic(), root / "jobs"
     partial = len(subjects) < len(SUBJECTS)
-    configurations = [c for s in subjects for c in compositions(s.name, s.quick if quick else None)]
-    failures = execute(configurations, jobs, processes)
-    folder = root / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(subjects, unit="figure", disable=None)
-    chapters = [chapter(subject, folder, jobs, quick) for subject in bar]
+    with workers(processes) as pool:
+        configurations = [
+            c for s in subjects for c in compositions(s.name, s.quick if quick else None)
+        ]
+        failures = execute(configurations, jobs, pool)
+        folder = root / time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder.mkdir(parents=True, exist_ok=True)
+        told = functools.partial(chapter, folder=folder, jobs=jobs, quick=quick)
+        names = [subject.name for subject in subjects]
+        found = map(told, names) if pool is None else pool.map(told, names)
+        chapters = list(tqdm(found, total=len(names), unit="figure", disable=None))
     claims = [claim for c in chapters for claim in c.claims]
     rows = None if quick or partial else ledger(gathered(claims))
-    write(folder, chapters, provenance(), time.monotonic() - start, rows)
+    Report(chapters, provenance(), time.monotonic() - start, rows).write(folder)
     for claim in claims:
         print(f"{verdict_of(claim):22}{claim.source}: {claim.statement}: {claim.measured}")
     for failure in failures:

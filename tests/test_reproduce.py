@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import reproduce
 from reproduction import SUBJECTS, Claim
+from reproduction.brtw_limits import rate_claim
 from reproduction.hlz import gradient_norm, slopes
 from reproduction.report import headline, verdict_of
 from reproduction.runs import compositions, execute, finished, folder_of
@@ -96,14 +97,14 @@ def test_finished_runs_are_not_run_again_and_stopped_ones_go_on(tmp_path):
     run(short, folder)  # type: ignore[arg-type]
     assert finished(folder)
     before = (folder / "checkpoint.pt").stat().st_mtime_ns
-    assert execute([cfg], tmp_path, 1) == []
+    assert execute([cfg], tmp_path) == []
     assert (folder / "checkpoint.pt").stat().st_mtime_ns == before
 
 
 def test_a_run_that_cannot_be_made_is_a_sentence(tmp_path):
     cfg = compositions("hlz/example11")[0]
     cfg.network.rank = 9
-    (sentence,) = execute([cfg], tmp_path, 1)
+    (sentence,) = execute([cfg], tmp_path)
     assert "rank must satisfy" in sentence
 
 
@@ -131,6 +132,39 @@ def test_verdicts():
     assert headline([holds, fails, known, news, open_]) == (
         "5 claims: 1 hold, 1 fail as known to be wrong, 2 against expectation, 1 unfinished"
     )
+
+
+class Decay:
+    """A run whose distance is the sum of two exponentials, and its fit over the last e³."""
+
+    depth, d = 2, 10
+
+    def __init__(self, predicted, slow, fast=None, share=0.0):
+        self.t, self.predicted_rate = np.linspace(0, 20, 200), predicted
+        decay = np.exp(-slow * self.t) + (share * np.exp(-fast * self.t) if fast else 0)
+        self.observed = {"distance_to_limit": decay}
+        last = decay < 20 * decay[-1]
+        self.measured_rate = -np.polyfit(self.t[last], np.log(decay[last]), 1)[0]
+
+    def __getitem__(self, name):
+        return self.observed[name]
+
+
+@pytest.mark.parametrize(
+    ("runs", "verdict"),
+    [
+        ([Decay(1.0, 1.0)], "holds"),
+        ([Decay(1.0, 1.05)], "fails"),
+        ([Decay(1.0, 0.95)], "fails"),
+        ([Decay(1.0, 1.0), Decay(1.0, 1.0, 1.2, 100.0)], "holds"),  # a fit that still falls
+        ([Decay(1.2, 1.0), Decay(1.0, 1.0, 1.2, 100.0)], "fails"),
+        ([Decay(1.0, 1.0, 1.2, 100.0)], "unfinished"),  # nothing has settled
+        ([Decay(1.0, 1.0), Decay(None, 1.0)], "unfinished"),
+        ([Decay(1.0, 1.5), Decay(None, 1.0)], "fails"),
+    ],
+)
+def test_verdicts_on_rates(runs, verdict):
+    assert rate_claim("s", runs, "w").verdict == verdict
 
 
 def test_slopes_and_the_drawn_gradient():

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from reproduction import Claim, Subject
+from reproduction import Claim
 from reproduction.ledger import Row
 from reproduction.ledger_text import fragment, markdown
 from reproduction.runs import Run
@@ -44,23 +44,57 @@ td.verdict { white-space: nowrap; font-weight: 600; }
 class Chapter:
     """What a report says about one experiment."""
 
-    subject: Subject
-    runs: Sequence[Run]
+    name: str
+    title: str
+    work: str
     claims: Sequence[Claim]
     figure: Path | None
 
     @property
     def command(self) -> str:
-        return f"python scripts/train.py experiment={self.subject.name}"
+        return f"python scripts/train.py experiment={self.name}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report holds: chapters, versions and machine, the seconds it took, the ledger."""
+
+    chapters: Sequence[Chapter]
+    provenance: dict[str, Any]
+    wall: float
+    ledger: Sequence[Row] | None
 
     @property
-    def work(self) -> str:
-        """How many runs, their seeds and the time they took."""
-        seconds = sum(run.summary["seconds"] for run in self.runs)
-        seeds = sorted({run.cfg.seed for run in self.runs})
-        seed = ", ".join(map(str, seeds))
-        count = f"{len(self.runs)} run" + ("s" if len(self.runs) != 1 else "")
-        return f"{count}, {duration(seconds)} of computing; seed {seed}"
+    def claims(self) -> list[Claim]:
+        return [claim for chapter in self.chapters for claim in chapter.claims]
+
+    @property
+    def facts(self) -> list[str]:
+        """Two sentences on where the numbers come from."""
+        versions = ", ".join(f"{k} {v}" for k, v in self.provenance["versions"].items())
+        return [
+            f"Machine: {self.provenance['machine']}. Versions: {versions}. "
+            f"Commit: {self.provenance['commit']}.",
+            f"Command: {self.provenance['command']}. Started: {self.provenance['started']}; this "
+            f"call took {duration(self.wall)}.",
+        ]
+
+    def write(self, folder: Path) -> None:
+        """report.html, report.md and claims.json in a folder."""
+        claims = [asdict(claim) for claim in self.claims]
+        content = {"whole": self.ledger is not None, "claims": claims}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / "claims.json").write_text(text)
+        (folder / "report.html").write_text(_html(self))
+        (folder / "report.md").write_text(_markdown(self, folder))
+
+
+def work_of(runs: Sequence[Run]) -> str:
+    """How many runs, the time they took, and their seeds."""
+    seconds = sum(run.summary["seconds"] for run in runs)
+    seed = ", ".join(map(str, sorted({run.cfg.seed for run in runs})))
+    count = f"{len(runs)} run" + ("s" if len(runs) != 1 else "")
+    return f"{count}, {duration(seconds)} of computing; seed {seed}"
 
 
 def duration(seconds: float) -> str:
@@ -112,21 +146,6 @@ def verdict_of(claim: Claim) -> str:
     return claim.verdict
 
 
-def write(
-    folder: Path,
-    chapters: Sequence[Chapter],
-    provenance: dict[str, Any],
-    wall: float,
-    ledger: Sequence[Row] | None,
-) -> None:
-    """report.html, report.md and claims.json in a folder."""
-    claims = [claim for chapter in chapters for claim in chapter.claims]
-    content = {"whole": ledger is not None, "claims": [asdict(claim) for claim in claims]}
-    (folder / "claims.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    (folder / "report.html").write_text(_html(chapters, provenance, wall, ledger))
-    (folder / "report.md").write_text(_markdown(folder, chapters, provenance, wall, ledger))
-
-
 def headline(claims: Sequence[Claim]) -> str:
     """How many claims hold, how many fail, in one sentence."""
     holds = sum(claim.verdict == "holds" and not claim.wrong for claim in claims)
@@ -139,38 +158,23 @@ def headline(claims: Sequence[Claim]) -> str:
     )
 
 
-def _facts(provenance: dict[str, Any], wall: float) -> list[str]:
-    versions = ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())
-    return [
-        f"Machine: {provenance['machine']}. Versions: {versions}. Commit: {provenance['commit']}.",
-        f"Command: {provenance['command']}. Started: {provenance['started']}; this call took "
-        f"{duration(wall)}.",
-    ]
-
-
-def _html(
-    chapters: Sequence[Chapter],
-    provenance: dict[str, Any],
-    wall: float,
-    ledger: Sequence[Row] | None,
-) -> str:
-    claims = [claim for chapter in chapters for claim in chapter.claims]
+def _html(report: Report) -> str:
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<title>deeplin: the papers, re-run</title><style>{_STYLE}</style></head><body>",
         "<h1>The papers, re-run</h1>",
-        f"<p><strong>{html.escape(headline(claims))}.</strong></p>",
-        *(f"<p>{html.escape(fact)}</p>" for fact in _facts(provenance, wall)),
+        f"<p><strong>{html.escape(headline(report.claims))}.</strong></p>",
+        *(f"<p>{html.escape(fact)}</p>" for fact in report.facts),
         "<p>A claim marked (ours) is not the papers' own. BRTW: Bah, Rauhut, Terstiege, "
         "Westdickenberg, 2020. HLZ: Hou, Li, Zhang, 2021.</p>",
     ]
-    for chapter in chapters:
-        name = html.escape(chapter.subject.name)
-        parts.append(f"<section id='{name}'><h2>{name}: {html.escape(chapter.subject.title)}</h2>")
+    for chapter in report.chapters:
+        name = html.escape(chapter.name)
+        parts.append(f"<section id='{name}'><h2>{name}: {html.escape(chapter.title)}</h2>")
         if chapter.figure is not None:
             data = base64.b64encode(chapter.figure.read_bytes()).decode()
-            alt = html.escape(chapter.subject.title)
+            alt = html.escape(chapter.title)
             parts.append(f"<img alt='{alt}' src='data:image/png;base64,{data}'>")
         parts.append(f"<p><code>{html.escape(chapter.command)}</code> {chapter.work}</p>")
         parts.append(
@@ -188,27 +192,21 @@ def _html(
                 + (f"<tr><td></td><td colspan='4'>{wrong[4:]}</td></tr>" if wrong else "")
             )
         parts.append("</table></div></section>")
-    if ledger is not None:
-        parts.append(f"<section><h2>The ledger of statements</h2>{fragment(ledger)}</section>")
+    if report.ledger is not None:
+        table = fragment(report.ledger)
+        parts.append(f"<section><h2>The ledger of statements</h2>{table}</section>")
     parts.append("</body></html>")
     return "\n".join(parts)
 
 
-def _markdown(
-    folder: Path,
-    chapters: Sequence[Chapter],
-    provenance: dict[str, Any],
-    wall: float,
-    ledger: Sequence[Row] | None,
-) -> str:
-    claims = [claim for chapter in chapters for claim in chapter.claims]
-    lines = ["# The papers, re-run", "", f"**{headline(claims)}.**", ""]
-    for fact in _facts(provenance, wall):
+def _markdown(report: Report, folder: Path) -> str:
+    lines = ["# The papers, re-run", "", f"**{headline(report.claims)}.**", ""]
+    for fact in report.facts:
         lines += [fact, ""]
-    for chapter in chapters:
-        lines += [f"## {chapter.subject.name}: {chapter.subject.title}", ""]
+    for chapter in report.chapters:
+        lines += [f"## {chapter.name}: {chapter.title}", ""]
         if chapter.figure is not None:
-            lines += [f"![{chapter.subject.title}]({chapter.figure.relative_to(folder)})", ""]
+            lines += [f"![{chapter.title}]({chapter.figure.relative_to(folder)})", ""]
         lines += [f"`{chapter.command}` {chapter.work}", ""]
         lines += ["| Source | Claim | Measured | Threshold | Verdict |", "|---|---|---|---|---|"]
         for claim in chapter.claims:
@@ -217,6 +215,6 @@ def _markdown(
             row = " | ".join(cell.replace("|", "\\|") for cell in [*cells, verdict])
             lines.append(f"| {row} |")
         lines.append("")
-    if ledger is not None:
-        lines += ["## The ledger of statements", "", markdown(ledger), ""]
+    if report.ledger is not None:
+        lines += ["## The ledger of statements", "", markdown(report.ledger), ""]
     return "\n".join(lines)

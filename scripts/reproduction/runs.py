@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cached_property
-from multiprocessing import active_children, get_context
+from functools import cache, cached_property
+from multiprocessing import active_children, get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,12 @@ def compositions(name: str, changes: Mapping[str, str] | None = None) -> list[Di
 
     `changes` replace values of the configuration, or of its sweep.
     """
-    changes = dict(changes or {})
+    return copy.deepcopy(_compositions(name, tuple((changes or {}).items())))
+
+
+@cache
+def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictConfig]:
+    changes = dict(items)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
         chosen = [f"experiment={name}"]
         whole = compose("train", chosen, return_hydra_config=True)
@@ -133,50 +140,63 @@ def finished(folder: Path) -> bool:
     return not result.startswith("interrupted")
 
 
-def execute(configurations: Sequence[DictConfig], root: Path, processes: int) -> list[str]:
-    """Run what is not finished yet, `processes` at a time, the largest first, with a progress bar.
+@contextlib.contextmanager
+def workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for runs and figures, which import while the caller goes on; none if only one.
 
-    Returns a sentence for each run that could not be made. Ctrl-C lets every run save its state;
-    the next call continues them.
+    Ctrl-C lets every run save its state.
     """
-    todo = {folder_of(cfg, root): cfg for cfg in configurations}
-    todo = {folder: cfg for folder, cfg in todo.items() if not finished(folder)}
-    if not todo:
-        return []
     if processes == 1:
-        return _one_by_one(todo)
-    failures: list[str] = []
-    order = sorted(todo, key=lambda folder: -_work(todo[folder]))
-    with (
-        tqdm(total=len(todo), unit="run", disable=None) as bar,
-        ProcessPoolExecutor(min(processes, len(todo)), get_context("spawn")) as pool,
-    ):
-        jobs = {pool.submit(_execute, OmegaConf.to_yaml(todo[f]), f): f for f in order}
+        yield None
+        return
+    quick = "forkserver" in get_all_start_methods()  # all imports but once
+    context = get_context("forkserver" if quick else "spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        for _ in range(processes):
+            pool.submit(os.getpid)
         try:
-            for future in as_completed(jobs):
-                status, text = future.result()
-                if status >= 128:
-                    raise KeyboardInterrupt
-                if status:
-                    failures.append(f"{jobs[future]}: {text}")
-                bar.update()
+            yield pool
         except KeyboardInterrupt:
             for worker in active_children():  # a signal to this process alone has not told them
                 worker.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return failures
 
 
-def _one_by_one(todo: Mapping[Path, DictConfig]) -> list[str]:
-    failures = []
-    for folder, cfg in tqdm(todo.items(), unit="run", disable=None):
-        status, text = _execute(OmegaConf.to_yaml(cfg), folder)
+def execute(
+    configurations: Sequence[DictConfig], root: Path, pool: ProcessPoolExecutor | None = None
+) -> list[str]:
+    """Run what is not finished yet, the largest first, with a progress bar.
+
+    Returns a sentence for each run that could not be made. Raises KeyboardInterrupt when a run was
+    stopped; the next call continues it.
+    """
+    todo = {folder_of(cfg, root): cfg for cfg in configurations}
+    todo = {folder: cfg for folder, cfg in todo.items() if not finished(folder)}
+    failures: list[str] = []
+    if not todo:
+        return failures
+    order = sorted(todo, key=lambda folder: -_work(todo[folder]))
+    ends = _ends([(OmegaConf.to_yaml(todo[folder]), folder) for folder in order], pool)
+    for folder, status, text in tqdm(ends, total=len(todo), unit="run", disable=None):
         if status >= 128:
             raise KeyboardInterrupt
         if status:
             failures.append(f"{folder}: {text}")
     return failures
+
+
+def _ends(
+    jobs: Sequence[tuple[str, Path]], pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[Path, int, str]]:
+    """(folder, exit status, what went wrong) of each run, as they end."""
+    if pool is None:
+        for text, folder in jobs:
+            yield folder, *_execute(text, folder)
+        return
+    running = {pool.submit(_execute, text, folder): folder for text, folder in jobs}
+    for future in as_completed(running):
+        yield running[future], *future.result()
 
 
 def _work(cfg: DictConfig) -> float:
