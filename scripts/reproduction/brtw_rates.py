@@ -191,8 +191,9 @@ def supervised_claims(source: str, runs: Sequence[Run], start: str) -> list[Clai
                     ", ".join(f"N = {n}: {e:+.1%}" for n, e in seen),
                     "10 %",
                     None if len(seen) < len(known) else all(abs(e) <= 0.1 for _, e in seen),
-                    # As if the slowest direction were free to be XXᵀ's own.
-                    wrong="an estimate from below, by 8 to 11 % of the predicted rate at (200, 20)"
+                    wrong="a bound from below: along W̃'s r right singular vectors the metric is N "
+                    "times stronger or more, so that XXᵀ's least eigenvector is out of reach; at "
+                    "(200, 20) the predicted rate is 8 to 11 % larger"
                     if members[0].d >= 200
                     else "",
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +42,10 @@ def decays(
     *,
     floor: float = 1e-13,
 ) -> None:
-    """Curves over flow time on a logarithmic axis, each with its predicted e^{−ρt} dotted."""
+    """Curves over flow time on a logarithmic axis, each with its predicted e^{−ρt} dotted.
+
+    Time is logarithmic, too, where one run takes far longer than another.
+    """
     for i, run in enumerate(runs):
         y = values(run)
         seen = np.where(y > floor, y, np.nan)
@@ -49,17 +53,20 @@ def decays(
         rho = run.predicted_rate if predicted else None
         if rho:
             _predicted(ax, run.t, seen, rho, name=i == len(runs) - 1)
+    ends = [float(run.t[-1]) for run in runs]
+    if max(ends) > 20 * min(ends):
+        ax.set(xscale="log", xlim=(0.02 * min(ends), 1.5 * max(ends)))
     ax.set_xlabel("flow time t")
     ax.legend(frameon=False, fontsize=8.5)
 
 
 def _predicted(ax: Axes, t: np.ndarray, y: np.ndarray, rho: float, *, name: bool) -> None:
-    """e^{−ρt} a little above the last third of a decay, where it has become exponential."""
-    end = np.flatnonzero(np.isfinite(y))[-1]
-    later = np.flatnonzero(np.log(y) < np.log(y[end]) + 6)
-    anchor = later[np.isfinite(y[later])][0]
+    """e^{−ρt} a little above the last e⁶ of a decay, where it has become exponential."""
+    end = int(np.argmax(y <= 2 * np.nanmin(y)))  # what comes after may be round-off
+    above = np.flatnonzero(y[:end] > math.exp(6) * y[end])
+    anchor = above[-1] if len(above) else 0
     line = 2.5 * y[anchor] * np.exp(-rho * (t - t[anchor]))
-    shown = (t >= t[anchor]) & (t <= t[end])
+    shown = slice(anchor, end + 1)
     ax.semilogy(t[shown], line[shown], label="predicted rate" if name else None, **PREDICTED)
 
 
