@@ -28,14 +28,14 @@ img { max-width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
-         border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }
+         border-bottom: 1px solid #ddd; overflow-wrap: break-word; }
 th { background: #f4f4f4; white-space: nowrap; }
 code { font-size: .9em; background: #f4f4f4; padding: .1em .3em; overflow-wrap: anywhere; }
 .holds, .refuted { color: #00664a; } .fails { color: #b03a00; } .unfinished { color: #555; }
 td.verdict { white-space: nowrap; font-weight: 600; }
-@media print { body { max-width: none; font-size: 10pt; } section { break-inside: avoid; }
-               .scroll { overflow: visible; } }
-@media (max-width: 40rem) {
+@media print { body { max-width: none; font-size: 10pt; } .scroll { overflow: visible; }
+               img, tr { break-inside: avoid; } h2, p { break-after: avoid; } }
+@media screen and (max-width: 40rem) { .scroll img { max-width: none; width: 46rem; }
   .claims th:nth-child(4), .claims td:nth-child(4) { display: none; } }
 """
 
@@ -175,7 +175,9 @@ def _html(report: Report) -> str:
         if chapter.figure is not None:
             data = base64.b64encode(chapter.figure.read_bytes()).decode()
             alt = html.escape(chapter.title)
-            parts.append(f"<img alt='{alt}' src='data:image/png;base64,{data}'>")
+            parts.append(
+                f"<div class='scroll'><img alt='{alt}' src='data:image/png;base64,{data}'></div>"
+            )
         parts.append(f"<p><code>{html.escape(chapter.command)}</code> {chapter.work}</p>")
         parts.append(
             "<div class='scroll'><table class='claims'><tr><th>Source</th><th>Claim</th>"
