@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +9,15 @@ import torch
 from matplotlib.figure import Figure
 
 from reproduction import Claim, Others, subject
-from reproduction.brtw_limits import arrived, distance, rate_claim, worst
+from reproduction.brtw_limits import (
+    AUTOENCODER,
+    arrived,
+    distance,
+    limit_claim,
+    rate_claim,
+    size,
+    worst,
+)
 from reproduction.panels import PREDICTED, canvas, decays, split, time_to
 from reproduction.runs import Run
 
@@ -60,21 +67,6 @@ def autoencoder_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def limits(source: str, runs: Sequence[Run], what: str) -> Claim:
-    ends = [distance(r)[-1] / _size(r) for r in runs]
-    return Claim(
-        source,
-        f"W(t) converges to {what}",
-        f"largest final distance {max(ends):.1e}, relative to the limit",
-        "1e-5",
-        worst([e <= 1e-5 or arrived(r, 0.0) for e, r in zip(ends, runs, strict=True)]),
-    )
-
-
-def _size(run: Run) -> float:
-    return math.sqrt(float((run["singular_values"][-1] ** 2).sum()))
-
-
 @subject(
     "brtw/fig07",
     "Rates from balanced starts, autoencoder",
@@ -89,7 +81,7 @@ class Fig07:
         found = []
         for members in sizes.values():
             source = f"BRTW Fig. 7, {size_of(members[0])}"
-            found.append(limits(source, members, "U_r U_rᵀ, balanced"))
+            found.append(limit_claim(source, members, f"{AUTOENCODER}, balanced", 1e-5))
             found.append(rate_claim(source, members, "every N"))
             rates = [r.measured_rate for r in _sorted(members) if r.measured_rate]
             if len(rates) > 1:
@@ -144,7 +136,7 @@ class Fig08:
         found = []
         for members in split(runs, lambda r: r.d).values():
             source = f"BRTW Fig. 8, {size_of(members[0])}"
-            found.append(limits(source, members, "U_r U_rᵀ, unbalanced"))
+            found.append(limit_claim(source, members, f"{AUTOENCODER}, unbalanced", 1e-5))
             found.append(
                 rate_claim(source, members, "that of the unbalanced layers where they end")
             )
@@ -178,7 +170,7 @@ def supervised_claims(source: str, runs: Sequence[Run], start: str) -> list[Clai
     found = []
     for members in split(runs, lambda r: r.d).values():
         where = f"{source}, {size_of(members[0])}"
-        found.append(limits(where, members, f"W of (32), {start}"))
+        found.append(limit_claim(where, members, f"W of (32), {start}", 1e-5))
         # At (200, 20) several eigenvalues lie within 10 % of the smallest.
         found.append(rate_claim(where, members, f"{start}, every N", 0.1))
         known = [(r, r.measured_rate, heuristic(r)) for r in _sorted(members)]
@@ -283,7 +275,7 @@ class Fig11:
 
     @staticmethod
     def claims(runs: Sequence[Run], others: Others) -> list[Claim]:
-        apart = [float(np.abs(to_teacher(r) - distance(r)).max()) / _size(r) for r in runs]
+        apart = [float(np.abs(to_teacher(r) - distance(r)).max()) / size(r) for r in runs]
         return [
             Claim(
                 "BRTW Fig. 11",

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from reproduction import Claim, Others, subject
-from reproduction.brtw_limits import by_size, distance, limit_claim
+from reproduction.brtw_limits import AUTOENCODER, by_size, distance, limit_claim
 from reproduction.panels import COLOURS, PREDICTED, canvas, decays, split
 from reproduction.runs import Run
 
@@ -87,7 +87,7 @@ class Fig04:
                 "25 %: ε is known up to a factor of 100",
                 off <= 0.25,
             ),
-            limit_claim("BRTW Fig. 4 right", two, "slowly, after the escape"),
+            limit_claim("BRTW Fig. 4 right", two, f"{AUTOENCODER}, slowly, after the escape"),
         ]
         slopes = [_slope(r) for r in three]
         if slopes:
