@@ -38,8 +38,7 @@ class DLRAFlow:
     def init_state(self, W: Float[Tensor, "*batch m n"], rank: int | None = None) -> Factors:
         """The factors of W at the given rank, or at its numerical rank."""
         U, s, V = low_rank_factors(W, rank)
-        # Column by column in memory, the layout of `tall_times`.
-        return U.mT.contiguous().mT, torch.diag_embed(s), V.mT.contiguous().mT
+        return U, torch.diag_embed(s), V
 
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, Ṡ, V̇); autonomous."""
