@@ -89,8 +89,8 @@ class DLRAFlow:
         FV, FtU = self._products(U, S, V)
         M = U.mT @ FV
         scale = h * self.clock_rate(S)[..., None, None] if self.rescaled else h
-        Up = scale * (FV - tall_times(U, M))
-        Vp = scale * (FtU - tall_times(V, M.mT))
+        Up = tall_times(U, M).sub_(FV).mul_(-scale)
+        Vp = tall_times(V, M.mT).sub_(FtU).mul_(-scale)
         return tangent_step(U, S + scale * M, V, Up, Vp)
 
     def truncated(self, y: Factors, steps: list[tuple[float, tuple[Tensor, Tensor]]]) -> Factors:
@@ -187,7 +187,7 @@ class PSDDLRAFlow(DLRAFlow):
         M = along - K
         scale = h * self.clock_rate(S)[..., None, None] if self.rescaled else h
         T = S + scale * (0.5 * (M + M.mT))
-        return psd_tangent_step(U, T, scale * (N - tall_times(U, along)))
+        return psd_tangent_step(U, T, tall_times(U, along).sub_(N).mul_(-scale))
 
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, Ṡ); autonomous."""
