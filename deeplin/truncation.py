@@ -34,7 +34,7 @@ def tangent_step(
 
     Source: the nearest matrix is HLZ Definition 2.3; the iteration is ours.
     Shapes: U', V' as U, V with orthonormal columns; S' (*batch, r, r), not diagonal.
-    Cost: six products of an m×r (n×r) matrix with r columns.
+    Cost: eight products of an m×r (n×r) matrix with r columns, and r×r solves.
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖ + ‖V_p‖.
     """
     Q_U, Q_V = Up.mT @ Up, Vp.mT @ Vp
@@ -71,7 +71,7 @@ def psd_tangent_step(
 
     Source: HLZ §5, where the r largest *algebraic* eigenvalues are kept; the iteration is ours.
     Shapes: U' as U with orthonormal columns; S' (*batch, r, r) symmetric, not diagonal.
-    Cost: three products of an n×r matrix with r columns, and r×r solves.
+    Cost: four products of an n×r matrix with r columns, and r×r solves.
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖.
     """
     Q = Up.mT @ Up
