@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.linalg import matmul
+from deeplin.linalg import matmul, tall_times
 
 __all__ = ["LeastSquares", "autoencoder"]
 
@@ -192,14 +192,14 @@ class LeastSquares:
             Bv, Btu = (Cv, self._times_C(u)) if self.is_autoencoder else (v @ self.B.mT, u @ self.B)
             Gv = torch.addcmul(-Bv, u, S * (v * Cv).sum(-1, keepdim=True))
             return Gv[..., None], (Cv * S - Btu)[..., None]
-        CV = V if self._white else matmul(self.C, V)
-        if self.is_autoencoder:
-            BV, BtU = CV, matmul(self.C, U)
+        if self.is_autoencoder:  # one product of rows with the symmetric C, faster than two
+            CV, BtU = (torch.cat([V.mT, U.mT], -2) @ self.C).mT.split(V.shape[-1], -1)
+            BV = CV
         else:
+            CV = V if self._white else matmul(self.C, V)
             BV, BtU = matmul(self.B, V), matmul(self.B.mT, U)
-        if S.ndim < V.ndim:
-            return U @ (S[..., :, None] * (V.mT @ CV)) - BV, CV * S[..., None, :] - BtU
-        return U @ (S @ (V.mT @ CV)) - BV, CV @ S.mT - BtU
+        S = torch.diag_embed(S) if S.ndim < V.ndim else S
+        return tall_times(U, S @ (V.mT @ CV)) - BV, tall_times(CV, S.mT) - BtU
 
     def egrad_split(
         self, S: Float[Tensor, "*batch k k"], V: Float[Tensor, "*batch d_x k"]

@@ -34,7 +34,7 @@ def tangent_step(
 
     Source: the nearest matrix is HLZ Definition 2.3; the iteration is ours.
     Shapes: U', V' as U, V with orthonormal columns; S' (*batch, r, r), not diagonal.
-    Cost: six products of an m×r (n×r) matrix with r columns.
+    Cost: eight products of an m×r (n×r) matrix with r columns, and r×r solves.
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖ + ‖V_p‖.
     """
     Q_U, Q_V = Up.mT @ Up, Vp.mT @ Vp
@@ -47,14 +47,13 @@ def tangent_step(
             if bool(converged.all()):
                 break
     Z_U, Z_V = _inverse(H_V), _inverse(H_U)
-    Y_U, Y_V = Z_U.mT @ Q_U @ Z_U, Z_V.mT @ Q_V @ Z_V  # YᵀY
-    L_U, L_V = _root(Y_U), _root(Y_V)
-    new_U, new_V = _based(U, Up, Z_U, L_U), _based(V, Vp, Z_V, L_V)
+    new_U, L_U, t_U = _based(U, Up, Z_U)
+    new_V, L_V, t_V = _based(V, Vp, Z_V)
     S = torch.linalg.solve_triangular(L_V, (L_U.mT @ H_V).mT, upper=False).mT
-    # Dominant: the rest of the core, −Y_U H_Uᵀ(I + Y_VᵀY_V)Y_Vᵀ and smaller, is below σ_r(S').
-    t_U, t_V = _trace(Y_U), _trace(Y_V)
-    rest = (t_U * t_V).sqrt() * torch.linalg.matrix_norm(H_U) * (1 + t_V)
-    dominant = rest * torch.linalg.matrix_norm(_inverse(S)) < 1
+    # Dominant: the rest of the core, −Y_U H_Uᵀ(I + Y_VᵀY_V)Y_Vᵀ and smaller, is below
+    # σ_r(S') ≥ 1/(‖L_V‖‖H_V^{-1}‖).
+    rest = (t_U * t_V).sqrt() * (1 + t_V) ** 1.5
+    dominant = rest * torch.linalg.matrix_norm(H_U) * torch.linalg.matrix_norm(Z_U) < 1
     fine = converged & dominant & (t_U < _STEEP) & (t_V < _STEEP)
     if not bool(fine.all()):
         rare = ~fine
@@ -72,7 +71,7 @@ def psd_tangent_step(
 
     Source: HLZ §5, where the r largest *algebraic* eigenvalues are kept; the iteration is ours.
     Shapes: U' as U with orthonormal columns; S' (*batch, r, r) symmetric, not diagonal.
-    Cost: three products of an n×r matrix with r columns, and r×r solves.
+    Cost: four products of an n×r matrix with r columns, and r×r solves.
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖.
     """
     Q = Up.mT @ Up
@@ -83,14 +82,11 @@ def psd_tangent_step(
             converged = _settled(H - previous, T)
             if bool(converged.all()):
                 break
-    Z = _inverse(H)
-    Y = Z.mT @ Q @ Z
-    L = _root(Y)
-    new_U = _based(U, Up, Z, L)
+    new_U, L, t = _based(U, Up, _inverse(H))
     S = torch.linalg.solve_triangular(L, (L.mT @ H).mT, upper=False).mT
     S = 0.5 * (S + S.mT)
     positive = torch.linalg.cholesky_ex(S).info == 0
-    fine = converged & positive & (_trace(Y) < _STEEP)
+    fine = converged & positive & (t < _STEEP)
     if not bool(fine.all()):
         rare = ~fine
         new_U[rare], S[rare] = _by_eigh(U[rare], T[rare], Up[rare])
@@ -109,28 +105,19 @@ def _inverse(H: Tensor) -> Tensor:
 def _settled(change: Tensor, T: Tensor) -> Bool[Tensor, "*batch"]:
     """Whether a change of H is round-off against T; never for NaN."""
     limit = 4 * torch.finfo(T.dtype).eps
-    return change.abs().amax((-2, -1)) <= limit * T.abs().amax((-2, -1))
+    return torch.linalg.matrix_norm(change) <= limit * torch.linalg.matrix_norm(T)
 
 
 def _never(T: Tensor) -> Bool[Tensor, "*batch"]:
     return torch.zeros(T.shape[:-2], dtype=torch.bool, device=T.device)
 
 
-def _root(Y: Tensor) -> Tensor:
-    """The Cholesky factor of I + YᵀY, from YᵀY."""
-    eye = torch.eye(Y.shape[-1], dtype=Y.dtype, device=Y.device)
-    return torch.linalg.cholesky_ex(eye + 0.5 * (Y + Y.mT)).L
-
-
-def _trace(Y: Tensor) -> Tensor:
-    return Y.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _based(U: Tensor, Up: Tensor, Z: Tensor, L: Tensor) -> Tensor:
-    """(U + U_pZ)L^{-T}, orthonormal."""
-    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    W = torch.linalg.solve_triangular(L, eye, upper=False).mT
-    return tall_times(tall_times(Up, Z).add_(U), W)
+def _based(U: Tensor, Up: Tensor, Z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(BL^{-T}, L, ‖Y‖²) for B = U + Y, Y = U_pZ ⟂ U: an orthonormal basis by BᵀB = LLᵀ."""
+    B = tall_times(Up, Z).add_(U)
+    L = torch.linalg.cholesky_ex(B.mT @ B).L
+    square = (torch.linalg.matrix_norm(L).square() - L.shape[-1]).clamp_(min=0)
+    return torch.linalg.solve_triangular(L.mT, B, upper=True, left=False), L, square
 
 
 def _core(T: Tensor, R_left: Tensor, R_right: Tensor) -> Tensor:

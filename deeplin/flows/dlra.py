@@ -38,8 +38,7 @@ class DLRAFlow:
     def init_state(self, W: Float[Tensor, "*batch m n"], rank: int | None = None) -> Factors:
         """The factors of W at the given rank, or at its numerical rank."""
         U, s, V = low_rank_factors(W, rank)
-        # Column by column in memory, the layout of `tall_times`.
-        return U.mT.contiguous().mT, torch.diag_embed(s), V.mT.contiguous().mT
+        return U, torch.diag_embed(s), V
 
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, Ṡ, V̇); autonomous."""
@@ -52,12 +51,16 @@ class DLRAFlow:
 
     def _products(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """FV and FᵀU at orthonormal U, V."""
-        products = getattr(self.problem, "egrad_products", None)
-        if products is None:
-            G = self.problem.egrad(U @ S @ V.mT)
-            return -(G @ V), -(G.mT @ U)
-        GV, GtU = products(U, S, V)
+        GV, GtU = self._egrad_products(U, S, V)
         return -GV, -GtU
+
+    def _egrad_products(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """GV and GᵀU, G = −F."""
+        products = getattr(self.problem, "egrad_products", None)
+        if products is not None:
+            return products(U, S, V)
+        G = self.problem.egrad(U @ S @ V.mT)
+        return G @ V, G.mT @ U
 
     def _clocked(self, S: Tensor, velocity: Factors) -> Factors:
         if not self.rescaled:
@@ -87,12 +90,12 @@ class DLRAFlow:
         With h times σ_r if rescaled. Source: HLZ Lemma 2.4, (2).
         """
         U, S, V = y
-        FV, FtU = self._products(U, S, V)
-        M = U.mT @ FV
+        GV, GtU = self._egrad_products(U, S, V)
+        M = U.mT @ GV
         scale = h * self.clock_rate(S)[..., None, None] if self.rescaled else h
-        Up = scale * (FV - tall_times(U, M))
-        Vp = scale * (FtU - tall_times(V, M.mT))
-        return tangent_step(U, S + scale * M, V, Up, Vp)
+        Up = tall_times(U, M).sub_(GV).mul_(scale)
+        Vp = tall_times(V, M.mT).sub_(GtU).mul_(scale)
+        return tangent_step(U, S - scale * M, V, Up, Vp)
 
     def truncated(self, y: Factors, steps: list[tuple[float, tuple[Tensor, Tensor]]]) -> Factors:
         """The nearest matrix of rank r to USVᵀ + Σ_i h_i L_iR_iᵀ. Source: HLZ Def. 2.3."""
@@ -188,7 +191,7 @@ class PSDDLRAFlow(DLRAFlow):
         M = along - K
         scale = h * self.clock_rate(S)[..., None, None] if self.rescaled else h
         T = S + scale * (0.5 * (M + M.mT))
-        return psd_tangent_step(U, T, scale * (N - tall_times(U, along)))
+        return psd_tangent_step(U, T, tall_times(U, along).sub_(N).mul_(-scale))
 
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, Ṡ); autonomous."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.graded import graded_svd
+from deeplin.linalg import tall_times
 
 __all__ = ["EndToEndFlow", "Factors", "egrad_products", "low_rank_factors"]
 
@@ -70,8 +71,8 @@ class EndToEndFlow:
             return self._velocity_of_rank_one(y)
         U, log_s, V, A, B = _orthonormal(y, spread=1e4)  # a derivative: 1e-12 of it is enough
         M_U, M_V = self._generators(U, log_s, V)
-        U_dot, growth_U = _without_growth(y[0], -(M_U @ A))
-        V_dot, growth_V = _without_growth(y[2], -(M_V @ B))
+        U_dot, growth_U = _without_growth(y[0], tall_times(M_U, -A))
+        V_dot, growth_V = _without_growth(y[2], tall_times(M_V, -B))
         return U_dot, growth_U + growth_V, V_dot
 
     def _velocity_of_rank_one(self, y: Factors) -> Factors:
@@ -89,18 +90,15 @@ class EndToEndFlow:
     def _generators(self, U: Tensor, log_s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """M_U and M_V at orthonormal U, V."""
         GV, GtU = egrad_products(self.problem, U, log_s.exp(), V)
-        if self.depth == 2:
-            M_U, M_V = GV, GtU
+        g = U.mT @ GV
+        p, weights = self._core_weights(log_s)
+        if math.isinf(self.depth):
+            K = weights * g
+            M_U, M_V = tall_times(U, K), tall_times(V, K.mT)
         else:
-            g = U.mT @ GV
-            p, weights = self._core_weights(log_s)
-            if math.isinf(self.depth):
-                K = weights * g
-                M_U, M_V = U @ K, V @ K.mT
-            else:
-                beyond = weights - p  # what the core has more than its share of GVΣ^{1−2/N}
-                M_U = (U @ (g * beyond)).addcmul_(GV, p)
-                M_V = (V @ (g.mT * beyond)).addcmul_(GtU, p)
+            beyond = weights - p  # what the core has more than its share of GVΣ^{1−2/N}
+            M_U = tall_times(U, g * beyond).addcmul_(GV, p)
+            M_V = tall_times(V, g.mT * beyond).addcmul_(GtU, p)
         if self.rescaled:
             scale = log_s.exp()[..., -1:, None]
             return scale * M_U, scale * M_V
@@ -222,7 +220,8 @@ def low_rank_factors(W: Float[Tensor, "*batch m n"], rank: int | None) -> Factor
         raise ValueError(
             f"W(0) must have rank {k}; its numerical rank is {int(ranks.min())}: give that as rank."
         )
-    return U[..., :k].contiguous(), s[..., :k].contiguous(), Vh[..., :k, :].mT.contiguous()
+    # Column by column in memory, the layout of `tall_times`.
+    return U[..., :k].mT.contiguous().mT, s[..., :k].contiguous(), Vh[..., :k, :].contiguous().mT
 
 
 def _orthonormal(y: Factors, spread: float = 1e2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -240,7 +239,7 @@ def _orthonormal(y: Factors, spread: float = 1e2) -> tuple[Tensor, Tensor, Tenso
     PQ = torch.stack([P, Q])
     T = torch.linalg.solve_triangular(R, PQ, upper=True)
     A = PQ.mT @ R
-    return left @ T[0], log_sigma, right @ T[1], A[0], A[1]
+    return tall_times(left, T[0]), log_sigma, tall_times(right, T[1]), A[0], A[1]
 
 
 def _without_growth(columns: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
