@@ -34,8 +34,10 @@ __all__ = ["RESUMABLE", "run"]
 RESUMABLE = ("method.t1", "stop", "log")
 
 
-def run(cfg: DictConfig, folder: Path) -> int:
+def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
     """Run the experiment of a configuration in a folder; the process's exit status.
+
+    With `draw=False` it makes no figures, for callers that draw from many runs.
 
     A finished run of the same configuration is reported, an unfinished one is continued: jobs are
     idempotent. 0: ended by itself; 1: diverged; 128 + n: stopped by signal n.
@@ -53,13 +55,13 @@ def run(cfg: DictConfig, folder: Path) -> int:
                 _report_again(files_of_run)
                 return 0
             ended = Result(*saved["result"])  # killed after its last step: only the report is due
-    experiment = build(cfg)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    experiment = build(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     files_of_run.write_text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     files_of_run.write_json("provenance.json", provenance())
-    return _drive(experiment, files_of_run, saved, ended)
+    return _drive(experiment, files_of_run, saved, ended, draw)
 
 
 # -- configuration ---------------------------------------------------------------------------------
@@ -102,7 +104,11 @@ def _report_again(folder: RunFolder) -> None:
 
 
 def _drive(
-    experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None, ended: Result | None
+    experiment: Experiment,
+    folder: RunFolder,
+    saved: dict[str, Any] | None,
+    ended: Result | None,
+    draw: bool,
 ) -> int:
     cfg, stepper = experiment.cfg, experiment.stepper
     history = History()
@@ -139,7 +145,7 @@ def _drive(
         progress.close()
         if result.kind != "diverged" and ended is None:
             checkpointer.save(result)
-        _conclude(experiment, folder, log, history, result, checkpointer.seconds)
+        _conclude(experiment, folder, log, history, result, checkpointer.seconds, draw)
         log.close()
     if interruption.signal is not None:
         return 128 + interruption.signal
@@ -187,6 +193,7 @@ def _conclude(
     history: History,
     result: Result,
     seconds: float,
+    draw: bool,
 ) -> None:
     """Figures, summary, hyperparameters and the table on the terminal."""
     cfg, problem = experiment.cfg, experiment.data.problem
@@ -202,9 +209,10 @@ def _conclude(
         seconds=seconds,
         stochastic=stochastic,
     )
-    figure = figures.convergence(history, prediction, _title(experiment))
-    _show("convergence", figure, folder, log)
-    _report_plateaus(experiment, folder, log, history, verdict)
+    if draw:
+        figure = figures.convergence(history, prediction, _title(experiment))
+        _show("convergence", figure, folder, log)
+    _report_plateaus(experiment, folder, log, history, verdict, draw)
     folder.write_json("summary.json", verdict.summary)
     metrics = {
         name: value
@@ -217,7 +225,8 @@ def _conclude(
     print(f"\n{verdict}\n")
     print(f"{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
     print(verdict.summary["verdict"])
-    print(f"Look: tensorboard --logdir {folder.path.parent}, or {folder.path / 'figures'}")
+    images = f", or {folder.path / 'figures'}" if draw else ""
+    print(f"Look: tensorboard --logdir {folder.path.parent}{images}")
     if result.kind == "diverged":
         print(f"error: {result.sentence}", file=sys.stderr)
 
@@ -234,6 +243,7 @@ def _report_plateaus(
     log: TensorBoardLog,
     history: History,
     verdict: Verdict,
+    draw: bool,
 ) -> None:
     """Which critical points each trajectory passed, into the summary; a figure if more than one."""
     if "nearest_modes" not in history.records[0].observed:  # a run begun by an older version
@@ -256,8 +266,9 @@ def _report_plateaus(
         repeats["plateaus"] = [[p.as_dict() for p in report] for report in reports]
     verdict.summary["plateaus"] = [p.as_dict() for p in reports[shown]]
     if len(reports[shown]) > 1:
-        title = _title(experiment) + (f", repeat {shown + 1}" if repeats else "")
-        figure = figures.saddle_to_saddle(history, reports[shown], title, repeat=shown)
-        _show("plateaus", figure, folder, log)
+        if draw:
+            title = _title(experiment) + (f", repeat {shown + 1}" if repeats else "")
+            figure = figures.saddle_to_saddle(history, reports[shown], title, repeat=shown)
+            _show("plateaus", figure, folder, log)
         log.text("plateaus", plateau_table(reports[shown]))
         print(f"\ncritical points passed:\n{plateau_table(reports[shown])}")

@@ -125,10 +125,11 @@ def tall_times(
 
 
 def batch_blocks(A: Float[Tensor, "batch m n"]) -> tuple[Tensor, ...]:
-    """A batch laid out by `batch_last` in blocks whose products stay in the cache; else A alone."""
-    if A.ndim != 3 or len(A) <= _BLOCK or not _is_batch_last(A):
+    """A batch laid out by `batch_last` in blocks whose products stay cached; else A alone."""
+    block = _BLOCK * torch.get_num_threads()
+    if A.ndim != 3 or len(A) <= block or not _is_batch_last(A):
         return (A,)
-    return A.split(_BLOCK)
+    return A.split(block)
 
 
 def joined_blocks(blocks: Sequence[Float[Tensor, "block m n"]]) -> Float[Tensor, "batch m n"]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -27,6 +28,7 @@ SUBJECTS = (manifolds, flows, stiff)
 
 def measured(entry: Line) -> float:
     if not entry.alone:
+        torch.set_num_threads((os.cpu_count() or 1) if entry.all_cores else 1)
         return entry.measure()
     child = subprocess.run(
         [sys.executable, __file__, "--child", entry.name],
@@ -54,12 +56,11 @@ def main() -> int:
         for entry in LINES.values():
             print(f"{entry.name:<20}{(entry.measure.__doc__ or '').splitlines()[0]}")
         return 0
-    torch.set_num_threads(1)
     results = []
     for name in options.names or LINES:
         entry = LINES[name]
         value = measured(entry)
-        fields = {k: v for k, v in asdict(entry).items() if k not in ("measure", "alone")}
+        fields = {k: v for k, v in asdict(entry).items() if k != "measure"}
         results.append({**fields, "value": value, "ok": entry.holds(value)})
         verdict = "ok" if entry.holds(value) else "MISSED"
         print(f"{name:<20}{value:>10.3g} {entry.unit:<14}{entry.bound:<10}{verdict}", flush=True)

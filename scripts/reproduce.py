@@ -28,7 +28,7 @@ from reproduction.ledger import gathered, ledger
 from reproduction.ledger import main as print_ledger
 from reproduction.ledger_text import summary
 from reproduction.report import Chapter, Report, headline, save_figure, verdict_of, work_of
-from reproduction.runs import Run, compositions, execute, finished, folder_of, workers
+from reproduction.runs import Run, compositions, execute, finished_runs, folder_of, workers
 from tqdm import tqdm
 
 from deeplin.tracking import provenance
@@ -56,18 +56,15 @@ def selected(names: Sequence[str]) -> list[Subject]:
     return chosen
 
 
-def chapter(name: str, folder: Path, jobs: Path, quick: bool) -> Chapter:
-    """The figure and the claims of an experiment from its finished runs."""
+def chapter(name: str, folders: Sequence[Path], folder: Path, quick: bool) -> Chapter:
+    """The figure, in a folder, and the claims of an experiment from its finished runs."""
     subject = SUBJECTS[name]
 
-    def folders_of(other: Subject) -> list[Path]:
-        configurations = compositions(other.name, other.quick if quick else None)
-        return [folder_of(cfg, jobs) for cfg in configurations]
-
     def runs_of(other: str) -> list[Run]:
-        return [Run(f) for f in folders_of(SUBJECTS[other]) if finished(f)]
+        configurations = compositions(other, SUBJECTS[other].quick if quick else None)
+        return finished_runs([folder_of(cfg, folders[0].parent) for cfg in configurations])
 
-    expected, runs = len(folders_of(subject)), runs_of(name)
+    expected, runs = len(folders), finished_runs(folders)
     claims: list[Claim] = []
     if len(runs) < expected:
         missing = f"{expected - len(runs)} of {expected} runs are not finished"
@@ -85,16 +82,14 @@ def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Pa
     start, jobs = time.monotonic(), root / "jobs"
     partial = len(subjects) < len(SUBJECTS)
     with workers(processes) as pool:
-        configurations = [
-            c for s in subjects for c in compositions(s.name, s.quick if quick else None)
-        ]
-        failures = execute(configurations, jobs, pool)
+        plan = {s.name: compositions(s.name, s.quick if quick else None) for s in subjects}
+        failures = execute([cfg for all_of in plan.values() for cfg in all_of], jobs, pool)
         folder = root / time.strftime("%Y-%m-%d_%H-%M-%S")
         folder.mkdir(parents=True, exist_ok=True)
-        told = functools.partial(chapter, folder=folder, jobs=jobs, quick=quick)
-        names = [subject.name for subject in subjects]
-        found = map(told, names) if pool is None else pool.map(told, names)
-        chapters = list(tqdm(found, total=len(names), unit="figure", disable=None))
+        told = functools.partial(chapter, folder=folder, quick=quick)
+        folders = [[folder_of(cfg, jobs) for cfg in all_of] for all_of in plan.values()]
+        found = (map if pool is None else pool.map)(told, plan, folders)
+        chapters = list(tqdm(found, total=len(plan), unit="figure", disable=None))
     claims = [claim for c in chapters for claim in c.claims]
     rows = None if quick or partial else ledger(gathered(claims))
     Report(chapters, provenance(), time.monotonic() - start, rows).write(folder)

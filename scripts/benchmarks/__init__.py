@@ -9,7 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Line:
-    """A measurement: what it is called, what it measures, in which unit, and how good is enough."""
+    """A measurement: what it is called, what it measures, in which unit, and how good is enough.
+
+    `alone` ones run in a fresh process, `all_cores` ones with as many threads as there are cores,
+    the others with one.
+    """
 
     name: str
     measure: Callable[[], float]
@@ -17,6 +21,7 @@ class Line:
     at_most: float | None = None
     at_least: float | None = None
     alone: bool = False
+    all_cores: bool = False
 
     def holds(self, value: float) -> bool:
         return (self.at_most is None or value <= self.at_most) and (
@@ -56,14 +61,20 @@ def seconds(step: Callable[[], object], repeats: int = 30) -> float:
 
 
 def ratio(ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 15) -> float:
-    """Their median time over ours, the two measured in turns so that the machine's load cancels."""
+    """Their median time over ours, the two measured in turns so that the machine's load cancels.
+
+    In a turn the quicker one makes as many steps as last about as long as one of the other: what is
+    timed is a step in a loop, for both, not the first one after so much else has filled the caches.
+    """
+    steps = (ours, theirs)
+    once = [seconds(step, 3) for step in steps]
+    counts = [max(1, round(max(once) / t)) for t in once]
     times: tuple[list[float], list[float]] = ([], [])
-    for i in range(repeats + 1):
-        for step, record in zip((ours, theirs), times, strict=True):
+    for _ in range(repeats):
+        for step, count, record in zip(steps, counts, times, strict=True):
             start = time.perf_counter()
-            step()
-            if i:  # the first of each warms up
-                record.append(time.perf_counter() - start)
-    middle = (sorted(record)[len(record) // 2] for record in times)
-    own = next(middle)
-    return next(middle) / own
+            for _ in range(count):
+                step()
+            record.append((time.perf_counter() - start) / count)
+    own, other = (sorted(record)[len(record) // 2] for record in times)
+    return other / own

@@ -140,6 +140,10 @@ def finished(folder: Path) -> bool:
     return not result.startswith("interrupted")
 
 
+def finished_runs(folders: Sequence[Path]) -> list[Run]:
+    return [Run(folder) for folder in folders if finished(folder)]
+
+
 @contextlib.contextmanager
 def workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
     """Processes for runs and figures, which import while the caller goes on; none if only one.
@@ -151,7 +155,8 @@ def workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
         return
     quick = "forkserver" in get_all_start_methods()  # all imports but once
     context = get_context("forkserver" if quick else "spawn")
-    with ProcessPoolExecutor(processes, context) as pool:
+    # A thread each: more of them than cores would wait for each other.
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
         for _ in range(processes):
             pool.submit(os.getpid)
         try:
@@ -218,6 +223,6 @@ def _execute(text: str, folder: Path) -> tuple[int, str]:
         contextlib.redirect_stderr(log),
     ):
         try:
-            return run(cfg, folder), "diverged; see log.txt there"
+            return run(cfg, folder, draw=False), "diverged; see log.txt there"
         except (ValueError, TypeError, OSError) as error:
             return 2, str(error)
