@@ -141,10 +141,11 @@ def joined_blocks(blocks: Sequence[Float[Tensor, "block m n"]]) -> Float[Tensor,
 
 def _is_batch_last(A: Tensor) -> bool:
     """Whether the batch dimensions, of at least _MANY tiny matrices, are contiguous in memory."""
-    if A.ndim < 3 or A.shape[-1] > _TINY or A.shape[-2] > _TINY or A.device.type != "cpu":
+    *batch, m, n = A.shape
+    if not batch or m > _TINY or n > _TINY or not A.is_cpu:
         return False
     count = 1
-    for size, stride in zip(A.shape[-3::-1], A.stride()[-3::-1], strict=True):
+    for size, stride in zip(reversed(batch), A.stride()[-3::-1], strict=True):
         if stride != count:
             return False
         count *= size

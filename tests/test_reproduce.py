@@ -42,7 +42,7 @@ def test_every_experiment_has_a_subject_and_a_header():
         header = path.read_text().split("\n\n")[0]
         name = path.relative_to(ROOT / "conf/experiment").with_suffix("")
         assert f"python scripts/train.py experiment={name} " in header, path
-        assert "minutes" in header or "seconds" in header, path
+        assert "minute" in header or "seconds" in header, path
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
