@@ -141,8 +141,10 @@ def joined_blocks(blocks: Sequence[Float[Tensor, "block m n"]]) -> Float[Tensor,
 
 def _is_batch_last(A: Tensor) -> bool:
     """Whether the batch dimensions, of at least _MANY tiny matrices, are contiguous in memory."""
+    if A.ndim < 3 or not A.is_cpu:
+        return False
     *batch, m, n = A.shape
-    if not batch or m > _TINY or n > _TINY or not A.is_cpu:
+    if m > _TINY or n > _TINY:
         return False
     count = 1
     for size, stride in zip(reversed(batch), A.stride()[-3::-1], strict=True):
