@@ -50,9 +50,10 @@ def decays(
         y = values(run)
         seen = np.where(y > floor, y, np.nan)
         ax.semilogy(run.t, seen, color=COLOURS[i % 6], ls=STYLES[i % 6], lw=1.5, label=label(run))
-        rho = run.predicted_rate if predicted else None
-        if rho:
-            _predicted(ax, run.t, seen, rho, name=i == len(runs) - 1)
+        if predicted and run.predicted_rate:
+            _predicted(ax, run.t, seen, run.predicted_rate)
+    if predicted:
+        ax.plot([], [], label="predicted rate", **PREDICTED)
     ends = [float(run.t[-1]) for run in runs]
     if max(ends) > 20 * min(ends):
         ax.set(xscale="log", xlim=(0.02 * min(ends), 1.5 * max(ends)))
@@ -60,14 +61,15 @@ def decays(
     ax.legend(frameon=False, fontsize=8.5)
 
 
-def _predicted(ax: Axes, t: np.ndarray, y: np.ndarray, rho: float, *, name: bool) -> None:
+def _predicted(ax: Axes, t: np.ndarray, y: np.ndarray, rho: float) -> None:
     """e^{−ρt} a little above the last e⁶ of a decay, where it has become exponential."""
-    end = int(np.argmax(y <= 2 * np.nanmin(y)))  # what comes after may be round-off
+    floor = float(np.nanmedian(y[-max(len(y) // 10, 1) :]))
+    end = int(np.argmax(y <= 2 * floor))  # what comes after may be round-off
     above = np.flatnonzero(y[:end] > math.exp(6) * y[end])
     anchor = above[-1] if len(above) else 0
     line = 2.5 * y[anchor] * np.exp(-rho * (t - t[anchor]))
     shown = slice(anchor, end + 1)
-    ax.semilogy(t[shown], line[shown], label="predicted rate" if name else None, **PREDICTED)
+    ax.semilogy(t[shown], line[shown], **PREDICTED)
 
 
 def band(ax: Axes, run: Run, values: np.ndarray, colour: str, label: str) -> None:
