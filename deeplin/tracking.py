@@ -234,7 +234,9 @@ class TensorBoardLog:
             if name in ("singular_values", "nearest_modes", "left", "right"):
                 continue
             if name in _LOG10 or name.startswith(("drift_", "tie_")):
-                name, value = f"log10_{name}", value.abs().clamp(min=1e-300).log10()
+                # An exact 0 has no logarithm; what is conserved is known to round-off only.
+                least = 1e-300 if name in _LOG10[:3] else 1e-18
+                name, value = f"log10_{name}", value.abs().clamp(min=least).log10()
             values[name] = value
         spectrum = record.observed["singular_values"][..., : self.singular_values]
         sigmas = {f"{i:02d}": value for i, value in enumerate(spectrum.unbind(-1), start=1)}
