@@ -45,7 +45,7 @@ def limit_claim(source: str, runs: Sequence[Run], what: str, bound: float = 1e-6
         source,
         f"W(t) converges to {what}",
         f"largest final distance {max(ends):.1e}, relative to the limit",
-        f"{bound:g}; e^(−ρt) stands at e^-20 in the end",
+        f"{bound:g}: far below the distance of any other critical point",
         worst([arrived(r, bound) for r in runs]),
     )
 

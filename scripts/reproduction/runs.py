@@ -153,12 +153,11 @@ def workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
     if processes == 1:
         yield None
         return
-    quick = "forkserver" in get_all_start_methods()  # all imports but once
-    context = get_context("forkserver" if quick else "spawn")
+    once = "forkserver" in get_all_start_methods()  # its processes share one import
+    context = get_context("forkserver" if once else "spawn")
     # A thread each: more of them than cores would wait for each other.
     with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
-        for _ in range(processes):
-            pool.submit(os.getpid)
+        pool.submit(os.getpid)  # so that the imports begin
         try:
             yield pool
         except KeyboardInterrupt:
