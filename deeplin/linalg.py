@@ -10,12 +10,10 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 __all__ = [
-    "batch_blocks",
     "batch_last",
     "chain",
     "expm1_ratio",
     "hermitian_part",
-    "joined_blocks",
     "matmul",
     "orthonormal_factor",
     "power_divided_difference",
@@ -32,8 +30,6 @@ _SERIES_TERMS = 13
 
 # Matrices up to this size, in batches from this length on, are multiplied faster entry by entry.
 _TINY, _MANY = 8, 256
-# Trajectories that are stepped together: a few hundred kB for each product of 4×4 matrices.
-_BLOCK = 2500
 
 
 def expm1_ratio(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -122,21 +118,6 @@ def tall_times(
     twice as fast; elementwise operations keep it.
     """
     return (B.mT @ A.mT).mT
-
-
-def batch_blocks(A: Float[Tensor, "batch m n"]) -> tuple[Tensor, ...]:
-    """A batch laid out by `batch_last` in blocks whose products stay cached; else A alone."""
-    block = _BLOCK * torch.get_num_threads()
-    if A.ndim != 3 or len(A) <= block or not _is_batch_last(A):
-        return (A,)
-    return A.split(block)
-
-
-def joined_blocks(blocks: Sequence[Float[Tensor, "block m n"]]) -> Float[Tensor, "batch m n"]:
-    """The batch of which these are the blocks, in the layout of `batch_last`."""
-    if len(blocks) == 1:
-        return blocks[0]
-    return torch.cat([part.movedim(0, -1) for part in blocks], -1).movedim(-1, 0)
 
 
 def _is_batch_last(A: Tensor) -> bool:

@@ -26,6 +26,7 @@ from deeplin.flows import (
 )
 from deeplin.integrators import (
     RK4,
+    Compiled,
     DormandPrince,
     ErrorControlled,
     Euler,
@@ -160,11 +161,23 @@ def make_stepper(
         dt = method.safety * integrator.stability_limit / flow.stiffness(state)
     elif not isinstance(dt, (int, float)) or not dt > 0:
         raise ValueError(f"method.dt must be a positive number or auto; got {dt!r}.")
+    if method.get("compiled", False):
+        integrator = _compiled(integrator, flow, state)
     if method.name != "sgd":
         return IntegratorStepper(flow, state, integrator, dt)
     parameters = list(network.weights)
     optimizer = torch.optim.SGD(parameters, lr=dt)
     return OptimizerStepper(parameters, optimizer, _loss_of_step(network, cfg, source), dt)
+
+
+def _compiled(integrator: Any, flow: Any, state: State) -> Compiled:
+    """The integrator in compiled code; a step of length 0 finds out whether it fits."""
+    compiled = Compiled(integrator)
+    try:
+        compiled.step_of(flow, 0.0, state, 0.0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method.compiled must be false here: {error}") from error
+    return compiled
 
 
 def _order(method: DictConfig) -> int:

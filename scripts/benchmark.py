@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -28,7 +27,7 @@ SUBJECTS = (manifolds, flows, stiff)
 
 def measured(entry: Line) -> float:
     if not entry.alone:
-        torch.set_num_threads((os.cpu_count() or 1) if entry.all_cores else 1)
+        torch.set_num_threads(1)
         return entry.measure()
     child = subprocess.run(
         [sys.executable, __file__, "--child", entry.name],

@@ -1,6 +1,8 @@
 """Running scripts/train.py inside the test process, as a user would type it."""
 
+import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "method=rk4", "log.records=100"]
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CC", "cc").split()[0]) is None, reason="there is no C compiler"
+)
 
 
 def train(*arguments: str, folder: Path | None = None) -> int:

@@ -39,6 +39,8 @@ BAD = {
     "method.dt=fast": "method.dt must be a positive number or auto; got 'fast'",
     "method.t1=-1": "method.t1 must be a positive number, 20/rho or auto; got -1",
     "method.t1=20/tau": "method.t1 must be a positive number, 20/rho or auto; got '20/tau'",
+    "method=rk4 method.compiled=true": "method.compiled must be false here: compiled steps are for",
+    "method=rk4 method.compiled=true flow=end_to_end": "needs the flow of layers",
     "method.safety=2.0": "method.safety must be in (0, 1]",
     "method.batch_size=0": "1 <= batch_size <= m = 1797",
     "init.scale=0": "scale must be positive",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runner import SMALL, train
+from runner import SMALL, needs_compiler, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 APPROXIMATION = [
@@ -133,6 +133,7 @@ def test_seeds_repeat_bit_for_bit(tmp_path):
         ["method=structure", "flow=dlra_rescaled", "method.t1=2", "log.records=20"],
         ["method=euler", "method.rebalance=true", "method.t1=3"],
         ["flow=compressed"],
+        pytest.param(["method.compiled=true"], marks=needs_compiler),
         ["flow=oja", "network.depth=2"],
         ["flow=coupled", "network.depth=2"],
         ["flow=riccati", "network.depth=2"],

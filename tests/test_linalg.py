@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from deeplin.linalg import (
-    batch_blocks,
     batch_last,
     chain,
     expm1_ratio,
-    joined_blocks,
     matmul,
     power_divided_difference,
     product_svdvals,
@@ -128,19 +126,12 @@ def test_products_of_tiny_matrices_keep_shape_and_layout(randn, batch, m, k, n):
     one = randn(k, n)
     torch.testing.assert_close(matmul(a, one), A @ one, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(matmul(a, B), A @ B, rtol=1e-13, atol=1e-13)
-    if len(batch) == 1:
-        blocks = batch_blocks(a)
-        assert len(blocks) == (2 if batch[0] > 2500 else 1)
-        whole = joined_blocks(blocks)
-        torch.testing.assert_close(whole, A, rtol=0, atol=0)
-        assert whole[..., 0, 0].is_contiguous()
 
 
 def test_only_large_batches_of_tiny_matrices_are_laid_out_anew(randn):
     for shape in ((4, 4), (10, 4, 4), (300, 9, 4)):
         A = randn(*shape)
         assert batch_last(A) is A
-        assert batch_blocks(A) == (A,)
 
 
 @pytest.mark.parametrize("batch", [(3,), (2, 3)])

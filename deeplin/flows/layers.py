@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.compiled import runge_kutta_step
 from deeplin.flows.balanced import rebalance
-from deeplin.linalg import batch_blocks, batch_last, joined_blocks
+from deeplin.linalg import batch_last
 from deeplin.network import DeepLinear, balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
@@ -28,7 +29,8 @@ class LayerFlow:
     Shapes: a state is the tuple of the layers (*batch, d_j, d_{j−1}).
     Cost: that of `network.layer_gradients`: products with as many columns as the narrowest width;
     nothing depends on the number of samples. Large batches of tiny layers are laid out in memory
-    with the batch innermost (`linalg.batch_last`), which changes no shape.
+    with the batch innermost (`linalg.batch_last`), which changes no shape; fixed steps of them are
+    several times faster in compiled code (`integrators.Compiled`).
     """
 
     def __init__(self, problem: LeastSquares, *, balanced_rank: int | None = None):
@@ -50,13 +52,11 @@ class LayerFlow:
         """(Ẇ_1, …, Ẇ_N) at the layers y; autonomous. Source: BRTW (5), Lemma 2(1)."""
         return tuple(G_j.neg_() for G_j in layer_gradients(y, self.problem))
 
-    def blocks(self, y: Layers) -> list[Layers]:
-        """y, in parts to be stepped one after the other if it is a large batch of tiny layers."""
-        return list(zip(*(batch_blocks(W_j) for W_j in y), strict=True))
-
-    def joined(self, blocks: Sequence[Layers]) -> Layers:
-        """The state of which these are the blocks."""
-        return tuple(joined_blocks(parts) for parts in zip(*blocks, strict=True))
+    def compiled_step(
+        self, y: Layers, dt: float, nodes: Sequence[float], weights: Sequence[float]
+    ) -> Layers:
+        """The step of an explicit method in compiled code (`integrators.Compiled`)."""
+        return runge_kutta_step(y, self.problem.C, self.problem.B, dt, nodes, weights)
 
     def normalised(self, y: Layers, before: Layers | None = None) -> Layers:
         """The layers themselves, or with `balanced_rank` balanced ones of the same product."""

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 class Line:
     """A measurement: what it is called, what it measures, in which unit, and how good is enough.
 
-    `alone` ones run in a fresh process, `all_cores` ones with as many threads as there are cores,
-    the others with one.
+    `alone` ones run in a fresh process, the others with one thread.
     """
 
     name: str
@@ -21,7 +20,6 @@ class Line:
     at_most: float | None = None
     at_least: float | None = None
     alone: bool = False
-    all_cores: bool = False
 
     def holds(self, value: float) -> bool:
         return (self.at_most is None or value <= self.at_most) and (
