@@ -16,6 +16,7 @@ __all__ = [
     "hermitian_part",
     "matmul",
     "orthonormal_factor",
+    "plus_tall_times",
     "power_divided_difference",
     "product_svdvals",
     "psd_power",
@@ -118,6 +119,20 @@ def tall_times(
     twice as fast; elementwise operations keep it.
     """
     return (B.mT @ A.mT).mT
+
+
+def plus_tall_times(
+    C: Float[Tensor, "*batch m n"],
+    A: Float[Tensor, "*batch m k"],
+    B: Float[Tensor, "*batch k n"],
+    *,
+    beta: float = 1.0,
+    alpha: float = 1.0,
+) -> Float[Tensor, "*batch m n"]:
+    """βC + αAB in the layout of `tall_times`, for a batch in one pass over C."""
+    if not C.ndim == A.ndim == B.ndim == 3:
+        return tall_times(A, B).mul_(alpha).add_(C, alpha=beta)
+    return torch.baddbmm(C.mT, B.mT, A.mT, beta=beta, alpha=alpha).mT
 
 
 def _is_batch_last(A: Tensor) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from deeplin.linalg import tall_times
+from deeplin.linalg import plus_tall_times
 
 __all__ = ["psd_tangent_step", "tangent_step"]
 
@@ -38,12 +40,12 @@ def tangent_step(
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖ + ‖V_p‖.
     """
     Q_U, Q_V = Up.mT @ Up, Vp.mT @ Vp
-    H_V, H_U, converged = T, T.mT, _never(T)
+    H_V, H_U, converged, settled = T, T.mT, _never(T), _settled(T)
     for i in range(_ITERATIONS):
         H_U = T.mT + _right_solve(Q_U, H_V)
         previous, H_V = H_V, T + _right_solve(Q_V, H_U)
         if i % 2:
-            converged = _settled(H_V - previous, T)
+            converged = settled(H_V - previous)
             if bool(converged.all()):
                 break
     Z_U, Z_V = _inverse(H_V), _inverse(H_U)
@@ -75,11 +77,11 @@ def psd_tangent_step(
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖.
     """
     Q = Up.mT @ Up
-    H, converged = T, _never(T)
+    H, converged, settled = T, _never(T), _settled(T)
     for i in range(_ITERATIONS):
         previous, H = H, T + _right_solve(Q, H)
         if i % 2:
-            converged = _settled(H - previous, T)
+            converged = settled(H - previous)
             if bool(converged.all()):
                 break
     new_U, L, t = _based(U, Up, _inverse(H))
@@ -102,10 +104,10 @@ def _inverse(H: Tensor) -> Tensor:
     return torch.linalg.inv_ex(H).inverse
 
 
-def _settled(change: Tensor, T: Tensor) -> Bool[Tensor, "*batch"]:
+def _settled(T: Tensor) -> Callable[[Tensor], Bool[Tensor, "*batch"]]:
     """Whether a change of H is round-off against T; never for NaN."""
-    limit = 4 * torch.finfo(T.dtype).eps
-    return torch.linalg.matrix_norm(change) <= limit * torch.linalg.matrix_norm(T)
+    limit = 4 * torch.finfo(T.dtype).eps * torch.linalg.vector_norm(T, dim=(-2, -1))
+    return lambda change: torch.linalg.vector_norm(change, dim=(-2, -1)) <= limit
 
 
 def _never(T: Tensor) -> Bool[Tensor, "*batch"]:
@@ -114,7 +116,7 @@ def _never(T: Tensor) -> Bool[Tensor, "*batch"]:
 
 def _based(U: Tensor, Up: Tensor, Z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(BL^{-T}, L, ‖Y‖²) for B = U + Y, Y = U_pZ ⟂ U: an orthonormal basis by BᵀB = LLᵀ."""
-    B = tall_times(Up, Z).add_(U)
+    B = plus_tall_times(U, Up, Z)
     L = torch.linalg.cholesky_ex(B.mT @ B).L
     square = (torch.linalg.matrix_norm(L).square() - L.shape[-1]).clamp_(min=0)
     return torch.linalg.solve_triangular(L.mT, B, upper=True, left=False), L, square

@@ -10,10 +10,12 @@ from deeplin.linalg import (
     chain,
     expm1_ratio,
     matmul,
+    plus_tall_times,
     power_divided_difference,
     product_svdvals,
     psd_power,
     random_orthogonal,
+    tall_times,
 )
 
 PAIRS = [(1.0, 1.0), (1.0, 1 + 1e-12), (1.0, 1 + 1e-5), (2.0, 1.0), (1e-9, 1.0), (1e-140, 3.0)]
@@ -126,6 +128,16 @@ def test_products_of_tiny_matrices_keep_shape_and_layout(randn, batch, m, k, n):
     one = randn(k, n)
     torch.testing.assert_close(matmul(a, one), A @ one, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(matmul(a, B), A @ B, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_products_of_tall_matrices(randn, batch):
+    A, B, C = randn(*batch, 7, 3), randn(*batch, 3, 2), randn(*batch, 7, 2)
+    torch.testing.assert_close(tall_times(A, B), A @ B, rtol=1e-13, atol=1e-13)
+    for scales in ({}, {"beta": 0.5, "alpha": -2.0}):
+        oracle = scales.get("beta", 1.0) * C + scales.get("alpha", 1.0) * (A @ B)
+        ours = plus_tall_times(C, A, B, **scales)
+        torch.testing.assert_close(ours, oracle, rtol=1e-13, atol=1e-13)
 
 
 def test_only_large_batches_of_tiny_matrices_are_laid_out_anew(randn):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.flows.end_to_end import low_rank_factors
-from deeplin.linalg import tall_times
+from deeplin.linalg import plus_tall_times
 from deeplin.truncation import psd_tangent_step, tangent_step
 
 __all__ = ["DLRAFlow", "PSDDLRAFlow"]
@@ -92,10 +92,13 @@ class DLRAFlow:
         U, S, V = y
         GV, GtU = self._egrad_products(U, S, V)
         M = U.mT @ GV
-        scale = h * self.clock_rate(S)[..., None, None] if self.rescaled else h
-        Up = tall_times(U, M).sub_(GV).mul_(scale)
-        Vp = tall_times(V, M.mT).sub_(GtU).mul_(scale)
-        return tangent_step(U, S - scale * M, V, Up, Vp)
+        Up = plus_tall_times(GV, U, M, beta=-h, alpha=h)
+        Vp = plus_tall_times(GtU, V, M.mT, beta=-h, alpha=h)
+        M = h * M
+        if self.rescaled:
+            scale = self.clock_rate(S)[..., None, None]
+            M, Up, Vp = scale * M, scale * Up, scale * Vp
+        return tangent_step(U, S - M, V, Up, Vp)
 
     def truncated(self, y: Factors, steps: list[tuple[float, tuple[Tensor, Tensor]]]) -> Factors:
         """The nearest matrix of rank r to USVᵀ + Σ_i h_i L_iR_iᵀ. Source: HLZ Def. 2.3."""
@@ -189,9 +192,12 @@ class PSDDLRAFlow(DLRAFlow):
             K, N = 0.0, self._forced(U, S)
         along = U.mT @ N
         M = along - K
-        scale = h * self.clock_rate(S)[..., None, None] if self.rescaled else h
-        T = S + scale * (0.5 * (M + M.mT))
-        return psd_tangent_step(U, T, tall_times(U, along).sub_(N).mul_(-scale))
+        M = (0.5 * h) * (M + M.mT)
+        Up = plus_tall_times(N, U, along, beta=h, alpha=-h)
+        if self.rescaled:
+            scale = self.clock_rate(S)[..., None, None]
+            M, Up = scale * M, scale * Up
+        return psd_tangent_step(U, S + M, Up)
 
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, Ṡ); autonomous."""
