@@ -113,26 +113,30 @@ def batch_last(A: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
 def tall_times(
     A: Inexact[Tensor, "*batch m k"], B: Inexact[Tensor, "*batch k n"]
 ) -> Inexact[Tensor, "*batch m n"]:
-    """AB for a tall A, column by column in memory.
+    """AB for a tall A, column by column in memory; one that is row by row stays so if it is alone.
 
     In that layout a batch of tall matrices times small ones is a product of long rows, more than
     twice as fast; elementwise operations keep it.
     """
+    if A.ndim == 2 and A.is_contiguous():
+        return A @ B
     return (B.mT @ A.mT).mT
 
 
 def plus_tall_times(
-    C: Float[Tensor, "*batch m n"],
-    A: Float[Tensor, "*batch m k"],
-    B: Float[Tensor, "*batch k n"],
+    C: Inexact[Tensor, "*batch m n"],
+    A: Inexact[Tensor, "*batch m k"],
+    B: Inexact[Tensor, "*batch k n"],
     *,
     beta: float = 1.0,
     alpha: float = 1.0,
-) -> Float[Tensor, "*batch m n"]:
-    """βC + αAB in the layout of `tall_times`, for a batch in one pass over C."""
-    if not C.ndim == A.ndim == B.ndim == 3:
-        return tall_times(A, B).mul_(alpha).add_(C, alpha=beta)
-    return torch.baddbmm(C.mT, B.mT, A.mT, beta=beta, alpha=alpha).mT
+) -> Inexact[Tensor, "*batch m n"]:
+    """βC + αAB in the layout of `tall_times`, in one pass over C unless the batch has many dims."""
+    if C.ndim == A.ndim == B.ndim == 3:
+        return torch.baddbmm(C.mT, B.mT, A.mT, beta=beta, alpha=alpha).mT
+    if C.ndim == A.ndim == B.ndim == 2 and A.is_contiguous():
+        return torch.addmm(C, A, B, beta=beta, alpha=alpha)
+    return tall_times(A, B).mul_(alpha).add_(C, alpha=beta)
 
 
 def _is_batch_last(A: Tensor) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from benchmarks import LINES, Line, flows, manifolds, stiff
+from threadpoolctl import threadpool_limits
 
 # Importing them registers their lines.
 SUBJECTS = (manifolds, flows, stiff)
@@ -28,7 +29,8 @@ SUBJECTS = (manifolds, flows, stiff)
 def measured(entry: Line) -> float:
     if not entry.alone:
         torch.set_num_threads(1)
-        return entry.measure()
+        with threadpool_limits(1):  # NumPy's, which the peers use
+            return entry.measure()
     child = subprocess.run(
         [sys.executable, __file__, "--child", entry.name],
         check=True,

@@ -25,6 +25,7 @@ from torch import Tensor
 from deeplin.linalg import hermitian_part, orthonormal_factor
 from deeplin.manifolds.coordinates import Point, Tangent, project_products
 from deeplin.manifolds.metric import core_coefficients, side_coefficients
+from deeplin.truncation import psd_tangent_step, tangent_step
 
 __all__ = [
     "RETRACTIONS",
@@ -73,49 +74,36 @@ def _keeps_rank(values: Tensor, point: Point, tangent: Tangent) -> Tensor:
 def svd_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
     """The nearest rank-r matrix to W + ξ; at a Hermitian point the nearest rank-r PSD matrix.
 
-    W + ξ = [U U_p] [[S+M, I], [I, 0]] [V V_p]ᴴ: a QR decomposition of each side and an SVD of a
-    2r×2r core. At a Hermitian point the r largest *algebraic* eigenvalues of the core are kept:
-    truncation by absolute value leaves the cone. The new S is diagonal, in descending order.
-    Order 2 for the embedded metric (depth 1), order 1 for the others.
+    By `truncation.tangent_step`, from products with r columns and r×r solves; QR of [U U_p] and an
+    SVD of a 2r×2r core where that is not enough. At a Hermitian point the r largest *algebraic*
+    eigenvalues are kept: truncation by absolute value leaves the cone. The new S is diagonal, in
+    descending order. Order 2 for the embedded metric (depth 1), order 1 for the others.
 
     Source: HLZ Definition 2.3 (Hermitian: not the definition, which leaves the cone); order: Absil,
         Malick 2012.
     Cost: O((m + n) r² + r³).
     Accuracy: round-off relative to σ_1(W + ξ). Not differentiable: nothing is taped through an SVD.
     """
-    rank = point.S.shape[-1]
     with torch.no_grad():
         T = point.S + tangent.M
-        eye = torch.eye(rank, dtype=T.dtype, device=T.device).expand_as(T)
-        core = torch.cat(
-            [torch.cat([T, eye], -1), torch.cat([eye, torch.zeros_like(T)], -1)], dim=-2
+        batch = torch.broadcast_shapes(*(part.shape[:-2] for part in (T, point.U, tangent.Up)))
+        T, U, V, Up, Vp = (
+            part.expand(*batch, *part.shape[-2:])
+            for part in (T, point.U, point.V, tangent.Up, tangent.Vp)
         )
-        left, R_left = torch.linalg.qr(_beside(point.U, tangent.Up))
         if point.hermitian:
-            core = _zero_unless_finite(hermitian_part(R_left @ core @ R_left.mH))
-            eigenvalues, vectors = torch.linalg.eigh(core)
-            kept = eigenvalues[..., -rank:].flip(-1)
-            U = left @ vectors[..., -rank:].flip(-1)
-            new = Point(U, torch.diag_embed(kept).to(T.dtype), U)
-            return new, _keeps_rank(kept, point, tangent)
-        right, R_right = torch.linalg.qr(_beside(point.V, tangent.Vp))
-        core = _zero_unless_finite(R_left @ core @ R_right.mH)
-        P, sigma, Qh = torch.linalg.svd(core, full_matrices=False)
-        sigma = sigma[..., :rank]
-        S = torch.diag_embed(sigma).to(T.dtype)
-        new = Point(left @ P[..., :rank], S, right @ Qh.mH[..., :rank])
-        return new, _keeps_rank(sigma, point, tangent)
+            U, S = psd_tangent_step(U, hermitian_part(T), Up, diagonal=True)
+            V = U
+        else:
+            U, S, V = tangent_step(U, T, V, Up, Vp, diagonal=True)
+        values = S.diagonal(dim1=-2, dim2=-1).real
+        return Point(U, S, V), _keeps_rank(values, point, tangent)
 
 
 def _zero_unless_finite(core: Tensor) -> Tensor:
     """Zero in place of an overflow, which LAPACK would refuse: rank 0, and so a shorter step."""
     finite = torch.isfinite(core).all(-1).all(-1)[..., None, None]
     return torch.where(finite, core, torch.zeros_like(core))
-
-
-def _beside(A: Tensor, B: Tensor) -> Tensor:
-    """[A B], after broadcasting the batch dimensions."""
-    return torch.cat(torch.broadcast_tensors(A, B), dim=-1)
 
 
 def orthographic_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
@@ -205,6 +193,8 @@ _STEPS: dict[str, Callable[[Point, Tangent, float], Step]] = {
 def _finite(tangent: Tangent) -> Tensor:
     """Per matrix of the batch, whether all coordinates are finite; (*batch, 1, 1)."""
     parts = (tangent.M, tangent.Up, tangent.Vp)
+    if all(bool(torch.isfinite(part.sum())) for part in parts):  # one pass; may overflow
+        return torch.ones_like(tangent.M[..., :1, :1], dtype=torch.bool)
     checks = [torch.isfinite(part).all(-1).all(-1) for part in parts]
     return (checks[0] & checks[1] & checks[2])[..., None, None]
 
