@@ -26,7 +26,8 @@ INLINE void product(int m, int k, int n, lanes *restrict O, const lanes *restric
 }
 
 /* K_j = −∇_{W_j}L^N(W_1, …, W_N) with ∇L¹(W) = WC − B. */
-static __attribute__((noinline)) void velocity(lanes K[][SIZE], lanes W[][SIZE], const REAL *C, const REAL *B)
+static __attribute__((noinline)) void velocity(lanes K[][SIZE], lanes W[][SIZE], const REAL *C,
+                                               const REAL *B)
 {
     lanes P[DEPTH][SIZE]; /* P_j = W_j···W_1 */
     lanes A[2][SIZE];     /* −W_{j+1}ᵀ···W_Nᵀ∇L¹(W), in turns */

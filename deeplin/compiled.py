@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import shlex
 import subprocess
@@ -46,20 +47,28 @@ def runge_kutta_step(
     result is laid out with the batch innermost, and is fastest if that holds for the layers, too
     (`linalg.batch_last`).
     Cost: 3N − 2 products of tiny matrices for each stage.
-    Raises: ValueError for layers that are not tiny, or not float32 or float64 on a CPU, and without
-    a C compiler.
+    Raises: ValueError for layers that are not tiny, do not fit each other, or are not float32 or
+    float64 on a CPU, and without a C compiler.
     """
     widths = (layers[0].shape[-1], *(W_j.shape[-2] for W_j in layers))
     first, batch = layers[0], layers[0].shape[:-2]
+    wanted = [(*batch, m, k) for k, m in itertools.pairwise(widths)]
+    given = [tuple(W_j.shape) for W_j in layers]
+    moments = [M.to(first).contiguous() for M in (C, B)]
+    sizes = [tuple(M.shape) for M in moments]
+    if given != wanted or sizes != [(widths[0], widths[0]), (widths[-1], widths[0])]:
+        raise ValueError(
+            "layers must be (*batch, d_j, d_{j−1}) with the same batch, C (d_0, d_0), B (d_N, d_0);"
+            f" got layers {given}, C and B {sizes}."
+        )
     if first.device.type != "cpu" or first.dtype not in _REALS:
         raise ValueError(
             "compiled steps are for float32 and float64 on a CPU; got layers of "
             f"{first.dtype} on {first.device}: use the integrator itself."
         )
     library = _library(widths, _REALS[first.dtype])
-    start = [W_j.movedim((-2, -1), (0, 1)).contiguous() for W_j in layers]
+    start = [W_j.to(first).movedim((-2, -1), (0, 1)).contiguous() for W_j in layers]
     end = [torch.empty_like(W_j) for W_j in start]
-    moments = [M.to(first).contiguous() for M in (C, B)]
     n = batch.numel()
     stages, real = len(weights), ctypes.c_double
 

@@ -116,6 +116,14 @@ def test_what_does_not_fit_is_said(widths, dtype, sentence):
     assert sentence in str(error.value)
 
 
+def test_shapes_that_do_not_fit_each_other(randn):
+    for layers in ([randn(2, 3, 3), randn(3, 3)], [randn(3, 4), randn(2, 2)]):
+        with pytest.raises(ValueError, match="with the same batch"):
+            step_of(layers)
+    with pytest.raises(ValueError, match=r"C and B \[\(3, 3\), \(2, 2\)\]"):
+        runge_kutta_step([randn(2, 3)], randn(3, 3), randn(2, 2), 0.1, (), (1.0,))
+
+
 @pytest.mark.parametrize(("compiler", "reason"), [("no-such-cc", "No such file"), ("false", "")])
 def test_no_compiler(monkeypatch, compiler, reason):
     monkeypatch.setenv("CC", compiler)
