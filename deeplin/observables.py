@@ -121,13 +121,13 @@ def flow_observables(
     layers, seen_of = layer_observables(problem, limit), _matrix_observables(problem, limit)
 
     def observe(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
-        W, conserved = flow.end_to_end(y), flow.conserved(y)
-        drift = {}
+        conserved, drift = flow.conserved(y), {}
         for name, value in conserved.items():
-            change = (value - start[name]).unsqueeze(-1).flatten(W.ndim - 2)
+            change = (value - start[name]).unsqueeze(-1).flatten(y[0].ndim - 2)
             drift[f"drift_{name}"] = torch.linalg.vector_norm(change, dim=-1)
         if isinstance(flow, LayerFlow):
             return layers(t, y) | drift
+        W = flow.end_to_end(y)
         if hasattr(flow, "singular_values"):
             s, noise = flow.singular_values(y), 0.0
         else:
