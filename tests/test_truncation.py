@@ -75,6 +75,50 @@ def test_semidefinite_step_is_the_nearest_semidefinite_matrix(randn, size, n, r,
     assert float(error.max()) < 1e-12 * float(torch.linalg.matrix_norm(W).max())
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("batch", [(), (40,)])
+def test_complex_steps_with_a_diagonal_core(randn, size, batch):
+    """The singular values, or eigenvalues, of the nearest matrix, in descending order."""
+
+    def draw(*shape):
+        return torch.complex(randn(*batch, *shape), randn(*batch, *shape))
+
+    def normal(U):
+        A = draw(*U.shape[-2:])
+        A = A - U @ (U.mH @ A)
+        return size * (A - U @ (U.mH @ A))
+
+    U, V = orthonormal(draw(8, 3)), orthonormal(draw(7, 3))
+    T, Up, Vp = draw(3, 3), normal(U), normal(V)
+    new_U, S, new_V = tangent_step(U, T, V, Up, Vp, diagonal=True)
+    W = U @ T @ V.mH + Up @ V.mH + U @ Vp.mH
+    s = torch.linalg.svdvals(W)
+    bound = 1e-12 * float(s.max())
+    torch.testing.assert_close(S, torch.diag_embed(s[..., :3]).to(S.dtype), rtol=0, atol=bound)
+    error = torch.linalg.matrix_norm(W - new_U @ S @ new_V.mH)
+    torch.testing.assert_close(error, s[..., 3:].norm(dim=-1), rtol=0, atol=bound)
+    T = T @ T.mH + 0.1 * torch.eye(3)
+    new_U, S = psd_tangent_step(U, T, Up, diagonal=True)
+    values, vectors = torch.linalg.eigh(U @ T @ U.mH + Up @ U.mH + U @ Up.mH)
+    kept, bound = values[..., -3:], 1e-12 * float(values.abs().max())
+    torch.testing.assert_close(S, torch.diag_embed(kept.flip(-1)).to(S.dtype), rtol=0, atol=bound)
+    nearest_one = (vectors[..., -3:] * kept[..., None, :]) @ vectors[..., -3:].mH
+    torch.testing.assert_close(new_U @ S @ new_U.mH, nearest_one, rtol=0, atol=10 * bound)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_an_overflow_is_nan_where_it_happens(randn, diagonal):
+    U, V = orthonormal(randn(2, 6, 2)), orthonormal(randn(2, 5, 2))
+    T, Up, Vp = randn(2, 2, 2), perpendicular(U, randn(2, 6, 2)), perpendicular(V, randn(2, 5, 2))
+    Up[1] *= 1e308
+    _, S, _ = tangent_step(U, T, V, Up, Vp, diagonal=diagonal)
+    assert bool(S[0].isfinite().all())
+    assert bool(S[1].isnan().any())
+    _, S = psd_tangent_step(U, T @ T.mT, Up, diagonal=diagonal)
+    assert bool(S[0].isfinite().all())
+    assert bool(S[1].isnan().any())
+
+
 @pytest.mark.parametrize("smallest", [1e-3, 1e-9, 1e-14])
 @pytest.mark.parametrize("nearly", [1.0, 1e-8, 0.0])
 def test_small_singular_values_and_dependent_columns(randn, smallest, nearly):
