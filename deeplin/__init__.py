@@ -1,10 +1,9 @@
 """Deep linear networks and low-rank Riemannian optimisation in PyTorch."""
 
-from deeplin import exact, flows, init, landscape
-from deeplin.approximation import MatrixApproximation, MatrixCompletion
-from deeplin.network import DeepLinear
-from deeplin.problems import LeastSquares, autoencoder
-from deeplin.solve import Solution, solve
+from deeplin import exact, flows, geometry, integrators, landscape, problems
+from deeplin.loop import Solution, solve
+from deeplin.network import DeepLinear, init
+from deeplin.problems import LeastSquares, MatrixApproximation, MatrixCompletion, autoencoder
 
 __all__ = [
     "DeepLinear",
@@ -15,7 +14,10 @@ __all__ = [
     "autoencoder",
     "exact",
     "flows",
+    "geometry",
     "init",
+    "integrators",
     "landscape",
+    "problems",
     "solve",
 ]

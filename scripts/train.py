@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from deeplin import cli
+from deeplin.runner import cli
 
 CONFIG = Path(__file__).resolve().parent.parent / "conf"
 

@@ -6,7 +6,7 @@ import torch
 
 import deeplin
 from deeplin import LeastSquares
-from deeplin.approximation import MatrixApproximation
+from deeplin.problems import MatrixApproximation
 
 F64 = torch.float64
 CASES = ["square", "wide", "q < r", "repeated", "autoencoder", "approximation"]

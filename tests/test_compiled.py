@@ -7,9 +7,9 @@ import torch
 from runner import needs_compiler
 
 from deeplin import LeastSquares, MatrixApproximation, solve
-from deeplin.compiled import runge_kutta_step
 from deeplin.flows import DLRAFlow, LayerFlow
 from deeplin.integrators import RK4, Compiled, Euler, bound
+from deeplin.integrators.compiled import runge_kutta_step
 from deeplin.linalg import batch_last
 
 
@@ -138,5 +138,5 @@ def test_for_the_flow_of_layers_alone(randn):
     y = flow.init_state(X, 1)
     with pytest.raises(TypeError, match=r"needs the flow of layers, LayerFlow; got DLRAFlow"):
         bound(Compiled(RK4()), flow)(0.0, y, 0.1)
-    with pytest.raises(TypeError, match=r"use it in deeplin\.solve"):
-        Compiled(Euler()).step(flow.velocity, 0.0, y, 0.1)
+    with pytest.raises(TypeError, match="of LeastSquares; got MatrixApproximation"):
+        Compiled(Euler()).step(LayerFlow(MatrixApproximation(X)), 0.0, (X, X), 0.1)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from deeplin import data
-from deeplin.data import prepare
-from deeplin.files import from_file
+from deeplin.problems import data
+from deeplin.problems.data import prepare
+from deeplin.problems.readers import from_file
 
 
 def test_digits_are_standardised_and_of_full_rank():

@@ -224,7 +224,7 @@ CHECKPOINTS = ["log.checkpoint_seconds=0.03", "stop.grad_norm=null", "log.record
 def processes():
     """Fresh processes that have imported everything already: a kill hits the run, not imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deeplin.experiment", "deeplin.cli", "runner"])
+    context.set_forkserver_preload(["deeplin.runner.run", "deeplin.runner.cli", "runner"])
     return context
 
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import scipy.integrate
 import torch
+from plain_flow import PlainFlow
 from scipy.interpolate import CubicSpline
 
 import deeplin
 from deeplin import DeepLinear, LeastSquares, exact, init
-from deeplin.approximation import MatrixApproximation
 from deeplin.flows import (
     CoupledAutoencoderFlow,
     DLRAFlow,
@@ -22,6 +22,7 @@ from deeplin.flows import (
     compress,
 )
 from deeplin.network import balancedness_gap
+from deeplin.problems import MatrixApproximation
 
 F64 = torch.float64
 
@@ -301,7 +302,7 @@ def test_smallest_eigenvalue_is_bounded_below(randn, rescaled, seen):
     assert float(s.min()) < 0.9 * float(s[0])
 
 
-class WithArcLength:
+class WithArcLength(PlainFlow):
     """A flow with the length of the path of its Z as one more part of the state."""
 
     def __init__(self, flow):

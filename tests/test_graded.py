@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 
-from deeplin.graded import graded_svd
+from deeplin.linalg.graded import graded_svd
 
 
 def triangular(randn, k):

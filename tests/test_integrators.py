@@ -5,14 +5,15 @@ import math
 
 import pytest
 import torch
+from plain_flow import PlainFlow
 
 import deeplin
 from deeplin import LeastSquares
-from deeplin.adaptive import AdaptiveStepper
-from deeplin.approximation import MatrixApproximation
 from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, OjaFlow, PSDDLRAFlow
 from deeplin.integrators import RK4, DormandPrince, Euler, ProjectedRungeKutta
-from deeplin.solve import GradientNormBelow, LossBelow, SingularValueBelow
+from deeplin.integrators.adaptive import AdaptiveStepper
+from deeplin.loop import GradientNormBelow, LossBelow, SingularValueBelow
+from deeplin.problems import MatrixApproximation
 
 F64 = torch.float64
 
@@ -30,7 +31,7 @@ def slope(flow, y0, t1, integrator, counts, reference):
     return [math.log2(a / b) for a, b in itertools.pairwise(errors)][-1]
 
 
-class Oscillator:
+class Oscillator(PlainFlow):
     """ẍ = −x."""
 
     def velocity(self, t, y):
@@ -223,7 +224,7 @@ def test_adaptive_runs_resume_bit_for_bit(randn):
 
 
 def test_blow_up_is_a_sentence():
-    class Blowup:
+    class Blowup(PlainFlow):
         def velocity(self, t, y):
             return (y[0] ** 2,)
 

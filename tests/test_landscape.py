@@ -7,11 +7,11 @@ import deeplin
 from deeplin import DeepLinear, LeastSquares, exact, init, landscape
 from deeplin.flows import LayerFlow
 from deeplin.integrators import RK4
+from deeplin.integrators.steppers import IntegratorStepper
 from deeplin.landscape import RiemannianHessian, local_rate
-from deeplin.observables import layer_observables
-from deeplin.solve import drive
-from deeplin.steppers import IntegratorStepper
-from deeplin.verdict import fitted_rate
+from deeplin.loop import drive
+from deeplin.runner.observables import layer_observables
+from deeplin.runner.verdict import fitted_rate
 
 
 def layer_hessian_rates(problem, W, depth):
@@ -83,7 +83,7 @@ def test_rate_predicts_the_decay_of_a_trajectory(generator, depth, seen):
     rho = local_rate(problem, W, depth)
     flow = LayerFlow(problem)
     y0 = flow.init_state(net)
-    stepper = IntegratorStepper(flow, y0, RK4(), 1 / flow.stiffness(y0))
+    stepper = IntegratorStepper(flow, y0, RK4(), 1 / flow.curvature(y0))
     t1 = 15 / rho
     times = [t1 * i / 100 for i in range(1, 100)]
     _, history = drive(stepper, t1, record_at=times, observe=layer_observables(problem, W))

@@ -8,7 +8,6 @@ import torch
 from landscape_oracles import CASES, F64, chart_hessian, problem_of
 
 import deeplin
-from deeplin.approximation import MatrixApproximation
 from deeplin.landscape import (
     RiemannianHessian,
     classify,
@@ -19,6 +18,7 @@ from deeplin.landscape import (
     nearest_critical_point,
     saddle_curve,
 )
+from deeplin.problems import MatrixApproximation
 
 
 @pytest.mark.statement("BRTW Prop. 32(1)")

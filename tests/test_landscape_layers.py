@@ -8,7 +8,6 @@ from landscape_oracles import CASES, F64, layers_gradient, layers_hessian, probl
 
 import deeplin
 from deeplin import LeastSquares
-from deeplin.approximation import MatrixApproximation
 from deeplin.landscape import (
     LayerHessian,
     classify,
@@ -17,6 +16,7 @@ from deeplin.landscape import (
     is_critical,
     lift,
 )
+from deeplin.problems import MatrixApproximation
 
 
 @pytest.mark.statement("BRTW Prop. 34(b)")

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import deeplin
 from deeplin import DeepLinear, LeastSquares, exact, init
-from deeplin.approximation import MatrixApproximation
 from deeplin.flows import LayerFlow
 from deeplin.integrators import RK4
+from deeplin.integrators.steppers import IntegratorStepper
 from deeplin.landscape import (
     classify,
     is_critical,
@@ -22,11 +22,11 @@ from deeplin.landscape import (
     plateau_table,
     plateaus,
 )
+from deeplin.loop import drive
 from deeplin.network import end_to_end
-from deeplin.observables import layer_observables
-from deeplin.solve import drive
-from deeplin.steppers import IntegratorStepper
-from deeplin.verdict import fitted_rate
+from deeplin.problems import MatrixApproximation
+from deeplin.runner.observables import layer_observables
+from deeplin.runner.verdict import fitted_rate
 
 F64 = torch.float64
 
@@ -64,7 +64,7 @@ def test_predicted_rates_against_trajectories(generator, kind, depth):
         assert rho == pytest.approx(float(exact.autoencoder_rate(problem.spectrum.values, 2)))
     flow = LayerFlow(problem)
     y0 = flow.init_state(net)
-    stepper = IntegratorStepper(flow, y0, RK4(), 2 / flow.stiffness(y0))
+    stepper = IntegratorStepper(flow, y0, RK4(), 2 / flow.curvature(y0))
     t1 = 18 / rho
     times = [t1 * i / 150 for i in range(1, 150)]
     _, history = drive(stepper, t1, record_at=times, observe=layer_observables(problem, W))
@@ -83,7 +83,7 @@ def test_rate_to_a_continuum_of_minima(generator):
     flow = LayerFlow(problem)
     y0 = flow.init_state(init.balanced_(DeepLinear([3, 2, 3], dtype=F64), start))
     times = [18 / rho * i / 150 for i in range(1, 150)]
-    solution = deeplin.solve(flow, y0, 18 / rho, save_at=times, dt=1 / flow.stiffness(y0))
+    solution = deeplin.solve(flow, y0, 18 / rho, save_at=times, dt=1 / flow.curvature(y0))
     distances = [nearest_critical_point(problem, flow.end_to_end(y)).distance for y in solution.y]
     rate = fitted_rate(solution.t, torch.stack(distances), 1e-11)
     assert rate == pytest.approx(rho, rel=0.02)
@@ -98,7 +98,7 @@ def run_batch(problem, layers, t1, dt, tol):
     y, end = flow.init_state(layers), None
     stopped = torch.zeros(y[0].shape[0], dtype=torch.bool)
     for step in range(1, math.ceil(t1 / dt) + 1):
-        y = rk4.step(flow.velocity, 0.0, y, dt)
+        y = rk4.step(flow, 0.0, y, dt)
         if step % round(0.5 / dt) == 0:
             W = flow.end_to_end(y)
             near = nearest_critical_point(problem, W).distance <= tol * problem.singular_values[0]

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import deeplin
-from deeplin import DeepLinear, data, init
+from deeplin import DeepLinear, init
 from deeplin.flows import LayerFlow
 from deeplin.landscape import layer_rate, local_rate
 from deeplin.network import end_to_end
-from deeplin.verdict import fitted_rate
+from deeplin.problems import data
+from deeplin.runner.verdict import fitted_rate
 
 
 def problem_of(kind: str, depth: int):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from manifold_oracles import generator, randn, relative
 
-from deeplin.approximation import MatrixApproximation, MatrixCompletion
 from deeplin.manifolds import FixedRankFactored
+from deeplin.problems import MatrixApproximation, MatrixCompletion
 
 ROWS, COLS = [0, 2, 1, 4, 2], [3, 0, 1, 3, 0]  # the entry (2, 0) twice
 

@@ -17,15 +17,15 @@ from manifold_oracles import (
     relative,
 )
 
-from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank
-from deeplin.manifolds.coordinates import Point, project_matrix
-from deeplin.manifolds.metric import (
+from deeplin.geometry.coordinates import Point, project_matrix
+from deeplin.geometry.metric import (
     core_coefficients,
     metric_inner,
     metric_inverse,
     metric_operator,
     side_coefficients,
 )
+from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank
 
 INTEGER_DEPTHS = [1, 2, 3, 10, 64]
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifold_oracles import Case, dot, randn, relative, unitary
 
+from deeplin.geometry.metric import core_coefficients, side_coefficients
 from deeplin.linalg import orthonormal_factor
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
-from deeplin.manifolds.metric import core_coefficients, side_coefficients
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
 

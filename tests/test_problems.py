@@ -3,7 +3,7 @@ import torch
 
 import deeplin
 from deeplin import LeastSquares, autoencoder
-from deeplin.approximation import MatrixApproximation
+from deeplin.problems import MatrixApproximation
 
 
 @pytest.fixture

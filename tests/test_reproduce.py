@@ -92,7 +92,7 @@ def test_finished_runs_are_not_run_again_and_stopped_ones_go_on(tmp_path):
     folder = folder_of(cfg, tmp_path)
     short = OmegaConf.merge(cfg, {"stop": {"max_steps": 40}})
     folder.mkdir()
-    from deeplin.experiment import run
+    from deeplin.runner.run import run
 
     run(short, folder)  # type: ignore[arg-type]
     assert finished(folder)

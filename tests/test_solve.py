@@ -1,22 +1,23 @@
 import pytest
 import torch
+from plain_flow import PlainFlow
 
 import deeplin
 from deeplin import DeepLinear, init
 from deeplin.flows import LayerFlow
 from deeplin.integrators import RK4, Euler
-from deeplin.observables import layer_observables
-from deeplin.solve import Every, GradientNormBelow, History, Result, Stagnation, drive
-from deeplin.steppers import IntegratorStepper, OptimizerStepper, minibatch_indices
+from deeplin.integrators.steppers import IntegratorStepper, OptimizerStepper, minibatch_indices
+from deeplin.loop import Every, GradientNormBelow, History, Result, Stagnation, drive
+from deeplin.runner.observables import layer_observables
 
 
-class Decay:
+class Decay(PlainFlow):
     """ẏ = −y."""
 
     def velocity(self, t, y):
         return tuple(-v for v in y)
 
-    def stiffness(self, y):
+    def curvature(self, y):
         return 1.0
 
 

@@ -14,7 +14,7 @@ import deeplin
 from deeplin import LeastSquares
 from deeplin.flows import CoupledAutoencoderFlow, EndToEndFlow, LayerFlow, OjaFlow
 from deeplin.manifolds import FixedRank
-from deeplin.verdict import fitted_rate
+from deeplin.runner.verdict import fitted_rate
 
 
 def product(matrices, size):

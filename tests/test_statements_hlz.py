@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import deeplin
-from deeplin.approximation import MatrixApproximation
 from deeplin.flows import PSDDLRAFlow
 from deeplin.landscape import dlra_jacobian, fibre_point, spurious_points
+from deeplin.problems import MatrixApproximation
 
 F64 = torch.float64
 

@@ -5,19 +5,20 @@ import math
 
 import pytest
 import torch
+from plain_flow import PlainFlow
 
 import deeplin
 from deeplin import LeastSquares, exact, landscape
-from deeplin.adaptive import AdaptiveStepper
-from deeplin.chebyshev import RKC
 from deeplin.flows import EndToEndFlow, LayerFlow, OjaFlow
 from deeplin.integrators import DormandPrince, Packing
-from deeplin.rosenbrock import Rosenbrock, jacobian
+from deeplin.integrators.adaptive import AdaptiveStepper
+from deeplin.integrators.chebyshev import RKC
+from deeplin.integrators.rosenbrock import Rosenbrock, jacobian
 
 F64 = torch.float64
 
 
-class Linear:
+class Linear(PlainFlow):
     """ẏ = Ay."""
 
     def __init__(self, A):
@@ -159,7 +160,7 @@ def test_late_rate_of_decay_is_right_far_below_the_tolerance(randn):
     problem, depth = LeastSquares(X, teacher @ X), 10
     flow = EndToEndFlow(problem, depth)
     rate = landscape.local_rate(problem, teacher, depth)
-    assert flow.stiffness(flow.init_state(teacher, 2)) > 5e3 * rate
+    assert flow.curvature(flow.init_state(teacher, 2)) > 5e3 * rate
     times = [n / rate for n in (8.0, 10.0, 12.0)]
     y0 = flow.init_state(0.5 * teacher + 0.01 * randn(5, 6), 2)
     y = deeplin.solve(flow, y0, times[-1], rtol=1e-5, integrator=RKC(), save_at=times[:2]).y[1:]

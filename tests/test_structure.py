@@ -7,10 +7,10 @@ import torch
 
 import deeplin
 from deeplin import DeepLinear, LeastSquares, exact, init
-from deeplin.approximation import MatrixApproximation
 from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, PSDDLRAFlow, compress
 from deeplin.integrators import RK4, Euler, ProjectedRungeKutta
 from deeplin.network import balancedness_gap
+from deeplin.problems import MatrixApproximation
 
 F64 = torch.float64
 LN10 = math.log(10)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deeplin.truncation import psd_tangent_step, tangent_step
+from deeplin.linalg.truncation import psd_tangent_step, tangent_step
 
 F64 = torch.float64
 

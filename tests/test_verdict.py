@@ -7,9 +7,9 @@ import torch
 
 import deeplin
 from deeplin import DeepLinear, LeastSquares, init
-from deeplin.observables import layer_observables
-from deeplin.solve import History, Record, Result
-from deeplin.verdict import Prediction, fitted_rate, judge
+from deeplin.loop import History, Record, Result
+from deeplin.runner.observables import layer_observables
+from deeplin.runner.verdict import Prediction, fitted_rate, judge
 
 
 def test_observables_against_dense_formulas(randn):

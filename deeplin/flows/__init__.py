@@ -1,11 +1,11 @@
 """Vector fields of the flows of both papers; one family per file."""
 
 from deeplin.flows.autoencoder import CoupledAutoencoderFlow, OjaFlow, RiccatiFlow
-from deeplin.flows.balanced import compress, rebalance
 from deeplin.flows.dlra import DLRAFlow, PSDDLRAFlow
 from deeplin.flows.end_to_end import EndToEndFlow
 from deeplin.flows.layers import LayerFlow
 from deeplin.flows.pqw import PQWFlow
+from deeplin.network.balanced import compress, rebalance
 
 __all__ = [
     "CoupledAutoencoderFlow",

@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.flows.contract import Flow
+
 __all__ = ["CoupledAutoencoderFlow", "OjaFlow", "RiccatiFlow"]
 
 Single = tuple[Tensor]
 
 
-class OjaFlow:
+class OjaFlow(Flow):
     """V̇ = (I − VVᵀ)CV: principal components as a flow.
 
     Conserved: VᵀV, if V(0)ᵀV(0) = I; the range of V meets every invariant subspace of C in the
@@ -65,7 +67,7 @@ class OjaFlow:
         """VᵀV, constant for orthonormal starts."""
         return {"VtV": y[0].mT @ y[0]}
 
-    def stiffness(self, y: Single) -> float:
+    def curvature(self, y: Single) -> float:
         """2λ_1(C)·max(1, ‖V‖²): the rate at which the norm of V settles."""
         size = float(torch.linalg.matrix_norm(y[0], 2).amax()) ** 2
         return 2 * max(1.0, size) * float(torch.linalg.eigvalsh(self.C)[-1])
@@ -88,9 +90,9 @@ class CoupledAutoencoderFlow(OjaFlow):
         CV = self.C @ V
         return (2 * CV - V @ (V.mT @ CV) - CV @ (V.mT @ V),)
 
-    def stiffness(self, y: Single) -> float:
+    def curvature(self, y: Single) -> float:
         """4λ_1(C)·max(1, ‖V‖²): both terms settle the norm of V."""
-        return 2 * super().stiffness(y)
+        return 2 * super().curvature(y)
 
 
 class RiccatiFlow(OjaFlow):

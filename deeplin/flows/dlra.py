@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from deeplin.flows.contract import TangentFlow
 from deeplin.flows.end_to_end import low_rank_factors
 from deeplin.linalg import plus_tall_times
-from deeplin.truncation import psd_tangent_step, tangent_step
+from deeplin.linalg.truncation import psd_tangent_step, tangent_step
 
 __all__ = ["DLRAFlow", "PSDDLRAFlow"]
 
 Factors = tuple[Tensor, ...]
 
 
-class DLRAFlow:
+class DLRAFlow(TangentFlow):
     """U̇ = P_U^⊥FVS^{-1},  V̇ = P_V^⊥FᵀUS^{-T},  Ṡ = UᵀFV,  F = −∇f(Z),  Z = USVᵀ.
 
     The gradient flow of f on M_r with the embedded metric. `rescaled` multiplies the field by
@@ -120,6 +121,10 @@ class DLRAFlow:
         """Those of S."""
         return torch.linalg.svdvals(y[1])
 
+    def rank(self, y: Factors) -> Int[Tensor, "*batch"]:
+        """The number of singular values of S that are not 0."""
+        return (self.singular_values(y) > 0).sum(-1)
+
     def gradient_norm(self, y: Factors) -> Float[Tensor, "*batch"]:
         """‖P_T ∇f(Z)‖_F, also for the rescaled flow."""
         U, S, V = y
@@ -132,7 +137,7 @@ class DLRAFlow:
         """UᵀU and VᵀV."""
         return {"UtU": y[0].mT @ y[0], "VtV": y[2].mT @ y[2]}
 
-    def stiffness(self, y: Factors) -> float:
+    def curvature(self, y: Factors) -> float:
         """The rate that limits explicit steps: λ_1(Hess f) and ‖P^⊥F‖/σ_r, times σ_r if rescaled.
 
         Projected methods need only the first; the second is the price of S^{-1}.
@@ -140,7 +145,7 @@ class DLRAFlow:
         s = self.singular_values(y)[..., -1]
         norm = max(float(torch.linalg.matrix_norm(v, 2).amax()) for v in (self.velocity(0.0, y)))
         scale = float(s.amax()) if self.rescaled else 1.0
-        return max(getattr(self.problem, "lipschitz", 1.0) * scale, norm)
+        return max(self.problem.curvature(self.end_to_end(y)) * scale, norm)
 
 
 class PSDDLRAFlow(DLRAFlow):

@@ -6,18 +6,18 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from deeplin.graded import graded_svd
-from deeplin.linalg import tall_times
+from deeplin.flows.contract import Flow
+from deeplin.linalg import graded_svd, tall_times
 
 __all__ = ["EndToEndFlow", "Factors", "egrad_products", "low_rank_factors"]
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
 
-class EndToEndFlow:
+class EndToEndFlow(Flow):
     """Ẇ = −𝒜_W(∇L¹(W)) on M_k, factored as W = U diag(e^ℓ) Vᵀ and moved by multiplication.
 
     With the reduced SVD W = UΣVᵀ, G = ∇L¹(W), g = UᵀGV and
@@ -42,7 +42,7 @@ class EndToEndFlow:
     Raises: ValueError for depth < 1.
 
     >>> import torch
-    >>> from deeplin.approximation import MatrixApproximation
+    >>> from deeplin.problems import MatrixApproximation
     >>> problem = MatrixApproximation(torch.eye(2, dtype=torch.float64))
     >>> flow = EndToEndFlow(problem, depth=2)
     >>> y = flow.init_state(torch.eye(2, dtype=torch.float64) / 2, rank=1)
@@ -52,6 +52,7 @@ class EndToEndFlow:
 
     # Errors of ℓ, logarithms, are relative already: `adaptive` measures them against 1.
     logarithmic_parts = (1,)
+    normalises = True
 
     def __init__(self, problem: Any, depth: float, *, rescaled: bool = False):
         if not depth >= 1:
@@ -143,6 +144,10 @@ class EndToEndFlow:
         """The singular values e^ℓ of W, each to relative accuracy; 0 below the number format."""
         return y[1].exp()
 
+    def rank(self, y: Factors) -> Int[Tensor, "*batch"]:
+        """The number of singular values of W, however small; conserved."""
+        return torch.isfinite(y[1]).sum(-1)
+
     def gradient_norm(self, y: Factors) -> Float[Tensor, "*batch"]:
         """g_W(∇^g L, ∇^g L)^{1/2} = ⟨∇L¹, 𝒜_W ∇L¹⟩^{1/2}; for balanced layers that of ∇L^N."""
         U, s, V = y[0], y[1].exp(), y[2]
@@ -173,7 +178,7 @@ class EndToEndFlow:
             f"{y[1].shape[-1]}, but a dense W does not show it."
         )
 
-    def stiffness(self, y: Factors) -> float:
+    def curvature(self, y: Factors) -> float:
         """The rate that limits explicit steps: Nσ^{2−2/N}λ_1(C) at y and at the optimum.
 
         And the norm of the generators at y: a step multiplies by about 1 − hM.
@@ -186,7 +191,7 @@ class EndToEndFlow:
             largest = torch.maximum(largest, torch.linalg.matrix_norm(minimizer(k), 2).amax())
         power = 2.0 if math.isinf(self.depth) else 2 - 2 / self.depth
         factor = 1.0 if math.isinf(self.depth) else self.depth
-        rate = factor * float(largest) ** power * getattr(self.problem, "lipschitz", 1.0)
+        rate = factor * float(largest) ** power * self.problem.curvature(self.end_to_end(y))
         if self.rescaled:
             rate *= float(largest)
         norms = [float(torch.linalg.matrix_norm(M, 2).amax()) for M in self._generators(U, y[1], V)]

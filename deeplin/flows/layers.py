@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.compiled import runge_kutta_step
-from deeplin.flows.balanced import rebalance
+from deeplin.flows.contract import Flow
 from deeplin.linalg import batch_last
-from deeplin.network import DeepLinear, balancedness_gap, end_to_end, layer_gradients
+from deeplin.network import DeepLinear, balancedness_gap, end_to_end, layer_gradients, rebalance
 from deeplin.problems import LeastSquares
 
 __all__ = ["LayerFlow", "curvature"]
@@ -19,7 +18,7 @@ __all__ = ["LayerFlow", "curvature"]
 Layers = tuple[Tensor, ...]
 
 
-class LayerFlow:
+class LayerFlow(Flow):
     """Ẇ_j = −∇_{W_j}L^N(W_1, …, W_N), what gradient descent with small steps approximates.
 
     Conserved: W_{j+1}ᵀW_{j+1} − W_jW_jᵀ for every j; to the order of the integrator, or, given
@@ -35,6 +34,7 @@ class LayerFlow:
 
     def __init__(self, problem: LeastSquares, *, balanced_rank: int | None = None):
         self.problem, self.balanced_rank = problem, balanced_rank
+        self.normalises = balanced_rank is not None
 
     def init_state(self, layers: DeepLinear | Sequence[Tensor]) -> Layers:
         """The state of a network, or of layers W_1, …, W_N; copied."""
@@ -52,12 +52,6 @@ class LayerFlow:
         """(Ẇ_1, …, Ẇ_N) at the layers y; autonomous. Source: BRTW (5), Lemma 2(1)."""
         return tuple(G_j.neg_() for G_j in layer_gradients(y, self.problem))
 
-    def compiled_step(
-        self, y: Layers, dt: float, nodes: Sequence[float], weights: Sequence[float]
-    ) -> Layers:
-        """The step of an explicit method in compiled code (`integrators.Compiled`)."""
-        return runge_kutta_step(y, self.problem.C, self.problem.B, dt, nodes, weights)
-
     def normalised(self, y: Layers, before: Layers | None = None) -> Layers:
         """The layers themselves, or with `balanced_rank` balanced ones of the same product."""
         return y if self.balanced_rank is None else rebalance(y, self.balanced_rank)
@@ -70,7 +64,7 @@ class LayerFlow:
         """W = W_N···W_1."""
         return end_to_end(y)
 
-    def stiffness(self, y: Layers) -> float:
+    def curvature(self, y: Layers) -> float:
         """The curvature that limits explicit steps: the larger of that at y and at the optimum.
 
         max(‖Hess L^N(y)‖, ‖Hess L^N(y*)‖), y* balanced layers of the best W* of the rank of the

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.flows.contract import Flow
 from deeplin.flows.end_to_end import low_rank_factors
 
 __all__ = ["PQWFlow"]
@@ -15,7 +16,7 @@ __all__ = ["PQWFlow"]
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-class PQWFlow:
+class PQWFlow(Flow):
     """Ṗ = −WᵀG − GᵀW,  Q̇ = −GWᵀ − WGᵀ,  Ẇ = −Σ_{j=1}^N Q^{N−j} G P^{j−1},  G = WC − B.
 
     Polynomial, without roots: from P = (WᵀW)^{1/N} and Q = (WWᵀ)^{1/N} it is the end-to-end flow.
@@ -71,7 +72,7 @@ class PQWFlow:
             "Q^N - WWt": power(Q, self.depth) - W @ W.mT,
         }
 
-    def stiffness(self, y: Triple) -> float:
+    def curvature(self, y: Triple) -> float:
         """Nσ^{2−2/N}λ_1(C), the rate of the largest singular value, at y and at the optimum."""
         sigma = torch.linalg.matrix_norm(y[2], 2).amax()
         minimizer = getattr(self.problem, "minimizer", None)
@@ -79,4 +80,4 @@ class PQWFlow:
             k = getattr(self.problem, "rank_Q", min(y[2].shape[-2:]))
             sigma = torch.maximum(sigma, torch.linalg.matrix_norm(minimizer(k), 2).amax())
         rate = self.depth * float(sigma) ** (2 - 2 / self.depth)
-        return rate * getattr(self.problem, "lipschitz", 1.0)
+        return rate * self.problem.curvature(y[2])

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from deeplin.approximation import MatrixApproximation
-from deeplin.problems import LeastSquares
+from deeplin.problems import LeastSquares, MatrixApproximation
 
 __all__ = ["Frame", "Nearest", "Problem", "as_least_squares", "nearest_critical_point"]
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.approximation import MatrixApproximation
 from deeplin.landscape.critical import index_sets
 from deeplin.landscape.frame import Frame
 from deeplin.linalg import random_orthogonal
+from deeplin.problems import MatrixApproximation
 
 __all__ = [
     "ExtendedJacobian",

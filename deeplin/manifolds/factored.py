@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from deeplin.geometry.coordinates import Point, Tangent, project_packed
+from deeplin.geometry.metric import gradient_from_partials, metric_operator
 from deeplin.linalg import hermitian_part, orthonormal_factor
-from deeplin.manifolds.coordinates import Point, Tangent, project_packed
 from deeplin.manifolds.low_rank import LowRankManifold
-from deeplin.manifolds.metric import gradient_from_partials, metric_operator
 
 __all__ = ["FactoredManifold"]
 

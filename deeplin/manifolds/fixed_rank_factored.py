@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from deeplin.manifolds.coordinates import Point
+from deeplin.geometry.coordinates import Point
 from deeplin.manifolds.factored import FactoredManifold
 
 __all__ = ["FixedRankFactored"]

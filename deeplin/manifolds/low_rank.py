@@ -11,9 +11,9 @@ from geoopt.manifolds.base import Manifold, ScalingInfo
 from geoopt.utils import size2shape
 from torch import Tensor
 
-from deeplin.manifolds import hessian, metric, retractions
-from deeplin.manifolds.coordinates import Point, Tangent, transport
-from deeplin.manifolds.starts import origin_point, random_point
+from deeplin.geometry import hessian, metric, retractions
+from deeplin.geometry.coordinates import Point, Tangent, transport
+from deeplin.geometry.points import origin_point, random_point
 
 __all__ = ["LowRankManifold"]
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from deeplin.geometry.coordinates import Point, Tangent, project_matrix
+from deeplin.geometry.metric import metric_operator
 from deeplin.linalg import hermitian_part
-from deeplin.manifolds.coordinates import Point, Tangent, project_matrix
 from deeplin.manifolds.low_rank import LowRankManifold
-from deeplin.manifolds.metric import metric_operator
 
 __all__ = ["PSDFixedRank"]
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from deeplin.geometry.coordinates import Point
 from deeplin.linalg import hermitian_part
-from deeplin.manifolds.coordinates import Point
 from deeplin.manifolds.factored import FactoredManifold
 
 __all__ = ["PSDFixedRankFactored"]

@@ -6,10 +6,10 @@ import torch
 
 from benchmarks import line, ratio, seconds
 from deeplin import DeepLinear, LeastSquares, autoencoder, init
-from deeplin.approximation import MatrixApproximation
 from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, PSDDLRAFlow, compress
 from deeplin.integrators import RK4, Compiled, ProjectedRungeKutta, bound
 from deeplin.network import grid_widths
+from deeplin.problems import MatrixApproximation
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -32,21 +32,19 @@ def layer_flow_case() -> tuple[LayerFlow, tuple[torch.Tensor, ...]]:
     return flow, flow.init_state(grid_network(400, 20, 200))
 
 
-def plain_velocity(problem: LeastSquares):
+class PlainLayerFlow(LayerFlow):
     """The layer flow as it is written in BRTW (5): ∇L¹ formed, products with d_x columns."""
 
-    def velocity(t: float, weights: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        prefixes = [weights[0]]
-        for W_j in weights[1:]:
+    def velocity(self, t, y):
+        prefixes = [y[0]]
+        for W_j in y[1:]:
             prefixes.append(W_j @ prefixes[-1])
-        G = -problem.egrad(prefixes.pop())
+        G = -self.problem.egrad(prefixes.pop())
         rates = []
-        for W_j, prefix in zip(reversed(weights[1:]), reversed(prefixes), strict=True):
+        for W_j, prefix in zip(reversed(y[1:]), reversed(prefixes), strict=True):
             rates.append(G @ prefix.mT)
             G = W_j.mT @ G
         return (G, *reversed(rates))
-
-    return velocity
 
 
 @line("layer-mm", "of mm's rate", at_least=0.9)
@@ -102,10 +100,8 @@ def compressed_layers() -> float:
     flow = LayerFlow(gaussian_autoencoder(400, 1200))
     full = flow.init_state(grid_network(400, 20, 10))
     small, step = compress(full), RK4().step
-    plain = plain_velocity(flow.problem)
-    return ratio(
-        lambda: step(flow.velocity, 0.0, small, 1e-3), lambda: step(plain, 0.0, full, 1e-3), 5
-    )
+    plain = PlainLayerFlow(flow.problem)
+    return ratio(lambda: step(flow, 0.0, small, 1e-3), lambda: step(plain, 0.0, full, 1e-3), 5)
 
 
 @line("end-to-end-layers", "times faster", at_least=30)
@@ -115,7 +111,7 @@ def end_to_end_layers() -> float:
     flow, product = LayerFlow(problem), EndToEndFlow(problem, 20)
     full = flow.init_state(grid_network(400, 20, 10))
     y, step = product.init_state(flow.end_to_end(full), 10), bound(RK4(), product)
-    plain, layer_step = plain_velocity(problem), RK4().step
+    plain, layer_step = PlainLayerFlow(problem), RK4().step
     return ratio(lambda: step(0.0, y, 1e-3), lambda: layer_step(plain, 0.0, full, 1e-3), 5)
 
 

@@ -14,8 +14,8 @@ with warnings.catch_warnings():
     import geoopt
 
 from benchmarks import line, ratio
-from deeplin.approximation import MatrixCompletion
 from deeplin.manifolds import FixedRankFactored
+from deeplin.problems import MatrixCompletion
 
 
 def resident_mb(key: str) -> float:

@@ -21,8 +21,8 @@ from benchmarks.flows import gaussian_autoencoder
 from deeplin import DeepLinear, init, solve
 from deeplin.flows import EndToEndFlow, LayerFlow
 from deeplin.integrators import Packing
+from deeplin.integrators.rosenbrock import Rosenbrock
 from deeplin.network import grid_widths
-from deeplin.rosenbrock import Rosenbrock
 
 TOLERANCE, END = 1e-6, 30.0
 

@@ -22,12 +22,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-import deeplin.cli as cli  # its resolvers stand in the configurations
-from deeplin.configuration import data_of
-from deeplin.data import Data
-from deeplin.experiment import run
-from deeplin.solve import History
-from deeplin.tracking import RunFolder
+import deeplin.runner.cli as cli  # its resolvers stand in the configurations
+from deeplin.loop import History
+from deeplin.problems.data import Data
+from deeplin.runner.build import data_of
+from deeplin.runner.folder import RunFolder
+from deeplin.runner.run import run
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
 _ = cli.main

@@ -1,0 +1,1 @@
+"""Matrices of rank r as mathematics: points, tangent vectors, metrics, retractions, Hessians."""

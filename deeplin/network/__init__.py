@@ -1,0 +1,21 @@
+"""Deep linear networks: the module, its starts, and the exact reductions of balanced layers."""
+
+from deeplin.network.balanced import compress, rebalance
+from deeplin.network.deep_linear import (
+    DeepLinear,
+    balancedness_gap,
+    end_to_end,
+    layer_gradients,
+)
+from deeplin.problems.widths import check_widths, grid_widths
+
+__all__ = [
+    "DeepLinear",
+    "balancedness_gap",
+    "check_widths",
+    "compress",
+    "end_to_end",
+    "grid_widths",
+    "layer_gradients",
+    "rebalance",
+]

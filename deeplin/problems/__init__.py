@@ -1,0 +1,15 @@
+"""Losses of a matrix W, their Euclidean gradients, and what is known of their optima."""
+
+from deeplin.problems.approximation import MatrixApproximation, MatrixCompletion
+from deeplin.problems.contract import Optimum, Problem, from_loss
+from deeplin.problems.least_squares import LeastSquares, autoencoder
+
+__all__ = [
+    "LeastSquares",
+    "MatrixApproximation",
+    "MatrixCompletion",
+    "Optimum",
+    "Problem",
+    "autoencoder",
+    "from_loss",
+]

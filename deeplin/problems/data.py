@@ -1,0 +1,281 @@
+"""Where X and Y come from: drawn at random, or bundled; standardised, normalised, whitened."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deeplin.linalg import chain, random_orthogonal
+from deeplin.problems.least_squares import LeastSquares
+from deeplin.problems.widths import grid_widths
+
+__all__ = [
+    "Data",
+    "Standardizer",
+    "approximation",
+    "digits",
+    "gaussian",
+    "one_hot",
+    "prepare",
+    "teacher",
+]
+
+SINGULAR_CHOICES = ("keep", "project", "whiten")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A problem, the samples it came from if they fit in memory, and what was done to them.
+
+    `x`, `y` hold a sample per row; y is x for an autoencoder. `notes` are sentences for the user;
+    `truth` is the matrix that made the labels, where one did.
+    """
+
+    problem: LeastSquares
+    x: Tensor | None = None
+    y: Tensor | None = None
+    notes: tuple[str, ...] = ()
+    truth: Tensor | None = None
+
+    @classmethod
+    def from_samples(cls, x: Tensor, y: Tensor | None, *notes: str) -> Data:
+        """Data of samples in rows; y = None makes an autoencoder."""
+        y = x if y is None else y
+        return cls(LeastSquares.from_samples(x, y), x, y, notes)
+
+    def regularised(self, singular: str) -> Data:
+        """Deal with a singular XXᵀ: "keep" it (and warn), "project" onto its range, or "whiten".
+
+        `project` and `whiten` apply to regular data too: coordinates in the eigenbasis of XXᵀ, or
+        inputs with XXᵀ = I.
+        """
+        if singular not in SINGULAR_CHOICES:
+            raise ValueError(
+                f"problem.singular must be one of {', '.join(SINGULAR_CHOICES)}; got {singular!r}."
+            )
+        problem = self.problem
+        if singular == "keep":
+            warning = problem.rank_warning()
+            if warning is None:
+                return self
+            hint = "With the runner: problem.singular=project or problem.singular=whiten."
+            return replace(self, notes=(*self.notes, f"{warning} {hint}"))
+        if singular == "project":
+            T, new, both = problem.range_basis().mT, problem.projected(), problem.is_autoencoder
+            note = f"x was replaced by its {len(T)} coordinates on the range of XXᵀ."
+        else:
+            T, new, both = problem.whitening(), problem.whitened(), False
+            note = f"x was whitened on the {len(T)}-dimensional range of XXᵀ; y is unchanged."
+        x = None if self.x is None else self.x @ T.mT
+        return Data(new, x, x if both else self.y, (*self.notes, note))
+
+    def to(self, device: str | torch.device) -> Data:
+        """The same data on another device."""
+        x, y = (None if v is None else v.to(device) for v in (self.x, self.y))
+        return replace(self, problem=self.problem.to(device), x=x, y=y)
+
+
+def gaussian(
+    d: int = 20,
+    m: int | None = None,
+    *,
+    singular: str = "keep",
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Data:
+    """The Gaussian autoencoder: m = 3d samples from N(0, I/d), Y = X.
+
+    Source: BRTW §7.1.1. Raises: ValueError unless d, m >= 1.
+    """
+    x = _gaussian_samples(d, m, generator, dtype)
+    return Data.from_samples(x, None, f"{len(x)} samples from N(0, I/{d}), Y = X").regularised(
+        singular
+    )
+
+
+def teacher(
+    d: int = 20,
+    m: int | None = None,
+    *,
+    rank: int = 2,
+    depth: int = 2,
+    singular: str = "keep",
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Data:
+    """Labels Y = W̃X of a random deep linear teacher W̃ = W̃_N···W̃_1 of the given rank.
+
+    The widths are those of `grid_widths(d, d, depth, rank)`, the entries of W̃_j Gaussian with
+    standard deviation 1/√d_j, the m = 3d samples from N(0, I/d).
+
+    Source: BRTW §7.2. Raises: ValueError unless d, m >= 1, depth >= 2 and 1 <= rank <= d.
+    """
+    x = _gaussian_samples(d, m, generator, dtype)
+    widths = grid_widths(d, d, depth, rank)
+    layers = [
+        d_out**-0.5 * torch.randn(d_out, d_in, dtype=dtype, generator=generator)
+        for d_in, d_out in itertools.pairwise(widths)
+    ]
+    W = chain(layers)
+    note = f"{len(x)} samples from N(0, I/{d}), labels of a teacher of depth {depth}, rank {rank}"
+    made = Data.from_samples(x, x @ W.mT, note).regularised(singular)
+    return replace(made, truth=W if singular == "keep" else None)
+
+
+def approximation(
+    n: int = 100,
+    spectrum: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2),
+    *,
+    rotate: bool = True,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Data:
+    """The approximation of a matrix, ½‖Z − X‖_F²: the least squares of C = I and B = X.
+
+    X = QDQᵀ is positive semidefinite with the given positive eigenvalues and a random Q, or
+    diagonal without `rotate`.
+
+    Source: HLZ §5, there with m = n = 100, r = 5 and unstated eigenvalues.
+    Raises: ValueError unless 1 <= the number of eigenvalues <= n and all are positive.
+    """
+    values = torch.tensor([float(v) for v in spectrum], dtype=dtype)
+    if not 1 <= len(values) <= n or not bool((values > 0).all()):
+        raise ValueError(
+            f"problem.spectrum must be 1 to n = {n} positive eigenvalues; got {values.tolist()}."
+        )
+    Q = torch.eye(n, len(values), dtype=dtype)
+    if rotate:
+        Q = random_orthogonal(n, len(values), dtype=dtype, generator=generator)
+    X = (Q * values) @ Q.mT
+    problem = LeastSquares.from_moments(torch.eye(n, dtype=dtype), X, values.square().sum())
+    return Data(problem, None, None, (f"X of size {n} and rank {len(values)}; loss ½‖W − X‖²",))
+
+
+def digits(
+    *,
+    target: str = "autoencoder",
+    standardize: bool = True,
+    normalize: bool = True,
+    singular: str = "keep",
+    dtype: torch.dtype = torch.float64,
+) -> Data:
+    """scikit-learn's 1797 bundled images of handwritten digits, 8×8 pixels.
+
+    target = "autoencoder" has Y = X, "labels" the one-hot digit. `standardize` and `normalize` as
+    in `prepare`.
+    """
+    from sklearn.datasets import load_digits  # slow to import, and needed here alone
+
+    if target not in ("autoencoder", "labels"):
+        raise ValueError(f"problem.target must be autoencoder or labels; got {target!r}.")
+    images, labels = load_digits(return_X_y=True)
+    x = torch.as_tensor(images, dtype=dtype)
+    y = one_hot(torch.as_tensor(labels), dtype) if target == "labels" else None
+    data = prepare(x, y, standardize=standardize, normalize=normalize)
+    first = f"scikit-learn digits, {len(x)} images of {x.shape[1]} pixels"
+    return replace(data, notes=(first, *data.notes)).regularised(singular)
+
+
+def prepare(
+    x: Float[Tensor, "m d_x"],
+    y: Float[Tensor, "m d_y"] | None,
+    *,
+    standardize: bool = True,
+    normalize: bool = True,
+) -> Data:
+    """Samples made fit for a linear map without bias, and for steps that do not depend on m.
+
+    `standardize`: columns of x that never vary are removed, so that XXᵀ can have full rank; the
+    others get mean 0 and variance 1; y, if given, gets mean 0. `normalize`: x and y are divided by
+    √m, so that XXᵀ is the covariance (or second-moment) matrix of the samples.
+    """
+    if y is not None and len(x) != len(y):
+        raise ValueError(f"x and y must have equally many rows; got {len(x)} and {len(y)}.")
+    transform = Standardizer([(x, y)], standardize, normalize)
+    x, y = transform(x, y)
+    return Data.from_samples(x, y, *transform.notes)
+
+
+class Standardizer:
+    """Column means and deviations of a stream, gathered in one pass, and the map they define.
+
+    Means and squared deviations of batches are merged by the update of Chan, Golub and LeVeque,
+    which loses no digits to a large mean.
+    """
+
+    def __init__(
+        self, batches: Iterable[tuple[Tensor, Tensor | None]], standardize: bool, normalize: bool
+    ):
+        m, y_mean = 0, None
+        x_mean = squares = low = high = torch.empty(0)
+        for x, y in batches:
+            _check_finite(x)
+            if m == 0:
+                x_mean, squares = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
+                low, high = x.amin(0), x.amax(0)
+            elif len(x_mean) != x.shape[1]:
+                raise ValueError(
+                    "all files of a stream must have the same columns; got "
+                    f"{len(x_mean)} and {x.shape[1]}."
+                )
+            share = len(x) / (m + len(x))
+            delta = x.mean(0) - x_mean
+            squares += (x - x.mean(0)).square().sum(0) + delta**2 * (m * share)
+            x_mean += delta * share
+            low, high = torch.minimum(low, x.amin(0)), torch.maximum(high, x.amax(0))
+            if y is not None:
+                _check_finite(y)
+                y_mean = y.mean(0) if y_mean is None else y_mean + (y.mean(0) - y_mean) * share
+            m += len(x)
+        self.kept = high > low if standardize else torch.ones_like(low, dtype=torch.bool)
+        if not bool(self.kept.any()):
+            raise ValueError(
+                "no column of x varies, so nothing is left after standardising: "
+                "use problem.standardize=false."
+            )
+        self.shift = x_mean if standardize else torch.zeros_like(x_mean)
+        self.scale = (squares / m).sqrt() if standardize else torch.ones_like(squares)
+        self.y_shift = y_mean if standardize else None
+        self.factor = m**-0.5 if normalize else 1.0
+        self.notes: tuple[str, ...] = ()
+        if standardize:
+            dropped, kept = int((~self.kept).sum()), int(self.kept.sum())
+            removed = (
+                f"{dropped} columns that never vary were removed, the other " if dropped else ""
+            )
+            centred = " and y was centred" if y_mean is not None else ""
+            self.notes += (f"{removed}{kept} columns of x were standardised{centred}",)
+        if normalize:
+            self.notes += (f"samples were divided by √m = √{m}",)
+
+    def __call__(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = self.factor * (x - self.shift)[:, self.kept] / self.scale[self.kept]
+        if y is not None:
+            y = self.factor * (y - self.y_shift if self.y_shift is not None else y)
+        return x, y
+
+
+def _gaussian_samples(
+    d: int, m: int | None, generator: torch.Generator | None, dtype: torch.dtype
+) -> Tensor:
+    m = 3 * d if m is None else m
+    if d < 1 or m < 1:
+        raise ValueError(f"d and m must be >= 1; got d={d}, m={m}.")
+    return torch.randn(m, d, dtype=dtype, generator=generator) / math.sqrt(d)
+
+
+def _check_finite(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("the data must be finite; they hold NaN or ±inf: clean the file.")
+
+
+def one_hot(labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of the identity for integer labels (m,), a column per distinct label, in order."""
+    _, classes = labels.unique(return_inverse=True)
+    return torch.nn.functional.one_hot(classes).to(dtype)

@@ -1,0 +1,1 @@
+"""From a configuration to a run, its log, its figures and its verdict."""

@@ -1,0 +1,165 @@
+"""What is worth seeing along a run: named tensors of (t, y), without any input or output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deeplin.flows import EndToEndFlow, LayerFlow
+from deeplin.landscape.frame import Frame
+from deeplin.linalg import product_svdvals
+from deeplin.network import balancedness_gap, end_to_end, layer_gradients
+from deeplin.problems import LeastSquares
+
+__all__ = [
+    "flow_observables",
+    "gap_norm",
+    "layer_observables",
+    "with_factors",
+]
+
+# Entries of a batch of W at once: what is computed from them stays in the cache.
+_BLOCK = 2**16
+
+
+def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
+    """max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F; 0 for balanced layers and for a single layer."""
+    norms = [torch.linalg.matrix_norm(gap) for gap in balancedness_gap(weights)]
+    if not norms:
+        return weights[0].new_zeros(weights[0].shape[:-2])
+    return torch.stack(norms).amax(0)
+
+
+def layer_observables(
+    problem: LeastSquares, limit: Float[Tensor, "d_y d_x"]
+) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+    """The function (t, layers) -> observables of a deep linear network.
+
+    - `loss`: L^N; `excess_loss`: L^N − L¹(limit), without cancellation
+    - `distance_to_limit`: ‖W − limit‖_F (on the range of X, where W is determined)
+    - `gradient_norm`: (Σ_j ‖∇_{W_j}L^N‖_F²)^{1/2}
+    - `balancedness_gap`: max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F
+    - `singular_values`: those of W, as many as the smallest width; `rank`: those above
+      max(d_x, d_y)·eps·σ_1
+    - `nearest_modes`: J of the critical point W_J nearest to W, as a mask (BRTW Prop. 32);
+      `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
+    - `tie_gap`: ‖W_2 − W_1ᵀ‖_F, for two layers between equal widths only (BRTW Fig. 3, Lemma 46)
+
+    Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
+    """
+    seen_of = _matrix_observables(problem, limit)
+
+    def observe(t: float, layers: Sequence[Tensor]) -> dict[str, Tensor]:
+        W = end_to_end(layers)
+        gradients = layer_gradients(layers, problem.egrad(W))
+        s = product_svdvals(layers)
+        noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
+        tied = len(layers) == 2 and W.shape[-2] == W.shape[-1]
+        return {
+            **seen_of(W),
+            "gradient_norm": sum(G_j.square().sum((-2, -1)) for G_j in gradients) ** 0.5,
+            "balancedness_gap": gap_norm(layers),
+            "singular_values": s,
+            "rank": (s > noise).sum(-1),
+            **({"tie_gap": torch.linalg.matrix_norm(layers[1] - layers[0].mT)} if tied else {}),
+        }
+
+    return observe
+
+
+def _matrix_observables(
+    problem: LeastSquares, limit: Float[Tensor, "d_y d_x"]
+) -> Callable[[Float[Tensor, "*batch d_y d_x"]], dict[str, Tensor]]:
+    """The function W -> what depends on W alone; for any method that has a W.
+
+    - `loss`, `excess_loss`, `distance_to_limit` as in `layer_observables`
+    - `nearest_modes`: J of the critical point W_J nearest to W, as a mask (*batch, q)
+    - `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
+
+    Source of the last two: BRTW Prop. 32 (`deeplin.landscape.nearest_critical_point`).
+    """
+    frame = Frame.of(problem)
+    E = problem.range_basis() if problem.rank_X < problem.d_x else None
+
+    def observe(W: Tensor) -> dict[str, Tensor]:
+        near = frame.nearest(W)
+        error = W - limit if E is None else (W - limit) @ E
+        return {
+            "loss": problem.loss(W),
+            "excess_loss": problem.loss_difference(W, limit),
+            "distance_to_limit": torch.linalg.matrix_norm(error),
+            "nearest_modes": near.modes,
+            "nearest_distance": near.distance,
+        }
+
+    def in_blocks(W: Tensor) -> dict[str, Tensor]:
+        if W.ndim != 3:
+            return observe(W)
+        blocks = [observe(block) for block in W.split(max(1, _BLOCK // limit.numel()))]
+        return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+
+    return in_blocks
+
+
+def flow_observables(
+    flow: Any,
+    problem: LeastSquares,
+    limit: Float[Tensor, "d_y d_x"],
+    y0: Sequence[Tensor],
+) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+    """The function (t, state) -> observables of any flow of W, under `layer_observables`' names.
+
+    `gradient_norm` is that of the flow's own metric, which for balanced layers is the layers';
+    `balancedness_gap` the largest drift of a conserved quantity where there are no layers. And
+    `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0.
+    """
+    start = flow.conserved(y0)
+    layers, seen_of = layer_observables(problem, limit), _matrix_observables(problem, limit)
+
+    def observe(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
+        conserved, drift = flow.conserved(y), {}
+        for name, value in conserved.items():
+            change = (value - start[name]).unsqueeze(-1).flatten(y[0].ndim - 2)
+            drift[f"drift_{name}"] = torch.linalg.vector_norm(change, dim=-1)
+        if isinstance(flow, LayerFlow):
+            return layers(t, y) | drift
+        W = flow.end_to_end(y)
+        return {
+            **seen_of(W),
+            "gradient_norm": flow.gradient_norm(y),
+            "balancedness_gap": torch.stack(list(drift.values())).amax(0),
+            "singular_values": flow.singular_values(y),
+            "rank": flow.rank(y),
+        } | drift
+
+    return observe
+
+
+def with_factors(
+    observe: Callable[[float, Sequence[Tensor]], dict[str, Tensor]], flow: Any
+) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+    """The same observables, and W(t) as `left` (*batch, d_y, k) times `right` (*batch, k, d_x).
+
+    Layers are split at their narrowest width k; other states give UΣ and Vᵀ for the end-to-end
+    flow, W and the identity for the rest.
+    """
+
+    def factors(y: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if isinstance(flow, LayerFlow) and len(y) > 1:
+            p = min(range(1, len(y)), key=lambda j: y[j - 1].shape[-2])
+            return end_to_end(y[p:]), end_to_end(y[:p])
+        if isinstance(flow, EndToEndFlow):
+            U, log_s, V = y
+            return U * log_s.exp()[..., None, :], V.mT
+        W = flow.end_to_end(tuple(y))
+        return W, torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+
+    def observe_all(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
+        left, right = factors(y)
+        return observe(t, y) | {"left": left, "right": right}
+
+    return observe_all

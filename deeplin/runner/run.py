@@ -1,0 +1,274 @@
+"""From a configuration to a run: build the objects, drive them, judge the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+
+from deeplin.flows import LayerFlow
+from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
+from deeplin.loop import Every, GradientNormBelow, History, Result, Stagnation, Stop, drive
+from deeplin.runner import figures
+from deeplin.runner.build import Experiment, build, flatten
+from deeplin.runner.folder import (
+    TIME_UNIT,
+    Checkpointer,
+    Interruption,
+    Progress,
+    RunFolder,
+    TensorBoardLog,
+    provenance,
+)
+from deeplin.runner.verdict import Verdict, judge
+
+__all__ = ["RESUMABLE", "run"]
+
+# What may differ when a run is resumed: how far it goes and what is written on the way.
+RESUMABLE = ("method.t1", "stop", "log")
+
+
+def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
+    """Run the experiment of a configuration in a folder; the process's exit status.
+
+    With `draw=False` it makes no figures, for callers that draw from many runs.
+
+    A finished run of the same configuration is reported, an unfinished one is continued: jobs are
+    idempotent. 0: ended by itself; 1: diverged; 128 + n: stopped by signal n.
+
+    Raises: ValueError, TypeError and OSError, with one sentence, for bad input.
+    """
+    files_of_run = RunFolder(folder)
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
+    _check_same_run(cfg, files_of_run)
+    saved, ended = None, None
+    if files_of_run.checkpoint.exists():
+        saved = files_of_run.load_checkpoint(cfg.device)
+        if _is_finished(saved, cfg):
+            if files_of_run.summary.exists():
+                _report_again(files_of_run)
+                return 0
+            ended = Result(*saved["result"])  # killed after its last step: only the report is due
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    experiment = build(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    files_of_run.write_text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    files_of_run.write_json("provenance.json", provenance())
+    return _drive(experiment, files_of_run, saved, ended, draw)
+
+
+# -- configuration ---------------------------------------------------------------------------------
+
+
+def _check_same_run(cfg: DictConfig, folder: RunFolder) -> None:
+    """Raise ValueError if the folder holds a run of another configuration."""
+    if not folder.config.exists():
+        return
+    stored = OmegaConf.load(folder.config)
+    assert isinstance(stored, DictConfig)
+    given, kept = flatten(cfg), flatten(stored)
+    for key in sorted(given.keys() | kept.keys()):
+        if given.get(key) != kept.get(key) and not key.startswith(RESUMABLE):
+            raise ValueError(
+                f"{folder.path} holds a run with {key}={kept.get(key)}, not {given.get(key)}; only "
+                f"{', '.join(RESUMABLE)} can change on the way: choose another folder."
+            )
+
+
+def _is_finished(saved: dict[str, Any], cfg: DictConfig) -> bool:
+    if saved["result"] is None:
+        return False
+    kind = saved["result"][0]
+    step, t, _ = saved["history"]["moments"][-1]
+    t1 = cfg.method.t1
+    if kind == "time" and isinstance(t1, (int, float)) and t1 > t * (1 + 1e-9):
+        return False
+    if kind == "steps" and (cfg.stop.max_steps is None or cfg.stop.max_steps > step):
+        return False
+    return kind != "interrupted"
+
+
+def _report_again(folder: RunFolder) -> None:
+    summary = json.loads(folder.summary.read_text())
+    print(f"{folder.path} is finished already: {summary['result']}\n{summary['verdict']}")
+
+
+# -- run -------------------------------------------------------------------------------------------
+
+
+def _drive(
+    experiment: Experiment,
+    folder: RunFolder,
+    saved: dict[str, Any] | None,
+    ended: Result | None,
+    draw: bool,
+) -> int:
+    cfg, stepper = experiment.cfg, experiment.stepper
+    history = History()
+    if saved is not None:
+        stepper.load_state_dict(saved["stepper"])
+        history = History.from_state_dict(saved["history"])
+    print(_headline(experiment, folder, resumed_at=history.t[-1] if saved else None), flush=True)
+    shown = min(cfg.log.singular_values, *experiment.network.widths)
+    log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
+    log.text("config", OmegaConf.to_yaml(cfg), "yaml")
+    log.text("provenance", json.dumps(provenance(), indent=2), "json")
+    log.text("axes", f"by_step: the number of steps. by_flow_time: t in units of {TIME_UNIT:g}.")
+    checkpointer = Checkpointer(folder, stepper, history, cfg.log.checkpoint_seconds)
+    if saved is not None:
+        checkpointer.elapsed_before = saved["seconds"]
+    progress = Progress(experiment.t1, stepper.t)
+    steps = math.ceil(experiment.t1 / stepper.dt)
+    if cfg.stop.max_steps is not None:
+        steps = min(steps, cfg.stop.max_steps)
+    with Interruption() as interruption:
+        result = ended
+        if result is None:
+            result, history = drive(
+                stepper,
+                experiment.t1,
+                record_at=Every(max(1, math.ceil(steps / cfg.log.records))),
+                observe=experiment.observe,
+                stop=_stops(cfg, experiment.t1),
+                max_steps=cfg.stop.max_steps,
+                interrupt=interruption,
+                listeners=[log, progress, checkpointer],
+                history=history,
+            )
+        progress.close()
+        if result.kind != "diverged" and ended is None:
+            checkpointer.save(result)
+        _conclude(experiment, folder, log, history, result, checkpointer.seconds, draw)
+        log.close()
+    if interruption.signal is not None:
+        return 128 + interruption.signal
+    return int(result.kind == "diverged")
+
+
+def _stops(cfg: DictConfig, t1: float) -> list[Stop]:
+    stops: list[Stop] = []
+    if cfg.stop.grad_norm is not None:
+        stops.append(GradientNormBelow(cfg.stop.grad_norm))
+    if cfg.stop.stagnation is not None:
+        stops.append(Stagnation(cfg.stop.stagnation * t1))
+    return stops
+
+
+def _title(experiment: Experiment) -> str:
+    cfg, network = experiment.cfg, experiment.network
+    repeats = f", {cfg.repeats} repeats" if cfg.repeats > 1 else ""
+    return (
+        f"{cfg.problem.name}, widths {'-'.join(map(str, network.widths))}, {cfg.init.name} start, "
+        f"{cfg.method.name} with {_steps(experiment)}{repeats}"
+    )
+
+
+def _steps(experiment: Experiment) -> str:
+    method = experiment.cfg.method
+    if "rtol" in method:
+        return f"rtol = {method.rtol:.3g}"
+    return f"dt = {experiment.stepper.dt:.3g}"
+
+
+def _headline(experiment: Experiment, folder: RunFolder, resumed_at: Any) -> str:
+    lines = [f"deeplin: {_title(experiment)}"]
+    lines += [f"  {note}" for note in experiment.notes]
+    lines.append(f"  to flow time {experiment.t1:.6g}; log in {folder.path}")
+    if resumed_at is not None:
+        lines.append(f"  resumed at t = {float(resumed_at):.6g}")
+    return "\n".join(lines)
+
+
+def _conclude(
+    experiment: Experiment,
+    folder: RunFolder,
+    log: TensorBoardLog,
+    history: History,
+    result: Result,
+    seconds: float,
+    draw: bool,
+) -> None:
+    """Figures, summary, hyperparameters and the table on the terminal."""
+    cfg, problem = experiment.cfg, experiment.data.problem
+    prediction = experiment.prediction
+    if isinstance(experiment.flow, LayerFlow) and result.kind != "diverged":
+        prediction = prediction.arrived(problem, experiment.stepper.state)
+    stochastic = cfg.method.get("batch_size") is not None
+    verdict = judge(
+        problem,
+        prediction,
+        history,
+        result,
+        seconds=seconds,
+        stochastic=stochastic,
+    )
+    if draw:
+        figure = figures.convergence(history, prediction, _title(experiment))
+        _show("convergence", figure, folder, log)
+    _report_plateaus(experiment, folder, log, history, verdict, draw)
+    folder.write_json("summary.json", verdict.summary)
+    metrics = {
+        name: value
+        for name, value in verdict.summary.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    parameters = {k: v for k, v in flatten(cfg).items() if not k.startswith("log.")}
+    log.hparams(parameters, metrics)
+    log.text("verdict", f"{verdict}\n\n{verdict.summary['verdict']}")
+    print(f"\n{verdict}\n")
+    print(f"{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
+    print(verdict.summary["verdict"])
+    images = f", or {folder.path / 'figures'}" if draw else ""
+    print(f"Look: tensorboard --logdir {folder.path.parent}{images}")
+    if result.kind == "diverged":
+        print(f"error: {result.sentence}", file=sys.stderr)
+
+
+def _show(name: str, figure: Figure, folder: RunFolder, log: TensorBoardLog) -> None:
+    image = figures.rendered(figure)
+    folder.write_image(name, image)
+    log.image(name, image)
+
+
+def _report_plateaus(
+    experiment: Experiment,
+    folder: RunFolder,
+    log: TensorBoardLog,
+    history: History,
+    verdict: Verdict,
+    draw: bool,
+) -> None:
+    """Which critical points each trajectory passed, into the summary; a figure if more than one."""
+    if "nearest_modes" not in history.records[0].observed:  # a run begun by an older version
+        return
+    records, rank = len(history.records), min(experiment.network.widths)
+    modes = history.column("nearest_modes")
+    modes = modes.reshape(records, -1, modes.shape[-1])
+    distance = history.column("nearest_distance").reshape(records, -1)
+    reports: list[list[Plateau]] = [
+        plateaus_of_modes(
+            experiment.data.problem, history.t, modes[:, i], distance[:, i], rank=rank
+        )
+        for i in range(distance.shape[1])
+    ]
+    repeats = verdict.summary.get("repeats")
+    shown = 0
+    if repeats is not None:
+        excess = torch.tensor(repeats["relative_excess_loss"])
+        shown = int(excess.abs().argmax())  # the worst trajectory, as all numbers of the summary
+        repeats["plateaus"] = [[p.as_dict() for p in report] for report in reports]
+    verdict.summary["plateaus"] = [p.as_dict() for p in reports[shown]]
+    if len(reports[shown]) > 1:
+        if draw:
+            title = _title(experiment) + (f", repeat {shown + 1}" if repeats else "")
+            figure = figures.saddle_to_saddle(history, reports[shown], title, repeat=shown)
+            _show("plateaus", figure, folder, log)
+        log.text("plateaus", plateau_table(reports[shown]))
+        print(f"\ncritical points passed:\n{plateau_table(reports[shown])}")
