@@ -381,7 +381,7 @@ def test_compress_refuses_unbalanced_layers(randn):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EndToEndFlow(None, 0.5), "real number >= 1 or math.inf; got 0.5"),
+        (lambda: EndToEndFlow(None, 0.5), "a real number >= 1 or math.inf; got depth=0.5"),
         (lambda: PQWFlow(None, 1), "integer >= 2; got 1"),
         (lambda: OjaFlow(torch.ones(2, 3)), "square matrix"),
         (lambda: OjaFlow(torch.eye(3)).init_state(torch.ones(2, 1)), "d = 3"),

@@ -19,11 +19,10 @@ from manifold_oracles import (
 
 from deeplin.geometry.coordinates import Point, project_matrix
 from deeplin.geometry.metric import (
-    core_coefficients,
+    DepthMetric,
     metric_inner,
     metric_inverse,
     metric_operator,
-    side_coefficients,
 )
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank
 
@@ -42,7 +41,7 @@ def test_closed_form_is_definition_8(m, n, r, spectrum, depth, seen):
     case = Case.build(m, n, spectrum, r=r)
     Z = randn(m, n, seed=5)
     point = exact_point(case)
-    found = metric_operator(point, project_matrix(point, Z), depth).dense(point)
+    found = metric_operator(point, project_matrix(point, Z), DepthMetric(depth)).dense(point)
     # Depth 1 of definition (8) is the identity; the family's member is its tangential part.
     wanted = case.project(Z) if depth == 1 else case.definition(Z, depth)
     seen.below(relative(found, wanted), 1e-12)
@@ -151,14 +150,14 @@ def test_metric_is_continuously_differentiable_where_singular_values_cross(depth
 def test_coefficients_are_differentiable_also_at_equal_singular_values(depth):
     for sigma in ([1.3, 1.3, 0.4], [1.0, 1.0 - 1e-12, 1e-3], [2.0, 0.5, 0.1]):
         s = torch.tensor(sigma, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda x: core_coefficients(x, depth), s, rtol=1e-5)
-        assert torch.autograd.gradcheck(lambda x: side_coefficients(x, depth), s, rtol=1e-5)
+        assert torch.autograd.gradcheck(lambda x: DepthMetric(depth).core(x), s, rtol=1e-5)
+        assert torch.autograd.gradcheck(lambda x: DepthMetric(depth).side(x), s, rtol=1e-5)
 
 
 def test_depth_infinity_is_the_limit_of_the_core_over_depth():
     sigma = torch.tensor([1.5, 1.5, 0.7, 0.01], dtype=torch.float64)
-    limit = core_coefficients(sigma, math.inf)
-    far = core_coefficients(sigma, 1e9) / 1e9
+    limit = DepthMetric(math.inf).core(sigma)
+    far = DepthMetric(1e9).core(sigma) / 1e9
     assert relative(far, limit) < 1e-7
     a, b = 1.5**2, 0.7**2
     assert limit[0, 2].item() == pytest.approx((a - b) / math.log(a / b), rel=1e-13)
@@ -186,7 +185,7 @@ def test_tiny_singular_values_lose_no_relative_accuracy(depth):
     mpmath = pytest.importorskip("mpmath")
     mpmath.mp.dps = 50
     sigma = torch.tensor([1.0, 1e-9], dtype=torch.float64)
-    found = core_coefficients(sigma, depth)
+    found = DepthMetric(depth).core(sigma)
     a, b = (mpmath.mpf(float(s)) for s in sigma)
     if math.isinf(depth):
         wanted = (a**2 - b**2) / (mpmath.log(a**2) - mpmath.log(b**2))
@@ -215,8 +214,8 @@ def test_inner_of_coordinates_is_positive_and_accurate_at_small_singular_values(
     case = Case.build(6, 5, "tail 1e-9", r=3)
     point = exact_point(case)
     tangent = project_matrix(point, randn(6, 5, seed=5))
-    inverse = metric_inverse(point, tangent, 3)
-    value = metric_inner(point, tangent, tangent, 3).item()
+    inverse = metric_inverse(point, tangent, DepthMetric(3))
+    value = metric_inner(point, tangent, tangent, DepthMetric(3)).item()
     wanted = dot(inverse.dense(point), tangent.dense(point)).item()
     seen.ratio(value, wanted, rel=1e-9)
     packed = FixedRankFactored(6, 5, 3, 3)

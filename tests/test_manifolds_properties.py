@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifold_oracles import Case, dot, randn, relative, unitary
 
-from deeplin.geometry.metric import core_coefficients, side_coefficients
+from deeplin.geometry import DepthMetric
 from deeplin.linalg import orthonormal_factor
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
 
@@ -114,14 +114,14 @@ def test_every_retraction_lands_on_the_manifold(data, depth, retraction, psd, le
 def test_coefficients_are_homogeneous_symmetric_monotone(data, depth):
     """c(tσ) = t^{2−2/N} c(σ), c = cᵀ, c_ii = N σ_i^{2−2/N} = N d_i, and c grows with σ."""
     sigma = data.draw(spectra(data.draw(st.integers(1, 5))))
-    c, d = core_coefficients(sigma, depth), side_coefficients(sigma, depth)
+    c, d = DepthMetric(depth).core(sigma), DepthMetric(depth).side(sigma)
     assert torch.equal(c, c.mT)
     assert torch.allclose(c.diagonal(), depth * d, rtol=1e-13)
     scale = 3.7
     assert torch.allclose(
-        core_coefficients(scale * sigma, depth), scale ** (2 - 2 / depth) * c, rtol=1e-12
+        DepthMetric(depth).core(scale * sigma), scale ** (2 - 2 / depth) * c, rtol=1e-12
     )
-    assert (core_coefficients(1.5 * sigma, depth) >= c * (1 - 1e-12)).all()
+    assert (DepthMetric(depth).core(1.5 * sigma) >= c * (1 - 1e-12)).all()
     assert (c > 0).all()
     if not math.isinf(depth):
         lower, upper = torch.minimum(d[:, None], d), torch.maximum(d[:, None], d)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from deeplin.flows.contract import Flow
+from deeplin.geometry.metric import Metric, as_metric
 from deeplin.linalg import graded_svd, tall_times
 
 __all__ = ["EndToEndFlow", "Factors", "egrad_products", "low_rank_factors"]
@@ -54,12 +55,8 @@ class EndToEndFlow(Flow):
     logarithmic_parts = (1,)
     normalises = True
 
-    def __init__(self, problem: Any, depth: float, *, rescaled: bool = False):
-        if not depth >= 1:
-            raise ValueError(
-                f"EndToEndFlow(depth=...) must be a real number >= 1 or math.inf; got {depth}."
-            )
-        self.problem, self.depth, self.rescaled = problem, float(depth), rescaled
+    def __init__(self, problem: Any, depth: float | Metric, *, rescaled: bool = False):
+        self.problem, self.metric, self.rescaled = problem, as_metric(depth), rescaled
 
     def init_state(self, W: Float[Tensor, "*batch m n"], rank: int | None = None) -> Factors:
         """The factors of W at the given rank, or at its numerical rank."""
@@ -68,7 +65,7 @@ class EndToEndFlow(Flow):
 
     def velocity(self, t: float, y: Factors) -> Factors:
         """(U̇, ℓ̇, V̇) at factors U, V of full column rank, orthonormal or not; autonomous."""
-        if y[1].shape[-1] == 1 and not self.rescaled and math.isfinite(self.depth):
+        if y[1].shape[-1] == 1 and not self.rescaled:
             return self._velocity_of_rank_one(y)
         U, log_s, V, A, B = _orthonormal(y, spread=1e4)  # a derivative: 1e-12 of it is enough
         M_U, M_V = self._generators(U, log_s, V)
@@ -77,49 +74,29 @@ class EndToEndFlow(Flow):
         return U_dot, growth_U + growth_V, V_dot
 
     def _velocity_of_rank_one(self, y: Factors) -> Factors:
-        """The same for k = 1, where K = (N/2) σ^{1−2/N} g and growth is N σ^{1−2/N} g."""
+        """The same for k = 1, where K = c_11 g/(2σ) and the growth is twice that."""
         a, b = (torch.linalg.vector_norm(part, dim=-2, keepdim=True) for part in (y[0], y[2]))
         U, V = y[0] / a, y[2] / b
         log_s = torch.add(y[1], (a * b)[..., 0].log())
         GV, GtU = egrad_products(self.problem, U, log_s.exp(), V)
         g = (U * GV).sum(-2, keepdim=True)
-        p = (log_s * (1 - 2 / self.depth)).exp()[..., None]
+        p, core = self.metric.growth(log_s)
         U_dot = torch.addcmul(GV, U, g, value=-1) * (a * p).neg_()
         V_dot = torch.addcmul(GtU, V, g, value=-1) * (b * p).neg_()
-        return U_dot, (p * g)[..., 0] * -self.depth, V_dot
+        return U_dot, (core * g)[..., 0] * -2, V_dot
 
     def _generators(self, U: Tensor, log_s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """M_U and M_V at orthonormal U, V."""
         GV, GtU = egrad_products(self.problem, U, log_s.exp(), V)
         g = U.mT @ GV
-        p, weights = self._core_weights(log_s)
-        if math.isinf(self.depth):
-            K = weights * g
-            M_U, M_V = tall_times(U, K), tall_times(V, K.mT)
-        else:
-            beyond = weights - p  # what the core has more than its share of GVΣ^{1−2/N}
-            M_U = tall_times(U, g * beyond).addcmul_(GV, p)
-            M_V = tall_times(V, g.mT * beyond).addcmul_(GtU, p)
+        p, weights = self.metric.growth(log_s)
+        beyond = weights - p  # what the core has more than its share of GVΣ^{1−2/N}
+        M_U = tall_times(U, g * beyond).addcmul_(GV, p)
+        M_V = tall_times(V, g.mT * beyond).addcmul_(GtU, p)
         if self.rescaled:
             scale = log_s.exp()[..., -1:, None]
             return scale * M_U, scale * M_V
         return M_U, M_V
-
-    def _core_weights(self, log_s: Tensor) -> tuple[Tensor, Tensor]:
-        """The row σ_j^{1−2/N} and the matrix (σ_i − σ_j)/(σ_i^{2/N} − σ_j^{2/N}).
-
-        This is h^{1−2/N} expm1(x)/expm1(2x/N), h = max(σ_i, σ_j) and x = log(min/max), which comes
-        from the logarithms, so that nothing cancels; N/2·h^{1−2/N} at x = 0. For N = ∞ it is
-        h expm1(x)/(2x).
-        """
-        power = 1.0 if math.isinf(self.depth) else 1 - 2 / self.depth
-        row = log_s.unsqueeze(-2)
-        p, difference = (power * row).exp(), row - row.mT
-        # At an x as small as this the quotient has its limit for x = 0 to the last digit.
-        x = torch.minimum(difference, difference.mT).clamp_(max=-1e-30)
-        divisor = 2 * x if math.isinf(self.depth) else torch.expm1(x * (2 / self.depth))
-        larger = torch.maximum if power >= 0 else torch.minimum
-        return p, larger(p, p.mT) * torch.expm1(x) / divisor
 
     def normalised(self, y: Factors, before: Factors | None = None) -> Factors:
         """The same W with orthonormal U, V and its singular values s.
@@ -189,9 +166,10 @@ class EndToEndFlow(Flow):
         if minimizer is not None:
             k = min(s.shape[-1], getattr(self.problem, "rank_Q", s.shape[-1]))
             largest = torch.maximum(largest, torch.linalg.matrix_norm(minimizer(k), 2).amax())
-        power = 2.0 if math.isinf(self.depth) else 2 - 2 / self.depth
-        factor = 1.0 if math.isinf(self.depth) else self.depth
-        rate = factor * float(largest) ** power * self.problem.curvature(self.end_to_end(y))
+        speed = torch.maximum(
+            self.metric.core(largest[None]).amax(), self.metric.side(largest[None]).amax()
+        )
+        rate = float(speed) * self.problem.curvature(self.end_to_end(y))
         if self.rescaled:
             rate *= float(largest)
         norms = [float(torch.linalg.matrix_norm(M, 2).amax()) for M in self._generators(U, y[1], V)]

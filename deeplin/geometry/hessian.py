@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_products
-from deeplin.geometry.metric import metric_operator
+from deeplin.geometry.metric import DepthMetric, Metric, metric_operator
 
 __all__ = [
     "Matrix",
@@ -63,10 +63,16 @@ def _frobenius(tangent: Tangent) -> Tensor:
 
 
 def _hessian(
-    point: Point, tangent: Tangent, G: Tangent, H: Tangent, GVp: Tensor, GhUp: Tensor, depth: float
+    point: Point,
+    tangent: Tangent,
+    G: Tangent,
+    H: Tangent,
+    GVp: Tensor,
+    GhUp: Tensor,
+    metric: Metric,
 ) -> Tangent:
     embedded = embedded_hessian(point, tangent, H, GVp, GhUp)
-    if depth == 1:
+    if metric == DepthMetric(1):
         return embedded
     size_G = (
         torch.linalg.vector_norm(GVp, dim=(-2, -1)) + torch.linalg.vector_norm(GhUp, dim=(-2, -1))
@@ -76,15 +82,15 @@ def _hessian(
     measured = _frobenius(G)
     if not bool((measured <= _CRITICAL_RTOL * scale).all()):
         raise ValueError(
-            f"ehess2rhess with depth={depth} needs a critical point, where Hess^g = 𝒜_W ∘ Hess; "
+            f"ehess2rhess with {metric} needs a critical point, where Hess^g = 𝒜_W ∘ Hess; "
             f"got a tangential gradient of norm {measured.max().item():.3g}; use depth=1, whose "
             "formula holds everywhere, or a point where the gradient vanishes."
         )
-    return metric_operator(point, embedded, depth)
+    return metric_operator(point, embedded, metric)
 
 
 def riemannian_hessian(
-    point: Point, egrad: Matrix, ehess: Matrix, tangent: Tangent, depth: float
+    point: Point, egrad: Matrix, ehess: Matrix, tangent: Tangent, metric: Metric
 ) -> Tangent:
     """Hess^g f(W)[ξ] from G = ∇f(W) and D∇f(W)[ξ].
 
@@ -99,10 +105,12 @@ def riemannian_hessian(
     G = project_products(point, egrad @ V, egrad.mH @ U)
     H = project_products(point, ehess @ V, ehess.mH @ U)
     GVp, GhUp = egrad @ tangent.Vp, egrad.mH @ tangent.Up
-    return _hessian(point, tangent, G, H, GVp, GhUp, depth)
+    return _hessian(point, tangent, G, H, GVp, GhUp, metric)
 
 
-def hessian_vector_product(point: Point, loss: PairLoss, tangent: Tangent, depth: float) -> Tangent:
+def hessian_vector_product(
+    point: Point, loss: PairLoss, tangent: Tangent, metric: Metric
+) -> Tangent:
     """Hess^g f(W)[ξ] by autograd, for f given as loss(A, B) = f(A Bᴴ).
 
     The loss is taped at A = [US+K, U, K', U_p], B = [V, L, V_p, L'] with K = L = K' = L' = 0, whose
@@ -135,4 +143,4 @@ def hessian_vector_product(point: Point, loss: PairLoss, tangent: Tangent, depth
     HhU = torch.zeros_like(L) if HhU is None else HhU
     G = project_products(point, GV.detach(), GhU.detach())
     H = project_products(point, HV.detach(), HhU.detach())
-    return _hessian(point, tangent, G, H, GVp.detach(), GhUp.detach(), depth)
+    return _hessian(point, tangent, G, H, GVp.detach(), GhUp.detach(), metric)

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_products
-from deeplin.geometry.metric import core_coefficients, side_coefficients
+from deeplin.geometry.metric import DepthMetric, Metric
 from deeplin.linalg import hermitian_part, orthonormal_factor
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step
 
@@ -43,7 +44,7 @@ _HALVINGS = 60
 Step = tuple[Point, Tensor]
 
 
-def validate_retraction(retraction: str, depth: float) -> str:
+def validate_retraction(retraction: str, metric: Metric) -> str:
     """The retraction's name as given, when it exists and is defined for the depth.
 
     Raises: ValueError otherwise.
@@ -53,7 +54,9 @@ def validate_retraction(retraction: str, depth: float) -> str:
             f"retraction must be one of {', '.join(map(repr, RETRACTIONS))}; got {retraction!r}; "
             'write retraction="svd".'
         )
-    if retraction == "layers" and not (depth >= 2 and float(depth).is_integer()):
+    depth = metric.depth if isinstance(metric, DepthMetric) else metric
+    integer = isinstance(depth, int | float) and float(depth).is_integer()
+    if retraction == "layers" and not (integer and depth >= 2):
         raise ValueError(
             "retraction='layers' is the product of depth layers and needs an integer depth >= 2 "
             f"(one layer alone does not keep the rank); got depth={depth}; write retraction='svd'."
@@ -71,7 +74,7 @@ def _keeps_rank(values: Tensor, point: Point, tangent: Tangent) -> Tensor:
     return (values.amin(-1) > floor) & torch.isfinite(values).all(-1)
 
 
-def svd_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
+def svd_step(point: Point, tangent: Tangent) -> Step:
     """The nearest rank-r matrix to W + ξ; at a Hermitian point the nearest rank-r PSD matrix.
 
     By `truncation.tangent_step`, from products with r columns and r×r solves; QR of [U U_p] and an
@@ -106,7 +109,7 @@ def _zero_unless_finite(core: Tensor) -> Tensor:
     return torch.where(finite, core, torch.zeros_like(core))
 
 
-def orthographic_step(point: Point, tangent: Tangent, depth: float = 1) -> Step:
+def orthographic_step(point: Point, tangent: Tangent) -> Step:
     """The rank-r matrix whose difference to W + ξ is normal at W.
 
     With T = S + M: R(ξ) = (U + U_p T⁻¹) T (V + V_p T⁻ᴴ)ᴴ, that is W + ξ + U_p T⁻¹ V_pᴴ. No SVD and
@@ -157,13 +160,14 @@ def layers_step(point: Point, tangent: Tangent, depth: float) -> Step:
     Cost: O((m + n) r² + N r³).
     Raises: ValueError unless the depth is an integer ≥ 2.
     """
-    validate_retraction("layers", depth)
+    metric = DepthMetric(depth)
+    validate_retraction("layers", metric)
     N = int(depth)
     P, sigma, Q = point.spectrum
-    B = (P.mH @ tangent.M @ Q) / core_coefficients(sigma, depth)
+    B = (P.mH @ tangent.M @ Q) / metric.core(sigma)
     root = sigma ** (1 / N)
     start = sigma ** (1 - 1 / N)
-    side = start / side_coefficients(sigma, depth)  # Σ^{−(2−2/N)} Σ^{1−1/N}
+    side = start / metric.side(sigma)  # Σ^{−(2−2/N)} Σ^{1−1/N}
 
     def end(basis: Tensor, core: Tensor, perpendicular: Tensor) -> tuple[Tensor, Tensor]:
         layer = basis @ (torch.diag_embed(root).to(core.dtype) + core * start[..., None, :])
@@ -183,11 +187,11 @@ def layers_step(point: Point, tangent: Tangent, depth: float) -> Step:
     return Point(U, S, V), _keeps_rank(values, point, tangent)
 
 
-_STEPS: dict[str, Callable[[Point, Tangent, float], Step]] = {
-    "svd": svd_step,
-    "orthographic": orthographic_step,
-    "layers": layers_step,
-}
+def step_of(retraction: str, metric: Metric) -> Callable[[Point, Tangent], Step]:
+    """The step function of a retraction that is valid for the metric."""
+    if retraction == "layers" and isinstance(metric, DepthMetric):
+        return partial(layers_step, depth=metric.depth)
+    return {"svd": svd_step, "orthographic": orthographic_step}[retraction]
 
 
 def _finite(tangent: Tangent) -> Tensor:
@@ -199,7 +203,7 @@ def _finite(tangent: Tangent) -> Tensor:
     return (checks[0] & checks[1] & checks[2])[..., None, None]
 
 
-def retract(point: Point, tangent: Tangent, retraction: str, depth: float) -> Point:
+def retract(point: Point, tangent: Tangent, retraction: str, metric: Metric) -> Point:
     """R_W(ξ), or R_W(ξ/2^k) with the least k for which that has rank r.
 
     A step that lands on a matrix of lower rank (numerically: σ_r below r·ε‖W‖), or at a Hermitian
@@ -210,7 +214,7 @@ def retract(point: Point, tangent: Tangent, retraction: str, depth: float) -> Po
     Raises: RuntimeError when no halving helps, which means that the starting point is off the
         manifold.
     """
-    step = _STEPS[retraction]
+    step = step_of(retraction, metric)
     finite = _finite(tangent)
     if not bool(finite.all()):
         warnings.warn(
@@ -224,14 +228,14 @@ def retract(point: Point, tangent: Tangent, retraction: str, depth: float) -> Po
         ]
         Vp = torch.where(finite, tangent.Vp, torch.zeros_like(tangent.Vp))
         tangent = Tangent(zeroed[0], zeroed[1], zeroed[1] if point.hermitian else Vp)
-    new, kept = step(point, tangent, depth)
+    new, kept = step(point, tangent)
     factor = torch.ones_like(kept, dtype=new.S.real.dtype)
     for halving in range(_HALVINGS):
         if bool(kept.all()):
             return new
         last = halving == _HALVINGS - 1
         factor = torch.where(kept, factor, 0 * factor if last else factor / 2)
-        new, kept = step(point, tangent.scaled(factor[..., None, None]), depth)
+        new, kept = step(point, tangent.scaled(factor[..., None, None]))
     if bool(kept.all()):
         return new
     raise RuntimeError(

@@ -9,7 +9,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_packed
-from deeplin.geometry.metric import gradient_from_partials, metric_operator
+from deeplin.geometry.metric import Metric, gradient_from_partials, metric_operator
 from deeplin.linalg import hermitian_part, orthonormal_factor
 from deeplin.manifolds.low_rank import LowRankManifold
 
@@ -31,7 +31,7 @@ class FactoredManifold(LowRankManifold):
       depth, gauge and σ_r. ``unpack_tensor`` then returns detached factors.
     """
 
-    def __init__(self, rank: int, depth: float, retraction: str, gradient: str) -> None:
+    def __init__(self, rank: int, depth: float | Metric, retraction: str, gradient: str) -> None:
         super().__init__(rank, depth, retraction)
         if gradient not in GRADIENTS:
             raise ValueError(
@@ -63,9 +63,9 @@ class FactoredManifold(LowRankManifold):
 
     def _gradient(self, point: Point, u: Tensor) -> Tangent:
         if self.gradient == "taped":
-            return metric_operator(point, self._tangent(point, u), self.depth)
+            return metric_operator(point, self._tangent(point, u), self.metric)
         dU, dS, dV = self._split(u)
-        return gradient_from_partials(point, dU, dV, dS, self.depth)
+        return gradient_from_partials(point, dU, dV, dS, self.metric)
 
     def factor_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Factors A, B with W = A Bᴴ, to write a loss with; q = r columns, or 2r when taped.

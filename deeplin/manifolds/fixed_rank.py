@@ -9,7 +9,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_matrix
-from deeplin.geometry.metric import metric_operator
+from deeplin.geometry.metric import Metric, metric_operator
 from deeplin.manifolds.low_rank import LowRankManifold
 
 __all__ = ["FixedRank"]
@@ -45,7 +45,7 @@ class FixedRank(LowRankManifold):
 
     name = "FixedRank"
 
-    def __init__(self, rank: int, depth: float = 2, retraction: str = "svd") -> None:
+    def __init__(self, rank: int, depth: float | Metric = 2, retraction: str = "svd") -> None:
         super().__init__(rank, depth, retraction)
 
     def _point(self, x: Inexact[Tensor, "*batch m n"]) -> Point:
@@ -64,7 +64,7 @@ class FixedRank(LowRankManifold):
         return tangent.dense(point)
 
     def _gradient(self, point: Point, u: Tensor) -> Tangent:
-        return metric_operator(point, self._tangent(point, u), self.depth)
+        return metric_operator(point, self._tangent(point, u), self.metric)
 
     def projx(self, x: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
         """The nearest matrix of rank r.

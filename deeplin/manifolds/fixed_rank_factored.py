@@ -9,6 +9,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point
+from deeplin.geometry.metric import Metric
 from deeplin.manifolds.factored import FactoredManifold
 
 __all__ = ["FixedRankFactored"]
@@ -52,7 +53,7 @@ class FixedRankFactored(FactoredManifold):
         m: int,
         n: int,
         rank: int,
-        depth: float = 2,
+        depth: float | Metric = 2,
         retraction: str = "svd",
         *,
         gradient: str = "partials",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deeplin.geometry import hessian, metric, retractions
 from deeplin.geometry.coordinates import Point, Tangent, transport
+from deeplin.geometry.metric import Metric
 from deeplin.geometry.points import origin_point, random_point
 
 __all__ = ["LowRankManifold"]
@@ -37,15 +38,16 @@ class LowRankManifold(Manifold):
     reversible = False
     _hermitian = False
 
-    def __init__(self, rank: int, depth: float, retraction: str) -> None:
+    def __init__(self, rank: int, depth: float | Metric, retraction: str) -> None:
         super().__init__()
         if isinstance(rank, bool) or not isinstance(rank, int):
             raise TypeError(f"{self.name}(rank=...) must be an int; got {rank!r}; write rank=2.")
         if rank < 1:
             raise ValueError(f"{self.name}(rank=...) must satisfy rank >= 1; got rank={rank}.")
         self.rank = rank
-        self.depth = metric.validate_depth(depth)
-        self.retraction = retractions.validate_retraction(retraction, depth)
+        self.metric = metric.as_metric(depth)
+        self.depth = depth
+        self.retraction = retractions.validate_retraction(retraction, self.metric)
 
     # What a subclass supplies ---------------------------------------------------------------------
 
@@ -95,7 +97,7 @@ class LowRankManifold(Manifold):
         point = self._point(x)
         first = self._tangent(point, u)
         second = first if v is None else self._tangent(point, v)
-        value = metric.metric_inner(point, first, second, self.depth)
+        value = metric.metric_inner(point, first, second, self.metric)
         return value[..., None, None] if keepdim else value
 
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
@@ -110,7 +112,7 @@ class LowRankManifold(Manifold):
         Source: BRTW (8).
         """
         point = self._point(x)
-        operated = metric.metric_operator(point, self._tangent(point, Z), self.depth)
+        operated = metric.metric_operator(point, self._tangent(point, Z), self.metric)
         return self._store_tangent(point, operated)
 
     def metric_inverse(self, x: Tensor, u: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ class LowRankManifold(Manifold):
         Raises: ValueError where depth ∞ is no metric.
         """
         point = self._point(x)
-        inverse = metric.metric_inverse(point, self._tangent(point, u), self.depth)
+        inverse = metric.metric_inverse(point, self._tangent(point, u), self.metric)
         return self._store_tangent(point, inverse)
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
@@ -154,7 +156,7 @@ class LowRankManifold(Manifold):
         """
         point = self._point(x)
         tangent = self._tangent(point, u)
-        return self._store_point(retractions.retract(point, tangent, self.retraction, self.depth))
+        return self._store_point(retractions.retract(point, tangent, self.retraction, self.metric))
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """Falls back to ``retr``: the geodesics of this metric have no closed form.
@@ -195,7 +197,7 @@ class LowRankManifold(Manifold):
         """
         point = self._point(x)
         tangent = self._tangent(point, u)
-        result = hessian.riemannian_hessian(point, egrad, ehess, tangent, self.depth)
+        result = hessian.riemannian_hessian(point, egrad, ehess, tangent, self.metric)
         return self._store_tangent(point, result)
 
     def hessian_vector_product(self, x: Tensor, loss: hessian.PairLoss, u: Tensor) -> Tensor:
@@ -208,7 +210,7 @@ class LowRankManifold(Manifold):
         """
         point = self._point(x)
         tangent = self._tangent(point, u)
-        result = hessian.hessian_vector_product(point, loss, tangent, self.depth)
+        result = hessian.hessian_vector_product(point, loss, tangent, self.metric)
         return self._store_tangent(point, result)
 
     # Points ---------------------------------------------------------------------------------------

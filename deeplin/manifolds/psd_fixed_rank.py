@@ -9,7 +9,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_matrix
-from deeplin.geometry.metric import metric_operator
+from deeplin.geometry.metric import Metric, metric_operator
 from deeplin.linalg import hermitian_part
 from deeplin.manifolds.low_rank import LowRankManifold
 
@@ -38,7 +38,7 @@ class PSDFixedRank(LowRankManifold):
     name = "PSDFixedRank"
     _hermitian = True
 
-    def __init__(self, rank: int, depth: float = 2, retraction: str = "svd") -> None:
+    def __init__(self, rank: int, depth: float | Metric = 2, retraction: str = "svd") -> None:
         super().__init__(rank, depth, retraction)
 
     def _point(self, x: Inexact[Tensor, "*batch n n"]) -> Point:
@@ -58,7 +58,7 @@ class PSDFixedRank(LowRankManifold):
         return hermitian_part(tangent.dense(point))
 
     def _gradient(self, point: Point, u: Tensor) -> Tangent:
-        return metric_operator(point, self._tangent(point, u), self.depth)
+        return metric_operator(point, self._tangent(point, u), self.metric)
 
     def projx(self, x: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
         """The nearest positive semidefinite matrix of rank r to the Hermitian part of x.

@@ -9,6 +9,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point
+from deeplin.geometry.metric import Metric
 from deeplin.linalg import hermitian_part
 from deeplin.manifolds.factored import FactoredManifold
 
@@ -41,7 +42,7 @@ class PSDFixedRankFactored(FactoredManifold):
         self,
         n: int,
         rank: int,
-        depth: float = 2,
+        depth: float | Metric = 2,
         retraction: str = "svd",
         *,
         gradient: str = "partials",
