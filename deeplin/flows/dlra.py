@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from deeplin.flows.contract import TangentFlow
-from deeplin.flows.end_to_end import low_rank_factors
+from deeplin.geometry.points import low_rank_factors
 from deeplin.linalg import plus_tall_times
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from deeplin.flows.contract import Flow
 from deeplin.geometry.metric import Metric, as_metric
+from deeplin.geometry.points import low_rank_factors
 from deeplin.linalg import graded_svd, tall_times
 
-__all__ = ["EndToEndFlow", "Factors", "egrad_products", "low_rank_factors"]
+__all__ = ["EndToEndFlow", "Factors", "egrad_products"]
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -185,26 +186,6 @@ def egrad_products(
         return products(U, s, V)
     G = problem.egrad((U * s[..., None, :]) @ V.mT)
     return G @ V, G.mT @ U
-
-
-def low_rank_factors(W: Float[Tensor, "*batch m n"], rank: int | None) -> Factors:
-    """(U, s, V) of the best approximation of W of the given rank, by default its numerical rank.
-
-    Raises: ValueError if rank is not 1 <= rank <= min(m, n), or W has fewer singular values above
-    round-off.
-    """
-    U, s, Vh = torch.linalg.svd(W, full_matrices=False)
-    noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
-    ranks = (s > noise).sum(-1)
-    k = int(ranks.max()) if rank is None else rank
-    if not 1 <= k <= s.shape[-1]:
-        raise ValueError(f"rank must satisfy 1 <= rank <= min(m, n) = {s.shape[-1]}; got rank={k}.")
-    if int(ranks.min()) < k:
-        raise ValueError(
-            f"W(0) must have rank {k}; its numerical rank is {int(ranks.min())}: give that as rank."
-        )
-    # Column by column in memory, the layout of `tall_times`.
-    return U[..., :k].mT.contiguous().mT, s[..., :k].contiguous(), Vh[..., :k, :].contiguous().mT
 
 
 def _orthonormal(y: Factors, spread: float = 1e2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

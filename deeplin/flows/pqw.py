@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.flows.contract import Flow
-from deeplin.flows.end_to_end import low_rank_factors
+from deeplin.geometry.points import low_rank_factors
 
 __all__ = ["PQWFlow"]
 

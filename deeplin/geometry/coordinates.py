@@ -59,12 +59,12 @@ class Tangent:
     At a Hermitian point M is Hermitian and ``Vp is Up``. The Frobenius product of two of them is
     the sum of those of their coordinates (U_p counted twice in the Hermitian case).
 
-    Shapes: M (*batch, r, r), Up (*batch, m, r), Vp (*batch, n, r).
+    Shapes: M (*batch, r, r), Up (*batch, m, r), Vp (*batch, n, r); batches broadcast.
     """
 
-    M: Inexact[Tensor, "*batch r r"]
-    Up: Inexact[Tensor, "*batch m r"]
-    Vp: Inexact[Tensor, "*batch n r"]
+    M: Inexact[Tensor, "*#batch r r"]
+    Up: Inexact[Tensor, "*#batch m r"]
+    Vp: Inexact[Tensor, "*#batch n r"]
 
     def scaled(self, factor: Tensor | float) -> Tangent:
         """The vector times a number, or times one number per matrix of the batch."""

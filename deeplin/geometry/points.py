@@ -1,16 +1,17 @@
-"""Points to start from: a random one, and a fixed one, in factored coordinates."""
+"""Points in factored coordinates: a random one, a fixed one, those of a dense matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point
-from deeplin.linalg import random_orthogonal
+from deeplin.linalg import hermitian_part, random_orthogonal
 
-__all__ = ["origin_point", "random_point"]
+__all__ = ["low_rank_factors", "nearest_point", "origin_point", "random_point"]
 
 
 def random_point(
@@ -66,3 +67,49 @@ def origin_point(
 
     U = frame(m)
     return Point(U, frame(rank), U if hermitian else frame(n))
+
+
+def nearest_point(W: Inexact[Tensor, "*batch m n"], rank: int, *, hermitian: bool = False) -> Point:
+    """The matrix of the given rank nearest to W, with S diagonal and descending.
+
+    Hermitian: the r largest *algebraic* eigenvalues of ½(W + Wᴴ), so that the point is the nearest
+    positive semidefinite one if r of them are positive. W enters detached.
+
+    Source: HLZ Definition 2.3 (Eckart, Young); Hermitian: HLZ §5.
+    Cost: an SVD, O(m n min(m, n)), or an eigendecomposition.
+    """
+    if hermitian:
+        values, vectors = torch.linalg.eigh(hermitian_part(W.detach()))
+        U = vectors[..., -rank:].flip(-1)
+        return Point(U, torch.diag_embed(values[..., -rank:].flip(-1)).to(U.dtype), U)
+    U, sigma, Vh = torch.linalg.svd(W.detach(), full_matrices=False)
+    S = torch.diag_embed(sigma[..., :rank]).to(U.dtype)
+    return Point(U[..., :rank], S, Vh[..., :rank, :].mH)
+
+
+def low_rank_factors(
+    W: Inexact[Tensor, "*batch m n"], rank: int | None = None
+) -> tuple[Inexact[Tensor, "*batch m k"], Float[Tensor, "*batch k"], Inexact[Tensor, "*batch n k"]]:
+    """(U, s, V), W ≈ U diag(s) Vᴴ: a start of the given rank k, by default W's numerical rank.
+
+    The best approximation of rank k, of a W that has at least that rank: a start is never filled
+    up with singular vectors of round-off.
+
+    Source: HLZ Definition 2.3 (Eckart, Young).
+    Shapes: U, V column by column in memory, the layout of `linalg.tall_times`.
+    Cost: an SVD, O(m n min(m, n)).
+    Raises: ValueError if rank is not 1 <= rank <= min(m, n), or W has fewer singular values above
+        round-off.
+    """
+    U, s, Vh = torch.linalg.svd(W, full_matrices=False)
+    noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
+    ranks = (s > noise).sum(-1)
+    k = int(ranks.max()) if rank is None else rank
+    if not 1 <= k <= s.shape[-1]:
+        raise ValueError(f"rank must satisfy 1 <= rank <= min(m, n) = {s.shape[-1]}; got rank={k}.")
+    if int(ranks.min()) < k:
+        raise ValueError(
+            f"W(0) must have rank {k}; its numerical rank is {int(ranks.min())}: give that as rank."
+        )
+    V = Vh[..., :k, :].conj().resolve_conj().contiguous().mT
+    return U[..., :k].mT.contiguous().mT, s[..., :k].contiguous(), V

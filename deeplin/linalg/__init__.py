@@ -1,18 +1,15 @@
 """Pure functions on matrices: products, powers, orthonormal factors, graded SVDs, truncation."""
 
 from deeplin.linalg.graded import graded_svd
-from deeplin.linalg.matrices import (
+from deeplin.linalg.hermitian import hermitian_part, psd_power
+from deeplin.linalg.orthonormal import orthonormal_factor, random_orthogonal
+from deeplin.linalg.powers import expm1_ratio, power_divided_difference
+from deeplin.linalg.products import (
     batch_last,
     chain,
-    expm1_ratio,
-    hermitian_part,
     matmul,
-    orthonormal_factor,
     plus_tall_times,
-    power_divided_difference,
     product_svdvals,
-    psd_power,
-    random_orthogonal,
     tall_times,
 )
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Inexact
 from torch import Tensor
 
-from deeplin.linalg.matrices import hermitian_part, plus_tall_times, tall_times
+from deeplin.linalg.hermitian import hermitian_part
+from deeplin.linalg.products import plus_tall_times, tall_times
 
 __all__ = ["psd_tangent_step", "tangent_step"]
 

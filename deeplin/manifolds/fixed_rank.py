@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_matrix
 from deeplin.geometry.metric import Metric, metric_operator
+from deeplin.geometry.points import nearest_point
 from deeplin.manifolds.low_rank import LowRankManifold
 
 __all__ = ["FixedRank"]
@@ -49,10 +50,7 @@ class FixedRank(LowRankManifold):
         super().__init__(rank, depth, retraction)
 
     def _point(self, x: Inexact[Tensor, "*batch m n"]) -> Point:
-        U, sigma, Vh = torch.linalg.svd(x.detach(), full_matrices=False)
-        r = self.rank
-        S = torch.diag_embed(sigma[..., :r]).to(U.dtype)
-        return Point(U[..., :r], S, Vh[..., :r, :].mH)
+        return nearest_point(x, self.rank)
 
     def _tangent(self, point: Point, u: Tensor) -> Tangent:
         return project_matrix(point, u)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_matrix
 from deeplin.geometry.metric import Metric, metric_operator
+from deeplin.geometry.points import nearest_point
 from deeplin.linalg import hermitian_part
 from deeplin.manifolds.low_rank import LowRankManifold
 
@@ -42,11 +43,7 @@ class PSDFixedRank(LowRankManifold):
         super().__init__(rank, depth, retraction)
 
     def _point(self, x: Inexact[Tensor, "*batch n n"]) -> Point:
-        eigenvalues, vectors = torch.linalg.eigh(hermitian_part(x.detach()))
-        r = self.rank
-        U = vectors[..., -r:].flip(-1)
-        S = torch.diag_embed(eigenvalues[..., -r:].flip(-1)).to(U.dtype)
-        return Point(U, S, U)
+        return nearest_point(x, self.rank, hermitian=True)
 
     def _tangent(self, point: Point, u: Tensor) -> Tangent:
         return project_matrix(point, u)
