@@ -25,8 +25,7 @@ from pathlib import Path
 from reproduction import SUBJECTS, Claim, Subject, brtw_limits, brtw_rates, brtw_special, hlz
 from reproduction.ledger import failures as failing
 from reproduction.ledger import gathered, ledger
-from reproduction.ledger import main as print_ledger
-from reproduction.ledger_text import summary
+from reproduction.ledger_text import show, summary
 from reproduction.report import Chapter, Report, headline, save_figure, verdict_of, work_of
 from reproduction.runs import Run, compositions, execute, finished_runs, folder_of, workers
 from tqdm import tqdm
@@ -38,20 +37,20 @@ PAPERS = (brtw_limits, brtw_special, brtw_rates, hlz)  # imported, so registered
 
 
 def selected(names: Sequence[str]) -> list[Subject]:
-    """The subjects of the given names or papers; all without names.
+    """The subjects of the given names or groups (brtw, hlz); all without names.
 
     Raises: ValueError for a name that is none of them.
     """
+    known = sorted(SUBJECTS.items())
+    if not names:
+        return [s for _, s in known]
     chosen = []
-    for name in names or ["brtw", "hlz"]:
-        found = [
-            s for key, s in sorted(SUBJECTS.items()) if key == name or key.startswith(f"{name}/")
-        ]
+    for name in names:
+        found = [s for key, s in known if key == name or key.startswith(f"{name}/")]
         if not found:
-            raise ValueError(
-                f"there is no experiment {name}; choose among brtw, hlz, ledger, "
-                f"{', '.join(sorted(SUBJECTS))}."
-            )
+            groups = dict.fromkeys(key.partition("/")[0] for key, _ in known)
+            choices = [*groups, "ledger", *(key for key, _ in known)]
+            raise ValueError(f"there is no experiment {name}; choose among {', '.join(choices)}.")
         chosen += [s for s in found if s not in chosen]
     return chosen
 
@@ -80,7 +79,7 @@ def chapter(name: str, folders: Sequence[Path], folder: Path, quick: bool) -> Ch
 def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Path) -> int:
     """Run, draw, judge, report; the exit status. A run of everything has the ledger, too."""
     start, jobs = time.monotonic(), root / "jobs"
-    partial = len(subjects) < len(SUBJECTS)
+    partial = {s.name for s in subjects} < set(SUBJECTS)
     with workers(processes) as pool:
         plan = {s.name: compositions(s.name, s.quick if quick else None) for s in subjects}
         failures = execute([cfg for all_of in plan.values() for cfg in all_of], jobs, pool)
@@ -136,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:16}{subject.title}")
         return 0
     if options.names == ["ledger"]:
-        return print_ledger(gathered(last_claims(options.root)))
+        return show(gathered(last_claims(options.root)))
     try:
         subjects = selected(options.names)
     except ValueError as error:

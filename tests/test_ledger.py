@@ -9,13 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from reproduction import ledger as book
+from reproduction import ledger_text
+from reproduction.statements import PAPERS, STATEMENTS, Statement
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from reproduction import ledger as book  # noqa: E402
-from reproduction import ledger_text  # noqa: E402
-from reproduction.statements import PAPERS, STATEMENTS, Statement  # noqa: E402
 
 
 def claims_of_experiments():
@@ -204,11 +202,11 @@ def test_results_are_kept_until_a_source_changes(tmp_path, monkeypatch):
 
 def test_exit_status(monkeypatch, capsys):
     monkeypatch.setattr(book, "run_tests", lambda fresh: {})
-    assert book.main() == 0
+    assert ledger_text.show() == 0
     out = capsys.readouterr().out
     assert "nor a reason: BRTW Definition 1" in out
     monkeypatch.setattr(book, "run_tests", lambda fresh: {"BRTW Lemma 7": RESULTS["BRTW Lemma 2"]})
-    assert book.main() == 1
+    assert ledger_text.show() == 1
 
 
 MARKED = """

@@ -2,22 +2,18 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
-from runner import ROOT, train
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
 import reproduce
-from reproduction import SUBJECTS, Claim
+from omegaconf import OmegaConf
+from reproduction import SUBJECTS, Claim, Subject
 from reproduction.brtw_limits import rate_claim
 from reproduction.hlz import gradient_norm, slopes
 from reproduction.report import headline, verdict_of
 from reproduction.runs import compositions, execute, finished, folder_of
+from runner import ROOT, train
 
 FILES = sorted((ROOT / "conf" / "experiment").glob("*/*.yaml"))
 # Runs that the configurations must make at the papers' sizes: how many, N and d among them.
@@ -106,6 +102,19 @@ def test_a_run_that_cannot_be_made_is_a_sentence(tmp_path):
     cfg.network.rank = 9
     (sentence,) = execute([cfg], tmp_path)
     assert "rank must satisfy" in sentence
+
+
+def test_one_more_subject_keeps_the_ledger_in_the_full_report(tmp_path, monkeypatch):
+    """Everything that is registered is everything, of whatever paper; one less is a part."""
+    more = Subject("ours/new", "One more figure", lambda runs: None, lambda runs, others: [])
+    monkeypatch.setitem(SUBJECTS, more.name, more)
+    monkeypatch.setattr(reproduce, "compositions", lambda name, changes: [])
+    monkeypatch.setattr(reproduce, "ledger", lambda verdicts: [])
+    for names, whole in (([], True), (["brtw", "hlz"], False), (["ours", "brtw", "hlz"], True)):
+        root = tmp_path / "-".join(["all", *names])
+        assert reproduce.main([*names, "--processes", "1", "--root", str(root)]) == 0
+        (saved,) = root.glob("*/claims.json")
+        assert json.loads(saved.read_text())["whole"] is whole, names
 
 
 def test_unknown_names(capsys):

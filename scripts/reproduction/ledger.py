@@ -2,7 +2,7 @@
 
 `ledger()` runs the tests that carry `@pytest.mark.statement(...)`, unless the result of the same
 sources is at hand, and joins them with the list of statements and with the verdicts of the
-experiments. `main()` prints it.
+experiments; `ledger_text` shows it.
 """
 
 from __future__ import annotations
@@ -243,14 +243,3 @@ def missing(rows: Iterable[Row]) -> list[str]:
 
 def failures(rows: Iterable[Row]) -> list[str]:
     return [row.source for row in rows if row.verdict == "fails"]
-
-
-def main(verdicts: Verdicts | None = None, *, fresh: bool = False) -> int:
-    """Prints the ledger; 1 if a statement fails."""
-    from reproduction.ledger_text import summary, text
-
-    rows = ledger(verdicts, fresh=fresh)
-    print(text(rows))
-    print()
-    print(summary(rows))
-    return 1 if failures(rows) else 0

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby, zip_longest
 
-from reproduction.ledger import Row, failures, missing
+from reproduction.ledger import Row, Verdicts, failures, ledger, missing
 
 TITLES = {
     "BRTW": "Bah, Rauhut, Terstiege, Westdickenberg (2020)",
@@ -133,3 +133,12 @@ def summary(rows: Sequence[Row]) -> str:
         "“holds” says that none of them contradicts."
     )
     return "\n".join(lines)
+
+
+def show(verdicts: Verdicts | None = None, *, fresh: bool = False) -> int:
+    """Prints the ledger; 1 if a statement fails."""
+    rows = ledger(verdicts, fresh=fresh)
+    print(text(rows))
+    print()
+    print(summary(rows))
+    return 1 if failures(rows) else 0
