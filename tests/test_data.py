@@ -62,10 +62,11 @@ def test_teacher_data(generator, seen):
     assert problem.rank_Q == 2
     seen.below(problem.optimal_loss(2), 1e-25)
     # Outside Kawaguchi's hypotheses (BRTW Theorem 31), and without a saddle on M_r.
-    rank, points = torch.linalg.matrix_rank(problem.B, rtol=1e-9), problem.critical_points(2)
+    rank = torch.linalg.matrix_rank(problem.B, rtol=1e-9)
+    points = list(problem.optimum.critical_points(2))
     seen.number("rank XYᵀ, where Theorem 31 asks for d_y = 20", rank)
-    seen.number("critical points on M_r", len(list(points)))
-    assert (int(rank), len(list(problem.critical_points(2)))) == (2, 1)
+    seen.number("critical points on M_r", len(points))
+    assert (int(rank), len(points)) == (2, 1)
     torch.testing.assert_close(source.x @ problem.minimizer(2).mT, source.y)
 
 

@@ -58,7 +58,7 @@ def test_autoencoder_rate_has_a_closed_form_at_any_depth(randn, depth, seen):
 @pytest.mark.statement("BRTW Prop. 33")
 def test_hessian_has_a_negative_direction_at_every_other_critical_point(randn):
     problem = LeastSquares(randn(4, 20), randn(4, 20))
-    for J, W in problem.critical_points(2):
+    for J, W in problem.optimum.critical_points(2):
         least = RiemannianHessian(problem, W, 3).smallest_eigenvalue()
         assert (least > 0) == (J == (1, 2))
 

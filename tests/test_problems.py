@@ -82,7 +82,7 @@ def test_critical_points_are_critical_on_the_manifold(randn, seen):
     for name, X, Y in degenerate_cases(randn):
         problem = LeastSquares(X, Y)
         for k in range(1, problem.rank_Q + 1):
-            for J, W in problem.critical_points(k):
+            for J, W in problem.optimum.critical_points(k):
                 assert int(torch.linalg.matrix_rank(W, rtol=1e-9)) == k, name
                 # P_W(G) = 0, with G from the samples: G is orthogonal to row and column space.
                 G = (W @ X - Y) @ X.mT
@@ -99,7 +99,7 @@ def test_minimizer_beats_every_other_critical_point_and_random_matrices(problem,
     for k in (1, 2, 3):
         best = problem.loss(problem.minimizer(k))
         torch.testing.assert_close(best, problem.optimal_loss(k))
-        others = [problem.loss(W) for J, W in problem.critical_points(k) if max(J) > k]
+        others = [problem.loss(W) for J, W in problem.optimum.critical_points(k) if max(J) > k]
         assert all(best < other for other in others)
         noise = problem.minimizer(k) @ (torch.eye(5) + 0.1 * randn(200, 5, 5))
         assert bool((problem.loss(noise) > best).all())
@@ -112,7 +112,7 @@ def test_no_minimizer_beyond_the_rank_of_Q(randn):
     assert problem.rank_Q == 2
     with pytest.raises(ValueError, match="rank Q = 2"):
         problem.minimizer(3)
-    assert list(problem.critical_points(3)) == []
+    assert list(problem.optimum.critical_points(3)) == []
     assert float(problem.optimal_loss(3)) == pytest.approx(float(problem.optimal_loss(2)))
 
 

@@ -3,6 +3,7 @@
 from deeplin.problems.approximation import MatrixApproximation, MatrixCompletion
 from deeplin.problems.contract import Optimum, Problem, from_loss
 from deeplin.problems.least_squares import LeastSquares, autoencoder
+from deeplin.problems.spectrum import Spectrum
 
 __all__ = [
     "LeastSquares",
@@ -10,6 +11,7 @@ __all__ = [
     "MatrixCompletion",
     "Optimum",
     "Problem",
+    "Spectrum",
     "autoencoder",
     "from_loss",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Inexact, Int
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from deeplin.linalg import matmul, tall_times
 from deeplin.problems.contract import Problem
+from deeplin.problems.spectrum import Spectrum
 
 __all__ = ["MatrixApproximation", "MatrixCompletion"]
 
@@ -69,14 +71,18 @@ class MatrixApproximation(Problem):
         """The singular values of X, in descending order."""
         return torch.linalg.svdvals(self.X)
 
+    @cached_property
+    def optimum(self) -> Spectrum:
+        """The SVD of X and all that follows from it: minimizers, losses, critical points."""
+        return Spectrum.of_matrix(self.X)
+
     def minimizer(self, k: int) -> Inexact[Tensor, "*batch m n"]:
         """A nearest matrix of rank at most k, unique where σ_k > σ_{k+1}."""
-        U, S, Vh = torch.linalg.svd(self.X, full_matrices=False)
-        return (U[..., :k] * S[..., None, :k]) @ Vh[..., :k, :]
+        return self.optimum.minimizer(min(k, self.optimum.rank))
 
     def optimal_loss(self, k: int) -> Float[Tensor, "*batch"]:
         """½Σ_{i>k} σ_i², the least loss at rank k."""
-        return 0.5 * self.singular_values[..., k:].square().sum(-1)
+        return self.optimum.optimal_loss(k)
 
 
 class MatrixCompletion(Problem):

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
-from itertools import combinations
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.linalg import matmul, tall_times
 from deeplin.problems.contract import Problem
+from deeplin.problems.spectrum import Eigen, Spectrum, times_inverse_root
 
 __all__ = ["LeastSquares", "autoencoder"]
-
-
-class Spectrum(NamedTuple):
-    """Eigenvalues in descending order and the matrix whose columns are their eigenvectors."""
-
-    values: Float[Tensor, " d"]
-    vectors: Float[Tensor, "d d"]
 
 
 class LeastSquares(Problem):
@@ -97,8 +89,8 @@ class LeastSquares(Problem):
             raise ValueError(
                 f"C = XXᵀ must be positive semidefinite; its smallest eigenvalue is {lowest:.3g}."
             )
-        explained = problem.singular_values.square().sum()
-        problem.residual_loss = 0.5 * (problem.yy - explained).clamp(min=0)
+        explained = torch.linalg.vector_norm(times_inverse_root(problem.B, problem._positive()))
+        problem.residual_loss = 0.5 * (problem.yy - explained**2).clamp(min=0)
         _ = problem.solution  # cached now, not first inside a torch.func transform
         return problem
 
@@ -228,10 +220,10 @@ class LeastSquares(Problem):
     # -- spectrum --------------------------------------------------------------------------------
 
     @cached_property
-    def spectrum(self) -> Spectrum:
+    def spectrum(self) -> Eigen:
         """Eigenvalues λ_1 ≥ … ≥ λ_{d_x} of C and its eigenvectors."""
         values, vectors = torch.linalg.eigh(self.C)
-        return Spectrum(values.flip(0), vectors.flip(1))
+        return Eigen(values.flip(0), vectors.flip(1))
 
     @cached_property
     def rank_X(self) -> int:
@@ -249,98 +241,75 @@ class LeastSquares(Problem):
             "excite. Project onto the range of X, or whiten X."
         )
 
-    def _inverse_root(self) -> Tensor:
+    def _positive(self) -> Eigen:
+        """The eigenpairs of C with positive eigenvalues."""
         values, vectors = self.spectrum
-        kept, E = values[: self.rank_X], vectors[:, : self.rank_X]
-        return (E * kept.rsqrt()) @ E.mT
+        return Eigen(values[: self.rank_X], vectors[:, : self.rank_X])
 
     @cached_property
-    def Q(self) -> Float[Tensor, "d_y d_x"]:
-        """Q = YXᵀ(XXᵀ)^{-1/2}, which decides the whole landscape. Source: BRTW (31)."""
-        return self.B @ self._inverse_root()
+    def Q(self) -> Inexact[Tensor, "d_y d_x"]:
+        """Q = YXᴴ(XXᴴ)^{-1/2}, which decides the whole landscape. Source: BRTW (31)."""
+        if self._white:
+            return self.B
+        return times_inverse_root(self.B, self._positive()) @ self._positive().vectors.mH
 
     @cached_property
-    def solution(self) -> Float[Tensor, "d_y d_x"]:
-        """BC⁺, the minimizer of L¹ over all matrices (of least norm where XXᵀ is singular)."""
-        values, vectors = self.spectrum
-        kept, E = values[: self.rank_X], vectors[:, : self.rank_X]
+    def solution(self) -> Inexact[Tensor, "d_y d_x"]:
+        """BC⁺, the minimizer of L¹ over all matrices (of least norm where XXᴴ is singular)."""
+        values, E = self._positive()
         if self.is_autoencoder:
             full = self.rank_X == self.d_x
-            return torch.eye(self.d_x, dtype=E.dtype, device=E.device) if full else E @ E.mT
-        return (self.B @ E / kept) @ E.mT
+            return torch.eye(self.d_x, dtype=E.dtype, device=E.device) if full else E @ E.mH
+        return (self.B @ E / values) @ E.mH
+
+    # -- optimum and critical points -----------------------------------------------------------
 
     @cached_property
+    def optimum(self) -> Spectrum:
+        """The SVD of Q and all that follows from it: minimizers, losses, critical points."""
+        if self._white and not self.is_autoencoder:
+            return Spectrum.of_matrix(self.B, self.residual_loss)
+        eigen, same = self._positive(), self.is_autoencoder
+        return Spectrum.of_moments(self.C, self.B, eigen, self.residual_loss, autoencoder=same)
+
+    @property
     def svd_Q(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(U, σ, Vᵀ) of the reduced SVD Q = UΣVᵀ with σ_1 ≥ … ≥ σ_q > 0. Source: BRTW (31)."""
-        values, vectors = self.spectrum
-        if self.is_autoencoder:
-            kept, E = values[: self.rank_X], vectors[:, : self.rank_X]
-            return E, kept.sqrt(), E.mT
-        U, s, Vh = torch.linalg.svd(self.Q, full_matrices=False)
-        eps = torch.finfo(s.dtype).eps
-        noise = torch.linalg.matrix_norm(self.B, 2) * values[: self.rank_X][-1].rsqrt()
-        q = int((s > max(self.d_x, self.d_y) * eps * noise).sum())
-        return U[:, :q], s[:q], Vh[:q]
+        """(U, σ, Vᴴ) of the reduced SVD Q = UΣVᴴ with σ_1 ≥ … ≥ σ_q > 0. Source: BRTW (31)."""
+        return self.optimum.U, self.optimum.s, self.optimum.V.mH
 
     @property
     def singular_values(self) -> Float[Tensor, " q"]:
         """The positive singular values σ_1 ≥ … ≥ σ_q of Q; for an autoencoder √λ_i."""
-        return self.svd_Q[1]
+        return self.optimum.s
 
     @property
     def rank_Q(self) -> int:
         """q = rank Q. Source: BRTW (31)."""
-        return len(self.singular_values)
-
-    # -- optimum and critical points -----------------------------------------------------------
+        return self.optimum.rank
 
     def optimal_loss(self, k: int) -> Float[Tensor, ""]:
-        """inf L¹ over the matrices of rank k, ½(‖Y‖² − Σ_{i≤min(k,q)} σ_i²). Source: Prop. 32."""
-        self._check_rank(k)
-        return self.residual_loss + 0.5 * self.singular_values[k:].square().sum()
+        """inf L¹ on rank k, ½(‖Y‖² − Σ_{i≤min(k,q)} σ_i²). Source: BRTW Prop. 32."""
+        return self.optimum.optimal_loss(k)
 
-    def minimizer(self, k: int) -> Float[Tensor, "d_y d_x"]:
-        """The minimizer W_{{1..k}} of L¹ on rank k (unique iff σ_k > σ_{k+1}). Source: Prop. 32.
+    def minimizer(self, k: int) -> Inexact[Tensor, "d_y d_x"]:
+        """The minimizer W_{{1..k}} of L¹ on rank k, unique iff σ_k > σ_{k+1}.
 
+        Source: BRTW Prop. 32.
         Raises: ValueError for k > rank Q, where the infimum is not attained.
         """
-        return self.critical_point(range(1, k + 1))
+        return self.optimum.minimizer(k)
 
-    def has_unique_minimizer(self, k: int, rtol: float = 1e-10) -> bool:
-        """Whether σ_k > σ_{k+1}, by more than rtol·σ_1."""
-        s = self.singular_values
-        return k in (0, len(s)) or bool(s[k - 1] - s[k] > rtol * s[0])
+    def has_unique_minimizer(self, k: int) -> bool:
+        """Whether σ_k > σ_{k+1}, by more than √eps·σ_1."""
+        return self.optimum.is_unique(k)
 
-    def critical_point(self, J: Iterable[int]) -> Float[Tensor, "d_y d_x"]:
-        """W_J = Σ_{j∈J} σ_j u_j v_jᵀ C^{-1/2}, J ⊆ {1..q} counted from 1 as in the paper.
+    def critical_point(self, J: Iterable[int]) -> Inexact[Tensor, "d_y d_x"]:
+        """W_J = Σ_{j∈J} σ_j u_j v_jᴴ C^{-1/2}, J ⊆ {1..q} counted from 1 as in the paper.
 
-        Source: BRTW Prop. 32. For an autoencoder W_J = Σ_{j∈J} u_j u_jᵀ.
+        Source: BRTW Prop. 32. For an autoencoder W_J = Σ_{j∈J} u_j u_jᴴ.
         Raises: ValueError for indices outside 1..q or given twice.
         """
-        indices = sorted(J)
-        q = self.rank_Q
-        if len(set(indices)) != len(indices) or any(not 1 <= j <= q for j in indices):
-            raise ValueError(
-                "critical_point(J) needs distinct indices from 1 to rank Q = "
-                f"{q}, as in BRTW Prop. 32; got {indices}."
-            )
-        U, s, Vh = self.svd_Q
-        rows = [j - 1 for j in indices]
-        if self.is_autoencoder:
-            return U[:, rows] @ U[:, rows].mT
-        return (U[:, rows] * s[rows]) @ (Vh[rows] @ self._inverse_root())
-
-    def critical_points(self, k: int) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        """All (J, W_J) with |J| = k, the minimizer first, lazily: there are binom(q, k)."""
-        self._check_rank(k)
-        for J in combinations(range(1, self.rank_Q + 1), k):
-            yield J, self.critical_point(J)
-
-    def _check_rank(self, k: int) -> None:
-        if not 0 <= k <= min(self.d_x, self.d_y):
-            raise ValueError(
-                f"rank must satisfy 0 <= k <= min(d_y, d_x) = {min(self.d_x, self.d_y)}; got {k}."
-            )
+        return self.optimum.point(J)
 
     # -- singular data -------------------------------------------------------------------------
 
