@@ -30,7 +30,7 @@ from reproduction.report import Chapter, Report, headline, save_figure, verdict_
 from reproduction.runs import Run, compositions, execute, finished_runs, folder_of, workers
 from tqdm import tqdm
 
-from deeplin.runner.folder import provenance
+from deeplin.runner.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1] / "runs" / "reproduce"
 PAPERS = (brtw_limits, brtw_special, brtw_rates, hlz)  # imported, so registered

@@ -211,6 +211,27 @@ def test_resuming_with_a_later_end(tmp_path):
     assert train(f"resume={tmp_path}/part", "network.depth=4") == 2
 
 
+def test_folders_of_another_format_are_refused_in_one_sentence(tmp_path, capsys):
+    assert train(*SMALL, "method.t1=1", folder=tmp_path) == 0
+    config = tmp_path / "config.yaml"
+    assert config.read_text().startswith("format: 2\n")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved.pop("format") == 2
+    rest = config.read_text().removeprefix("format: 2\n")
+    for number in (None, 3):
+        config.write_text(rest if number is None else f"format: {number}\n{rest}")
+        for words in ([f"resume={tmp_path}"], [*SMALL, "method.t1=1"]):
+            capsys.readouterr()
+            assert train(*words, folder=tmp_path) == 2
+            error = capsys.readouterr().err
+            assert f"was written in format {number or 1} of run folders" in error
+            assert error.count("\n") == 1
+    config.unlink()
+    torch.save(saved, tmp_path / "checkpoint.pt")  # a checkpoint without a number
+    assert train(*SMALL, "method.t1=1", folder=tmp_path) == 2
+    assert "was written in format 1 of run folders" in capsys.readouterr().err
+
+
 # -- killed runs -----------------------------------------------------------------------------------
 
 METHODS = {

@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from deeplin.runner.folder import RunFolder
 from deeplin.runner.run import RESUMABLE, run
 
 __all__ = ["check_overrides", "job", "main"]
@@ -72,8 +73,7 @@ def job(cfg: DictConfig) -> None:
 
 def _resumed(cfg: DictConfig, folder: Path) -> DictConfig:
     """The stored configuration of a run, with those options changed that may change on the way."""
-    stored = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(stored, DictConfig)
+    stored = RunFolder(folder).read_config()
     for word in HydraConfig.get().overrides.task:
         key = word.split("=")[0].lstrip("+~")
         if key == "resume":

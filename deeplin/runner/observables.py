@@ -16,12 +16,15 @@ from deeplin.network import balancedness_gap, end_to_end, layer_gradients
 from deeplin.problems import LeastSquares
 
 __all__ = [
+    "KEPT_ASIDE",
     "flow_observables",
     "gap_norm",
     "layer_observables",
     "with_factors",
 ]
 
+# Observables that checkpoints hold and nothing else shows: they are no curves.
+KEPT_ASIDE = ("nearest_modes", "left", "right")
 # Entries of a batch of W at once: what is computed from them stays in the cache.
 _BLOCK = 2**16
 

@@ -6,26 +6,22 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from deeplin.flows import LayerFlow
 from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
 from deeplin.loop import Every, GradientNormBelow, History, Result, Stagnation, Stop, drive
 from deeplin.runner import figures
 from deeplin.runner.build import Experiment, build, flatten
-from deeplin.runner.folder import (
-    TIME_UNIT,
-    Checkpointer,
-    Interruption,
-    Progress,
-    RunFolder,
-    TensorBoardLog,
-    provenance,
-)
+from deeplin.runner.folder import Checkpoint, Checkpointer, RunFolder
+from deeplin.runner.progress import Progress
+from deeplin.runner.provenance import provenance
+from deeplin.runner.signals import Interruption
+from deeplin.runner.tensorboard import TIME_UNIT, TensorBoardLog
 from deeplin.runner.verdict import Verdict, judge
 
 __all__ = ["RESUMABLE", "run"]
@@ -54,12 +50,12 @@ def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
             if files_of_run.summary.exists():
                 _report_again(files_of_run)
                 return 0
-            ended = Result(*saved["result"])  # killed after its last step: only the report is due
+            ended = saved.result  # killed after its last step: only the report is due
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     experiment = build(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    files_of_run.write_text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    files_of_run.write_config(cfg)
     files_of_run.write_json("provenance.json", provenance())
     return _drive(experiment, files_of_run, saved, ended, draw)
 
@@ -71,9 +67,7 @@ def _check_same_run(cfg: DictConfig, folder: RunFolder) -> None:
     """Raise ValueError if the folder holds a run of another configuration."""
     if not folder.config.exists():
         return
-    stored = OmegaConf.load(folder.config)
-    assert isinstance(stored, DictConfig)
-    given, kept = flatten(cfg), flatten(stored)
+    given, kept = flatten(cfg), flatten(folder.read_config())
     for key in sorted(given.keys() | kept.keys()):
         if given.get(key) != kept.get(key) and not key.startswith(RESUMABLE):
             raise ValueError(
@@ -82,15 +76,14 @@ def _check_same_run(cfg: DictConfig, folder: RunFolder) -> None:
             )
 
 
-def _is_finished(saved: dict[str, Any], cfg: DictConfig) -> bool:
-    if saved["result"] is None:
+def _is_finished(saved: Checkpoint, cfg: DictConfig) -> bool:
+    if saved.result is None:
         return False
-    kind = saved["result"][0]
-    step, t, _ = saved["history"]["moments"][-1]
+    kind, last = saved.result.kind, saved.history.records[-1]
     t1 = cfg.method.t1
-    if kind == "time" and isinstance(t1, (int, float)) and t1 > t * (1 + 1e-9):
+    if kind == "time" and isinstance(t1, (int, float)) and t1 > last.t * (1 + 1e-9):
         return False
-    if kind == "steps" and (cfg.stop.max_steps is None or cfg.stop.max_steps > step):
+    if kind == "steps" and (cfg.stop.max_steps is None or cfg.stop.max_steps > last.step):
         return False
     return kind != "interrupted"
 
@@ -106,15 +99,15 @@ def _report_again(folder: RunFolder) -> None:
 def _drive(
     experiment: Experiment,
     folder: RunFolder,
-    saved: dict[str, Any] | None,
+    saved: Checkpoint | None,
     ended: Result | None,
     draw: bool,
 ) -> int:
     cfg, stepper = experiment.cfg, experiment.stepper
     history = History()
     if saved is not None:
-        stepper.load_state_dict(saved["stepper"])
-        history = History.from_state_dict(saved["history"])
+        stepper.load_state_dict(saved.stepper)
+        history = saved.history
     print(_headline(experiment, folder, resumed_at=history.t[-1] if saved else None), flush=True)
     shown = min(cfg.log.singular_values, *experiment.network.widths)
     log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
@@ -123,7 +116,7 @@ def _drive(
     log.text("axes", f"by_step: the number of steps. by_flow_time: t in units of {TIME_UNIT:g}.")
     checkpointer = Checkpointer(folder, stepper, history, cfg.log.checkpoint_seconds)
     if saved is not None:
-        checkpointer.elapsed_before = saved["seconds"]
+        checkpointer.elapsed_before = saved.seconds
     progress = Progress(experiment.t1, stepper.t)
     steps = math.ceil(experiment.t1 / stepper.dt)
     if cfg.stop.max_steps is not None:
@@ -177,7 +170,7 @@ def _steps(experiment: Experiment) -> str:
     return f"dt = {experiment.stepper.dt:.3g}"
 
 
-def _headline(experiment: Experiment, folder: RunFolder, resumed_at: Any) -> str:
+def _headline(experiment: Experiment, folder: RunFolder, resumed_at: Tensor | None) -> str:
     lines = [f"deeplin: {_title(experiment)}"]
     lines += [f"  {note}" for note in experiment.notes]
     lines.append(f"  to flow time {experiment.t1:.6g}; log in {folder.path}")
@@ -211,7 +204,7 @@ def _conclude(
     )
     if draw:
         figure = figures.convergence(history, prediction, _title(experiment))
-        _show("convergence", figure, folder, log)
+        _show("convergence", figures.rendered(figure), folder, log)
     _report_plateaus(experiment, folder, log, history, verdict, draw)
     folder.write_json("summary.json", verdict.summary)
     metrics = {
@@ -231,8 +224,7 @@ def _conclude(
         print(f"error: {result.sentence}", file=sys.stderr)
 
 
-def _show(name: str, figure: Figure, folder: RunFolder, log: TensorBoardLog) -> None:
-    image = figures.rendered(figure)
+def _show(name: str, image: np.ndarray, folder: RunFolder, log: TensorBoardLog) -> None:
     folder.write_image(name, image)
     log.image(name, image)
 
@@ -246,7 +238,7 @@ def _report_plateaus(
     draw: bool,
 ) -> None:
     """Which critical points each trajectory passed, into the summary; a figure if more than one."""
-    if "nearest_modes" not in history.records[0].observed:  # a run begun by an older version
+    if "nearest_modes" not in history.records[0].observed:  # critical points unknown
         return
     records, rank = len(history.records), min(experiment.network.widths)
     modes = history.column("nearest_modes")
@@ -269,6 +261,6 @@ def _report_plateaus(
         if draw:
             title = _title(experiment) + (f", repeat {shown + 1}" if repeats else "")
             figure = figures.saddle_to_saddle(history, reports[shown], title, repeat=shown)
-            _show("plateaus", figure, folder, log)
+            _show("plateaus", figures.rendered(figure), folder, log)
         log.text("plateaus", plateau_table(reports[shown]))
         print(f"\ncritical points passed:\n{plateau_table(reports[shown])}")

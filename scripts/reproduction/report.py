@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from deeplin.runner.observables import KEPT_ASIDE
 from reproduction import Claim
 from reproduction.ledger import Row
 from reproduction.ledger_text import fragment, markdown
@@ -134,7 +135,7 @@ def _seen(runs: Sequence[Run]) -> dict[str, np.ndarray]:
         data[f"run {i}|options"] = np.array(options)
         data[f"run {i}|t"], data[f"run {i}|step"] = run.t, run.steps
         for name in run.history.records[0].observed:
-            if name not in ("left", "right", "nearest_modes"):
+            if name not in KEPT_ASIDE:
                 data[f"run {i}|{name}"] = run[name]
     return data
 

@@ -26,7 +26,7 @@ import deeplin.runner.cli as cli  # its resolvers stand in the configurations
 from deeplin.loop import History
 from deeplin.problems.data import Data
 from deeplin.runner.build import data_of
-from deeplin.runner.folder import RunFolder
+from deeplin.runner.folder import FORMAT, Checkpoint, RunFolder
 from deeplin.runner.run import run
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
@@ -38,16 +38,16 @@ class Run:
 
     def __init__(self, folder: Path):
         self.files = RunFolder(folder)
-        self.cfg: Any = OmegaConf.load(self.files.config)
+        self.cfg: Any = self.files.read_config()
         self.summary: dict[str, Any] = json.loads(self.files.summary.read_text())
 
     @cached_property
-    def _saved(self) -> dict[str, Any]:
+    def _saved(self) -> Checkpoint:
         return self.files.load_checkpoint()
 
     @cached_property
     def history(self) -> History:
-        return History.from_state_dict(self._saved["history"])
+        return self._saved.history
 
     @cached_property
     def t(self) -> np.ndarray:
@@ -64,7 +64,7 @@ class Run:
     @property
     def layers(self) -> list[torch.Tensor]:
         """The state in which the run ended."""
-        return list(self._saved["stepper"]["state"])
+        return list(self._saved.stepper["state"])
 
     @cached_property
     def data(self) -> Data:
@@ -126,8 +126,8 @@ def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictCon
 
 
 def folder_of(cfg: DictConfig, root: Path) -> Path:
-    """Where the run of a configuration lies: equal configurations are one run."""
-    text = OmegaConf.to_yaml(cfg, resolve=True, sort_keys=True)
+    """Where the run of a configuration lies: equal configurations of one format are one run."""
+    text = f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True, sort_keys=True)
     return root / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

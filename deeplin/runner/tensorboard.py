@@ -1,0 +1,126 @@
+"""The TensorBoard log of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from tensorboard.compat.proto.summary_pb2 import (
+    Summary,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from deeplin.integrators.steppers import Stepper
+from deeplin.loop import History, Record
+from deeplin.runner.folder import RunFolder
+from deeplin.runner.observables import KEPT_ASIDE
+
+__all__ = ["TIME_UNIT", "TensorBoardLog"]
+
+# TensorBoard's axes are integers: flow time is logged in thousandths.
+TIME_UNIT = 1e-3
+_LOG10 = ("excess_loss", "distance_to_limit", "gradient_norm", "balancedness_gap")
+
+
+class TensorBoardLog:
+    """Scalars against step and flow time, figures, config and hyperparameters of one run.
+
+    Small positive quantities are logged as their log10: TensorBoard stores float32 and has linear
+    axes by default. With repeats a scalar is their median, and margin charts show their range.
+    The events of an earlier part of the run are replaced by those replayed from `history`, so that
+    nothing stands there twice.
+    """
+
+    def __init__(self, folder: RunFolder, history: History, *, repeats: int, singular_values: int):
+        for old in folder.path.glob("events.out.tfevents.*"):
+            old.unlink()
+        self.writer = SummaryWriter(str(folder.path), flush_secs=5)
+        self.repeats, self.singular_values = repeats, singular_values
+        self.writer.add_custom_scalars(self._layout())
+        for record in history.records:
+            self.on_record(record)
+
+    def on_record(self, record: Record) -> None:
+        values: dict[str, Tensor] = {"dt": torch.tensor(record.dt)}
+        for name, value in record.observed.items():
+            if name == "singular_values" or name in KEPT_ASIDE:
+                continue
+            if name in _LOG10 or name.startswith(("drift_", "tie_")):
+                # An exact 0 has no logarithm; what is conserved is known to round-off only.
+                least = 1e-300 if name in _LOG10[:3] else 1e-18
+                name, value = f"log10_{name}", value.abs().clamp(min=least).log10()
+            values[name] = value
+        spectrum = record.observed["singular_values"][..., : self.singular_values]
+        sigmas = {f"{i:02d}": value for i, value in enumerate(spectrum.unbind(-1), start=1)}
+        seen: list[tuple[str, str, float]] = []
+        for prefix, named in (("", values), ("singular_values_", sigmas)):
+            for name, value in named.items():
+                median, *ends = _spread(value)
+                seen.append((prefix, name, median))
+                for kind, end in zip(("min", "max"), ends, strict=False):
+                    seen.append((f"range_{prefix}", f"{name}/{kind}", end))
+        assert self.writer.file_writer is not None
+        for axis, position in (("step", record.step), ("flow_time", round(record.t / TIME_UNIT))):
+            # One event for all of them, many times cheaper than `add_scalar` for each.
+            scalars = [
+                Summary.Value(tag=f"{prefix}by_{axis}/{name}", simple_value=value)
+                for prefix, name, value in seen
+            ]
+            self.writer.file_writer.add_summary(Summary(value=scalars), position)
+
+    def on_step(self, stepper: Stepper) -> None:
+        pass
+
+    def _layout(self) -> dict[str, object]:
+        names = ["loss", *(f"log10_{name}" for name in _LOG10)]
+        sigmas = [f"{i:02d}" for i in range(1, self.singular_values + 1)]
+        layout: dict[str, object] = {}
+        for axis in ("flow_time", "step"):
+            groups = {f"by_{axis}": names, f"singular_values_by_{axis}": sigmas}
+            if self.repeats == 1:
+                charts = {group: ["Multiline", [f"{group}/.*"]] for group in list(groups)[1:]}
+            else:
+                charts = {
+                    f"{name if group.startswith('by') else f'singular value {name}'}": [
+                        "Margin",
+                        [f"{group}/{name}", *(f"range_{group}/{name}/{k}" for k in ("min", "max"))],
+                    ]
+                    for group, members in groups.items()
+                    for name in members
+                }
+            layout[f"by {axis.replace('_', ' ')}"] = charts
+        return layout
+
+    def text(self, tag: str, text: str, language: str = "") -> None:
+        self.writer.add_text(tag, f"```{language}\n{text}\n```")
+
+    def image(self, name: str, image: np.ndarray) -> None:
+        self.writer.add_image(f"figures/{name}", image, dataformats="HWC")
+
+    def hparams(self, parameters: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+        """Hyperparameters and final metrics; in this run's own file, unlike `add_hparams`."""
+        file_writer = self.writer.file_writer
+        assert file_writer is not None
+        plain = {
+            k: v if isinstance(v, (bool, int, float, str)) else str(v)
+            for k, v in parameters.items()
+        }
+        final = {f"final/{name}": float(value) for name, value in metrics.items()}
+        for summary in hparams(plain, final):
+            file_writer.add_summary(summary)
+        for name, value in final.items():
+            self.writer.add_scalar(name, value, 0)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def _spread(value: Tensor) -> tuple[float, ...]:
+    """The median over repeats and, where there are several, the range."""
+    value = value.double()
+    if value.numel() == 1:
+        return (float(value),)
+    return float(value.median()), float(value.min()), float(value.max())
