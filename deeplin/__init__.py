@@ -3,17 +3,30 @@
 from deeplin import exact, flows, geometry, integrators, landscape, problems
 from deeplin.loop import Solution, solve
 from deeplin.network import DeepLinear, init
-from deeplin.problems import LeastSquares, MatrixApproximation, MatrixCompletion, autoencoder
+from deeplin.problems import (
+    LeastSquares,
+    LogisticRegression,
+    MatrixApproximation,
+    MatrixCompletion,
+    MatrixSensing,
+    Problem,
+    autoencoder,
+    from_loss,
+)
 
 __all__ = [
     "DeepLinear",
     "LeastSquares",
+    "LogisticRegression",
     "MatrixApproximation",
     "MatrixCompletion",
+    "MatrixSensing",
+    "Problem",
     "Solution",
     "autoencoder",
     "exact",
     "flows",
+    "from_loss",
     "geometry",
     "init",
     "integrators",

@@ -2,6 +2,7 @@
 
 from deeplin.linalg.graded import graded_svd
 from deeplin.linalg.hermitian import hermitian_part, psd_power
+from deeplin.linalg.lanczos import largest_modulus
 from deeplin.linalg.orthonormal import orthonormal_factor, random_orthogonal
 from deeplin.linalg.powers import expm1_ratio, power_divided_difference
 from deeplin.linalg.products import (
@@ -20,6 +21,7 @@ __all__ = [
     "expm1_ratio",
     "graded_svd",
     "hermitian_part",
+    "largest_modulus",
     "matmul",
     "orthonormal_factor",
     "plus_tall_times",

@@ -1,14 +1,20 @@
 """Losses of a matrix W, their Euclidean gradients, and what is known of their optima."""
 
-from deeplin.problems.approximation import MatrixApproximation, MatrixCompletion
-from deeplin.problems.contract import Optimum, Problem, from_loss
+from deeplin.problems.approximation import MatrixApproximation
+from deeplin.problems.classification import LogisticRegression
+from deeplin.problems.completion import MatrixCompletion
+from deeplin.problems.contract import Optimum, Problem
+from deeplin.problems.function import from_loss
 from deeplin.problems.least_squares import LeastSquares, autoencoder
+from deeplin.problems.sensing import MatrixSensing
 from deeplin.problems.spectrum import Spectrum
 
 __all__ = [
     "LeastSquares",
+    "LogisticRegression",
     "MatrixApproximation",
     "MatrixCompletion",
+    "MatrixSensing",
     "Optimum",
     "Problem",
     "Spectrum",

@@ -1,19 +1,19 @@
-"""Low-rank approximation and completion of one matrix: losses, gradients, known optima."""
+"""Low-rank approximation of a matrix: loss, gradient, known optimum."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Inexact, Int
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.linalg import matmul, tall_times
+from deeplin.problems.autograd import half_square
 from deeplin.problems.contract import Problem
 from deeplin.problems.spectrum import Spectrum
 
-__all__ = ["MatrixApproximation", "MatrixCompletion"]
+__all__ = ["MatrixApproximation"]
 
 
 class MatrixApproximation(Problem):
@@ -27,7 +27,13 @@ class MatrixApproximation(Problem):
     tensor(0.5000)
     """
 
-    def __init__(self, X: Inexact[Tensor, "*batch m n"]):
+    def __init__(self, X: Inexact[Tensor, "*#batch m n"]):
+        if not isinstance(X, Tensor) or not (X.is_floating_point() or X.is_complex()):
+            given = f"dtype {X.dtype}" if isinstance(X, Tensor) else type(X).__name__
+            raise TypeError(
+                f"MatrixApproximation(X) needs a floating-point or complex tensor; got {given}: "
+                "convert it with torch.as_tensor(X, dtype=torch.float64)."
+            )
         if X.ndim < 2:
             raise ValueError(
                 f"MatrixApproximation(X) needs a matrix X of shape (*batch, m, n); got {X.shape}."
@@ -35,13 +41,24 @@ class MatrixApproximation(Problem):
         self.X = X
         self.shape = (X.shape[-2], X.shape[-1])
 
-    def loss(self, W: Inexact[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"]:
+    def loss(self, W: Inexact[Tensor, "*#batch m n"]) -> Float[Tensor, "*#batch"]:
         """½‖W − X‖_F²."""
-        return 0.5 * torch.linalg.vector_norm(W - self.X, dim=(-2, -1)) ** 2
+        return half_square(W - self.X, (-2, -1))
 
-    def egrad(self, W: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
+    def egrad(self, W: Inexact[Tensor, "*#batch m n"]) -> Inexact[Tensor, "*#batch m n"]:
         """∇f(W) = W − X."""
         return W - self.X
+
+    def egrad_times(
+        self, A: Tensor, B: Tensor, P: Tensor, Q: Tensor
+    ) -> tuple[Inexact[Tensor, "*#batch m p"], Inexact[Tensor, "*#batch n q"]]:
+        """(GP, GᴴQ) of G = ABᴴ − X.
+
+        Shapes: A (*batch, m, k), B (*batch, n, k), P (*batch, n, p), Q (*batch, m, q).
+        Cost: two products of X, with p and q columns.
+        """
+        GP = A @ (B.mH @ P) - matmul(self.X, P)
+        return GP, B @ (A.mH @ Q) - matmul(self.X.mH, Q)
 
     def egrad_products(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """(GV, GᴴU) of G = ∇f(USVᴴ) at orthonormal U and V, without forming G.
@@ -59,12 +76,28 @@ class MatrixApproximation(Problem):
         """(K, N) with GV = UK − N for G = ∇f(USVᴴ), V orthonormal: K = S, N = XV."""
         return S, matmul(self.X, V)
 
-    def pair_loss(self, A: Tensor, B: Tensor) -> Float[Tensor, "*batch"]:
+    def pair_loss(self, A: Tensor, B: Tensor) -> Float[Tensor, "*#batch"]:
         """f(A Bᴴ), to be taped through factors.
 
         Shapes: A (*batch, m, q), B (*batch, n, q).
         """
         return self.loss(A @ B.mH)
+
+    def hessian_times(
+        self, A: Tensor, B: Tensor, left: Tensor, right: Tensor, P: Tensor, Q: Tensor
+    ) -> tuple[Inexact[Tensor, "*#batch m p"], Inexact[Tensor, "*#batch n q"]]:
+        """(ξP, ξᴴQ), ξ = left·rightᴴ: the Hessian is the identity."""
+        batch = torch.broadcast_shapes(A.shape[:-2], self.X.shape[:-2])
+        HP, HhQ = left @ (right.mH @ P), right @ (left.mH @ Q)
+        return _in_batch(HP, batch), _in_batch(HhQ, batch)
+
+    def curvature(self, W: Inexact[Tensor, "*#batch m n"]) -> float:
+        """1: the Hessian is the identity."""
+        return 1.0
+
+    def pair_curvature(self, A: Tensor, B: Tensor) -> float:
+        """1: the Hessian is the identity."""
+        return 1.0
 
     @property
     def singular_values(self) -> Float[Tensor, "*batch k"]:
@@ -85,61 +118,5 @@ class MatrixApproximation(Problem):
         return self.optimum.optimal_loss(k)
 
 
-class MatrixCompletion(Problem):
-    """f(W) = ½Σ_l (W[rows_l, cols_l] − values_l)², the error on the entries that are known.
-
-    Shapes: rows, cols (p,), values (*batch, p), shape (m, n).
-    Cost: O(p q) for a factor pair of q columns; nothing m×n but in ``egrad``.
-
-    >>> problem = MatrixCompletion([0, 1], [1, 0], torch.tensor([2.0, 3.0]), (2, 2))
-    >>> problem.loss(torch.tensor([[9.0, 2.0], [1.0, 9.0]]))
-    tensor(2.)
-    """
-
-    def __init__(
-        self,
-        rows: Int[Tensor, " p"] | Sequence[int],
-        cols: Int[Tensor, " p"] | Sequence[int],
-        values: Inexact[Tensor, "*batch p"],
-        shape: tuple[int, int],
-    ):
-        self.rows = torch.as_tensor(rows, device=values.device)
-        self.cols = torch.as_tensor(cols, device=values.device)
-        self.values, self.shape = values, (shape[0], shape[1])
-        count = values.shape[-1] if values.ndim else 0
-        if not self.rows.shape == self.cols.shape == (count,):
-            raise ValueError(
-                "MatrixCompletion(rows, cols, values, shape) needs one row and one column per "
-                f"value; got {tuple(self.rows.shape)}, {tuple(self.cols.shape)} and "
-                f"{tuple(values.shape)}."
-            )
-        for name, index, size in zip(("rows", "cols"), (self.rows, self.cols), shape, strict=True):
-            if count and not bool(((index >= 0) & (index < size)).all()):
-                raise ValueError(
-                    f"MatrixCompletion: {name} must lie in 0..{size - 1}; got values in "
-                    f"{int(index.min())}..{int(index.max())}."
-                )
-
-    def _half_square(self, entries: Tensor) -> Tensor:
-        return 0.5 * torch.linalg.vector_norm(entries - self.values, dim=-1) ** 2
-
-    def loss(self, W: Inexact[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"]:
-        """½ the sum of the squared errors on the known entries."""
-        return self._half_square(W[..., self.rows, self.cols])
-
-    def egrad(self, W: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
-        """∇f(W): the errors at the known entries, zero elsewhere; an entry listed twice counts so.
-
-        Cost: an m×n matrix.
-        """
-        error = W[..., self.rows, self.cols] - self.values
-        gradient = torch.zeros_like(W).expand(*error.shape[:-1], *self.shape).flatten(-2)
-        position = (self.rows * self.shape[1] + self.cols).expand_as(error)
-        return gradient.scatter_add(-1, position, error).unflatten(-1, self.shape)
-
-    def pair_loss(self, A: Tensor, B: Tensor) -> Float[Tensor, "*batch"]:
-        """f(A Bᴴ) from the rows of A and B alone.
-
-        Shapes: A (*batch, m, q), B (*batch, n, q).
-        """
-        return self._half_square((A[..., self.rows, :] * B[..., self.cols, :].conj()).sum(-1))
+def _in_batch(M: Tensor, batch: torch.Size) -> Tensor:
+    return M.expand(*torch.broadcast_shapes(batch, M.shape[:-2]), *M.shape[-2:])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Literal, Self
+from numbers import Integral
+from typing import Literal, Self, cast
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-__all__ = ["FromLoss", "Optimum", "Problem", "from_loss"]
+from deeplin.linalg import largest_modulus
+from deeplin.problems.autograd import beside, for_each, summed, zeros_between
 
-_ITERATIONS = 40
+__all__ = ["Optimum", "Problem"]
 
 
 class Optimum(ABC):
@@ -43,16 +46,51 @@ class Optimum(ABC):
         """All (J, W_J), |J| = k, the minimizer first, lazily; one of each continuum."""
 
 
+class _Shape:
+    """The attribute `shape` of a problem that has not set one, and the check of one that it sets.
+
+    A class attribute `shape` of a subclass hides this; `Problem.__init_subclass__` checks that.
+    """
+
+    def __get__(self, problem: Problem | None, owner: type) -> tuple[int, int] | _Shape:
+        if problem is None:
+            return self
+        if "shape" not in problem.__dict__:
+            raise TypeError(
+                f"{owner.__name__} must say the shape of its matrices: write shape = (m, n) in "
+                "the class, or set self.shape in __init__; it has none."
+            )
+        return problem.__dict__["shape"]
+
+    def __set__(self, problem: Problem, shape: tuple[int, int]) -> None:
+        problem.__dict__["shape"] = checked_shape(shape, type(problem).__name__)
+
+
+def checked_shape(shape: object, owner: str) -> tuple[int, int]:
+    """The shape as a pair of integers. Raises: ValueError unless it is two positive ones."""
+    if isinstance(shape, tuple | list) and len(shape) == 2:
+        m, n = shape
+        if all(isinstance(d, Integral) and not isinstance(d, bool) and d >= 1 for d in (m, n)):
+            return int(m), int(n)
+    raise ValueError(
+        f"shape of {owner} must be two positive integers (m, n); got {shape!r}: "
+        "for instance shape = (20, 30)."
+    )
+
+
 class Problem(ABC):
     """A loss f(W) of an m×n matrix, to be minimised by any flow, manifold or network of deeplin.
 
-    A subclass has `shape` = (m, n) and `loss(W)`; all else follows, by autograd and power
-    iteration. A loss that should never form an m×n matrix overrides `pair_loss`, f(ABᴴ) of two
-    thin factors, from which all products below follow without forming one; whoever knows better
-    overrides those, too. `optimum` is None where nothing is known of the optimum.
+    A subclass has `shape` = (m, n) and `loss(W)`, one number for each matrix of a batch; all else
+    follows, by autograd and Lanczos. A loss that should never form an m×n matrix overrides
+    `pair_loss`, f(ABᴴ) of two thin factors, from which all products below follow without forming
+    one; whoever knows better overrides those, too. `optimum` is None where nothing is known of it.
 
-    `field` says which matrices W are meant: "real" or "complex". Gradients of a real loss of
-    complex W are ∂f/∂Re W + i ∂f/∂Im W, as torch has them: f(W + ξ) ≈ f(W) + Re⟨∇f(W), ξ⟩.
+    Gradients of a real loss of complex W are ∂f/∂Re W + i ∂f/∂Im W, as torch has them:
+    f(W + ξ) ≈ f(W) + Re⟨∇f(W), ξ⟩ with ⟨G, ξ⟩ = tr(Gᴴξ).
+
+    The defaults differentiate `loss` or `pair_loss` as often as they say: a loss that cuts the
+    tape (`detach`, `no_grad`, `item`) gets a wrong derivative, as everywhere in torch.
 
     >>> class Distance(Problem):
     ...     shape = (2, 3)
@@ -63,192 +101,231 @@ class Problem(ABC):
             [-1., -1., -1.]])
     """
 
-    shape: tuple[int, int]
-    field: Literal["real", "complex"] = "real"
+    shape: tuple[int, int] = cast(tuple[int, int], _Shape())
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        shape = vars(cls).get("shape")
+        if shape is not None and not inspect.isdatadescriptor(shape):
+            cls.shape = checked_shape(shape, cls.__name__)
 
     @abstractmethod
-    def loss(self, W: Inexact[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"]:
+    def loss(self, W: Inexact[Tensor, "*#batch m n"]) -> Float[Tensor, "*#batch"]:
         """f(W), a real number for each matrix."""
+
+    @property
+    def field(self) -> Literal["real", "complex"]:
+        """Which matrices W are meant; by default complex where a tensor of the problem is."""
+        complex_ = any(isinstance(v, Tensor) and v.is_complex() for v in vars(self).values())
+        return "complex" if complex_ else "real"
 
     @property
     def optimum(self) -> Optimum | None:
         """What is known of the optimum in closed form; None: nothing."""
         return None
 
-    def report(self, W: Inexact[Tensor, "*batch m n"]) -> Mapping[str, Float[Tensor, "*batch"]]:
+    def report(self, W: Inexact[Tensor, "*#batch m n"]) -> Mapping[str, Float[Tensor, "*#batch"]]:
         """Numbers of the problem's own to be logged beside the loss: an accuracy, a test error."""
         return {}
 
     def to(self, *args, **kwargs) -> Self:
-        """The problem with its tensors on another device or in another dtype, as `Tensor.to`."""
+        """The problem with its tensors on another device or in another dtype, as `Tensor.to`.
+
+        A real dtype means its complex counterpart for complex tensors; integers keep theirs. What
+        `functools.cached_property` keeps is computed anew. The problem itself is returned where
+        nothing changes.
+        """
         moved = copy.copy(self)
+        changed = False
         for name, value in vars(self).items():
-            if isinstance(vars(type(self)).get(name), cached_property):
+            if isinstance(inspect.getattr_static(type(self), name, None), cached_property):
                 del moved.__dict__[name]
-            elif isinstance(value, Tensor) and value.is_floating_point() | value.is_complex():
-                moved.__dict__[name] = value.to(*args, **kwargs)
-            elif isinstance(value, Tensor):  # indices and masks change their device alone
-                moved.__dict__[name] = value.to(torch.empty(0).to(*args, **kwargs).device)
-        return moved
+            else:
+                moved.__dict__[name] = _moved(value, args, kwargs)
+                changed |= moved.__dict__[name] is not value
+        return moved if changed else self
 
     # -- first order -----------------------------------------------------------------------------
 
-    def egrad(self, W: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
+    def egrad(self, W: Inexact[Tensor, "*#batch m n"]) -> Inexact[Tensor, "*#batch m n"]:
         """∇f(W), by default by autograd of `loss`."""
-        return torch.func.grad(lambda X: self.loss(X).sum())(W)
+        return for_each(torch.func.grad(lambda X: summed(self.loss(X)), has_aux=True), W)
 
     def pair_loss(
-        self, A: Inexact[Tensor, "*batch m k"], B: Inexact[Tensor, "*batch n k"]
-    ) -> Float[Tensor, "*batch"]:
+        self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]
+    ) -> Float[Tensor, "*#batch"]:
         """f(ABᴴ), by default through `loss`."""
         return self.loss(A @ B.mH)
 
     def egrad_times(
         self,
-        A: Inexact[Tensor, "*batch m k"],
-        B: Inexact[Tensor, "*batch n k"],
-        P: Inexact[Tensor, "*batch n p"],
-        Q: Inexact[Tensor, "*batch m q"],
-    ) -> tuple[Inexact[Tensor, "*batch m p"], Inexact[Tensor, "*batch n q"]]:
+        A: Inexact[Tensor, "*#batch m k"],
+        B: Inexact[Tensor, "*#batch n k"],
+        P: Inexact[Tensor, "*#batch n p"],
+        Q: Inexact[Tensor, "*#batch m q"],
+    ) -> tuple[Inexact[Tensor, "*#batch m p"], Inexact[Tensor, "*#batch n q"]]:
         """(GP, GᴴQ) of G = ∇f(ABᴴ): the gradient of f(ABᴴ + KPᴴ + QLᴴ) at K = L = 0.
 
         Cost: a backward pass of `pair_loss` with k + p + q columns.
         """
 
-        def taped(K: Tensor, L: Tensor) -> Tensor:
-            return self.pair_loss(_side_by_side(A, K, Q), _side_by_side(B, P, L)).sum()
+        def products(A: Tensor, B: Tensor, P: Tensor, Q: Tensor):
+            def taped(K: Tensor, L: Tensor):
+                return summed(self.pair_loss(beside(A, K, Q), beside(B, P, L)))
 
-        K, L = _zeros_beside(A, P, Q), _zeros_beside(B, Q, P)
-        return torch.func.grad(taped, argnums=(0, 1))(K, L)
+            K, L = zeros_between(A, P, B, Q), zeros_between(B, Q, A, P)
+            return torch.func.grad(taped, argnums=(0, 1), has_aux=True)(K, L)
+
+        return for_each(products, A, B, P, Q)
 
     def egrad_products(
         self,
-        U: Inexact[Tensor, "*batch m k"],
-        S: Inexact[Tensor, "*batch k k"] | Inexact[Tensor, "*batch k"],
-        V: Inexact[Tensor, "*batch n k"],
-    ) -> tuple[Inexact[Tensor, "*batch m k"], Inexact[Tensor, "*batch n k"]]:
+        U: Inexact[Tensor, "*#batch m k"],
+        S: Inexact[Tensor, "*#batch k k"] | Inexact[Tensor, "*#batch k"],
+        V: Inexact[Tensor, "*#batch n k"],
+    ) -> tuple[Inexact[Tensor, "*#batch m k"], Inexact[Tensor, "*#batch n k"]]:
         """(GV, GᴴU) of G = ∇f(USVᴴ) at orthonormal U and V; S a matrix or the diagonal of one."""
-        US = U * S[..., None, :] if S.ndim < V.ndim else U @ S
-        return self.egrad_times(US, V, V, U)
+        return self.egrad_times(_core_times(U, S, V), V, V, U)
 
     def egrad_pair(
-        self, L: Inexact[Tensor, "*batch m k"], R: Inexact[Tensor, "*batch k n"]
-    ) -> tuple[Inexact[Tensor, "*batch m k"], Inexact[Tensor, "*batch k n"]]:
+        self, L: Inexact[Tensor, "*#batch m k"], R: Inexact[Tensor, "*#batch k n"]
+    ) -> tuple[Inexact[Tensor, "*#batch m k"], Inexact[Tensor, "*#batch k n"]]:
         """(GRᴴ, LᴴG) of G = ∇f(LR): what the gradients by the two factors are."""
         GRh, GhL = self.egrad_times(L, R.mH, R.mH, L)
         return GRh, GhL.mH
+
+    def egrad_split(
+        self, S: Inexact[Tensor, "*#batch k k"], V: Inexact[Tensor, "*#batch n k"]
+    ) -> tuple[Inexact[Tensor, "*#batch k k"], Inexact[Tensor, "*#batch m k"]] | None:
+        """(K, N) with GV = UK − N for G = ∇f(USVᴴ), V orthonormal, whatever U is.
+
+        Quadratic losses of the Hessian ξ ↦ ξC have this form, from which steps along U follow
+        without GV. None, the default: the gradient has no such form.
+        """
+        return None
 
     # -- second order ----------------------------------------------------------------------------
 
     def hessian_times(
         self,
-        A: Inexact[Tensor, "*batch m k"],
-        B: Inexact[Tensor, "*batch n k"],
-        left: Inexact[Tensor, "*batch m l"],
-        right: Inexact[Tensor, "*batch n l"],
-        P: Inexact[Tensor, "*batch n p"],
-        Q: Inexact[Tensor, "*batch m q"],
-    ) -> tuple[Inexact[Tensor, "*batch m p"], Inexact[Tensor, "*batch n q"]]:
+        A: Inexact[Tensor, "*#batch m k"],
+        B: Inexact[Tensor, "*#batch n k"],
+        left: Inexact[Tensor, "*#batch m l"],
+        right: Inexact[Tensor, "*#batch n l"],
+        P: Inexact[Tensor, "*#batch n p"],
+        Q: Inexact[Tensor, "*#batch m q"],
+    ) -> tuple[Inexact[Tensor, "*#batch m p"], Inexact[Tensor, "*#batch n q"]]:
         """(HP, HᴴQ) of H = D∇f(W)[ξ] at W = ABᴴ along ξ = left·rightᴴ.
 
         Cost: a double backward pass of `pair_loss` with k + l + p + q columns.
         """
 
-        def slope(K: Tensor, L: Tensor) -> Tensor:
-            def along(s: Tensor) -> Tensor:
-                first, second = _side_by_side(A, s * left, K, Q), _side_by_side(B, right, P, L)
-                return self.pair_loss(first, second).sum()
+        def products(A: Tensor, B: Tensor, left: Tensor, right: Tensor, P: Tensor, Q: Tensor):
+            def slope(K: Tensor, L: Tensor):
+                def along(s: Tensor):
+                    first, second = beside(A, s * left, K, Q), beside(B, right, P, L)
+                    return summed(self.pair_loss(first, second))
 
-            return torch.func.grad(along)(A.new_zeros((), dtype=A.real.dtype))
+                return torch.func.grad(along, has_aux=True)(A.real.newzeros_between(()))
 
-        K, L = _zeros_beside(A, P, Q, left, right), _zeros_beside(B, Q, P, left, right)
-        return torch.func.grad(slope, argnums=(0, 1))(K, L)
+            K, L = zeros_between(A, P, B, Q, left, right), zeros_between(B, Q, A, P, left, right)
+            return torch.func.grad(slope, argnums=(0, 1), has_aux=True)(K, L)
+
+        return for_each(products, A, B, left, right, P, Q)
 
     def hessian_products(
         self,
-        U: Inexact[Tensor, "*batch m k"],
-        S: Inexact[Tensor, "*batch k k"] | Inexact[Tensor, "*batch k"],
-        V: Inexact[Tensor, "*batch n k"],
-        left: Inexact[Tensor, "*batch m l"],
-        right: Inexact[Tensor, "*batch n l"],
-    ) -> tuple[Inexact[Tensor, "*batch m k"], Inexact[Tensor, "*batch n k"]]:
+        U: Inexact[Tensor, "*#batch m k"],
+        S: Inexact[Tensor, "*#batch k k"] | Inexact[Tensor, "*#batch k"],
+        V: Inexact[Tensor, "*#batch n k"],
+        left: Inexact[Tensor, "*#batch m l"],
+        right: Inexact[Tensor, "*#batch n l"],
+    ) -> tuple[Inexact[Tensor, "*#batch m k"], Inexact[Tensor, "*#batch n k"]]:
         """(HV, HᴴU) of H = D∇f(USVᴴ)[ξ] along ξ = left·rightᴴ, U and V orthonormal."""
-        US = U * S[..., None, :] if S.ndim < V.ndim else U @ S
-        return self.hessian_times(US, V, left, right, V, U)
+        return self.hessian_times(_core_times(U, S, V), V, left, right, V, U)
 
-    def curvature(self, W: Inexact[Tensor, "*batch m n"]) -> float:
-        """The largest eigenvalue of Hess f, in modulus, over the matrices W; it limits steps.
+    def curvature(self, W: Inexact[Tensor, "*#batch m n"]) -> float:
+        """max |λ| of Hess f(W) over its eigenvalues and the matrices W; it limits explicit steps.
 
-        By power iteration from a fixed start; a quadratic loss has the same everywhere.
+        By Lanczos from a fixed start. A linear loss has 0.
 
         Cost: at most 40 products with the Hessian, each a double backward pass of `loss`.
-        Accuracy: a few per cent, from below.
+        Accuracy: from below, about 1 per cent.
+        Raises: ValueError where the second derivative of `loss` is not finite.
         """
-        generator = torch.Generator().manual_seed(0)
-        vector = torch.randn(W.shape, dtype=W.dtype, generator=generator).to(W.device)
-        norm = torch.linalg.matrix_norm(vector, keepdim=True)
-        for _ in range(_ITERATIONS):
-            unit = vector / torch.where(norm > 0, norm, 1.0)
-            vector = self._hessian_of(W, unit)
-            previous, norm = norm, torch.linalg.matrix_norm(vector, keepdim=True)
-            if bool(((norm - previous).abs() <= 1e-3 * norm).all()):
-                break
-        return float(norm.max())
+        W = for_each(lambda X: (X, self.loss(X)), W.detach())
 
-    def _hessian_of(self, W: Tensor, direction: Tensor) -> Tensor:
-        """D∇f(W)[direction], dense."""
+        def times(direction: Tensor) -> Tensor:
+            def slope(X: Tensor) -> Tensor:
+                gradient = torch.func.grad(lambda Y: self.loss(Y).sum())(X)
+                return (gradient.conj() * direction).real.sum()
 
-        def slope(X: Tensor) -> Tensor:
-            return (self.egrad(X).conj() * direction).real.sum()
+            return torch.func.grad(slope)(W)
 
-        return torch.func.grad(slope)(W)
+        return self._finite(largest_modulus(times, _random(W, W.shape)))
 
+    def pair_curvature(
+        self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]
+    ) -> float:
+        """`curvature` at ABᴴ for steps on matrices of rank k, from two thin factors.
 
-def _side_by_side(*parts: Tensor) -> Tensor:
-    """Columns of matrices beside each other, their batch dimensions broadcast."""
-    batch = torch.broadcast_shapes(*(part.shape[:-2] for part in parts))
-    return torch.cat([part.expand(*batch, *part.shape[-2:]) for part in parts], -1)
+        By default max |⟨ξ, Hess f ξ⟩| over the ξ of norm 1 that are tangent at ABᴴ to the matrices
+        of rank k, ξ = KVᴴ + ULᴴ with U and V the bases of A and B; never more than the curvature.
 
+        Cost: at most 40 calls of `hessian_times`; nothing m×n unless `pair_loss` forms it.
+        Accuracy, Raises: as `curvature`.
+        """
+        A, B = for_each(lambda A, B: ((A, B), self.pair_loss(A, B)), A.detach(), B.detach())
+        m, shape = A.shape[-2], (*A.shape[:-2], A.shape[-2] + B.shape[-2], A.shape[-1])
+        U, V = torch.linalg.qr(A).Q, torch.linalg.qr(B).Q
 
-def _zeros_beside(A: Tensor, P: Tensor, *others: Tensor) -> Tensor:
-    """Zeros of as many rows as A and columns as P, in the batch of all."""
-    batch = torch.broadcast_shapes(*(part.shape[:-2] for part in (A, P, *others)))
-    return A.new_zeros((*batch, A.shape[-2], P.shape[-1]))
+        def projected(K: Tensor, L: Tensor) -> Tensor:  # L is orthogonal to V: each ξ once
+            return torch.cat([K, L - V @ (V.mH @ L)], -2)
 
+        def times(x: Tensor) -> Tensor:
+            left, right = torch.cat([x[..., :m, :], U], -1), torch.cat([V, x[..., m:, :]], -1)
+            return projected(*self.hessian_times(A, B, left, right, V, U))
 
-class FromLoss(Problem):
-    """The problem of a function; see `from_loss`."""
+        x = _random(A, shape)
+        return self._finite(largest_modulus(times, projected(x[..., :m, :], x[..., m:, :])))
 
-    def __init__(self, loss: Callable[..., Tensor], shape: tuple[int, int], *, pair: bool):
-        m, n = shape
-        if not all(isinstance(d, int) and d >= 1 for d in (m, n)):
-            raise ValueError(f"shape must be two positive integers (m, n); got {shape}.")
-        if not callable(loss):
-            raise TypeError(f"loss must be a function of W; got {type(loss).__name__}.")
-        self._function, self._pair, self.shape = loss, pair, (m, n)
-
-    def loss(self, W: Tensor) -> Tensor:
-        if not self._pair:
-            return self._function(W)
-        eye = torch.eye(self.shape[1], dtype=W.dtype, device=W.device)
-        return self._function(W, eye.expand(*W.shape[:-2], *eye.shape))
-
-    def pair_loss(self, A: Tensor, B: Tensor) -> Tensor:
-        return self._function(A, B) if self._pair else self._function(A @ B.mH)
+    def _finite(self, curvatures: Tensor) -> float:
+        if not bool(torch.isfinite(curvatures).all()):
+            raise ValueError(
+                f"the curvature of {type(self).__name__} must be finite where a step is to be "
+                "chosen; its second derivative holds NaN or ±inf there: start elsewhere, make the "
+                "loss twice differentiable, or give dt."
+            )
+        return float(curvatures.max())
 
 
-def from_loss(
-    loss: Callable[..., Tensor], shape: tuple[int, int], *, pair: bool = False
-) -> Problem:
-    """The problem of a function loss(W), or with `pair` of loss(A, B) = f(ABᴴ).
+def _moved(value: object, args: tuple, kwargs: dict) -> object:
+    """A tensor, or a tuple, list or dict of such, moved by Tensor.to(*args, **kwargs)."""
+    if isinstance(value, Tensor):
+        real = value.real.dtype if value.is_complex() else value.dtype
+        probe = torch.empty(0, dtype=real, device=value.device).to(*args, **kwargs)
+        dtype = probe.dtype
+        if value.is_complex() and not dtype.is_complex:
+            dtype = dtype.to_complex()
+        elif not value.is_floating_point() and not value.is_complex():
+            dtype = value.dtype
+        return value.to(device=probe.device, dtype=dtype)
+    if type(value) in (tuple, list):
+        items = [_moved(item, args, kwargs) for item in value]  # pyright: ignore
+        same = all(a is b for a, b in zip(items, value, strict=True))  # pyright: ignore
+        return value if same else type(value)(items)  # pyright: ignore
+    if type(value) is dict:
+        entries = {key: _moved(item, args, kwargs) for key, item in value.items()}  # pyright: ignore
+        return value if all(entries[key] is value[key] for key in entries) else entries  # pyright: ignore
+    return value
 
-    The function takes batches: W (*batch, m, n) -> (*batch), written with torch.
 
-    Shapes: shape = (m, n).
-    Raises: ValueError for a shape that is not two positive integers; TypeError for no function.
+def _core_times(U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+    """US, S a matrix or the diagonal of one."""
+    return U * S[..., None, :] if S.ndim < V.ndim else U @ S
 
-    >>> problem = from_loss(lambda W: (W - 1).square().sum((-2, -1)), (2, 3))
-    >>> problem.curvature(torch.zeros(2, 3))
-    2.0
-    """
-    return FromLoss(loss, shape, pair=pair)
+
+def _random(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The fixed start of a power iteration: repeatable, and orthogonal to no eigenvector."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, dtype=like.dtype, generator=generator).to(like.device)
