@@ -2,10 +2,16 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from manifold_oracles import Case, dot, generator, randn, relative, unitary
+from metric_oracles import MetricGeodesic, dense_operator, depth_kernel, second_derivative
 
+from deeplin.geometry.connection import MetricDerivative, squares_quotient
+from deeplin.geometry.coordinates import Point, project_matrix
+from deeplin.geometry.metric import DepthMetric
+from deeplin.geometry.retractions import svd_step
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
 from deeplin.manifolds.check import check_gradient, check_hessian
 
@@ -161,12 +167,143 @@ def test_the_smallest_eigenvalue_is_the_local_rate_whatever_the_depth(depth):
     assert smallest == pytest.approx(rate, rel=1e-9)
 
 
-def test_other_depths_away_from_critical_points_are_an_error():
-    manifold = FixedRank(2, 2)
+def test_depth_infinity_is_no_metric_below_full_rank():
+    manifold = FixedRank(2, math.inf)
     W = Case.build(5, 4, r=2).W
     u = manifold.proju(W, randn(5, 4, seed=1))
-    with pytest.raises(ValueError, match="needs a critical point"):
+    with pytest.raises(ValueError, match="use a finite depth"):
         manifold.ehess2rhess(W, W - 1, u, u)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("psd", [False, True])
+@pytest.mark.parametrize("spectrum", ["generic", "equal", "gap 1e-12"])
+@pytest.mark.parametrize("depth", [2, 3, 7])
+def test_integer_depths_everywhere_by_taylor(depth, spectrum, psd, dtype):
+    """Along `layers`, a retraction of order 2 for g_W, at points that are not critical."""
+    m, n = (5, 5) if psd else (5, 4)
+    problem = Cubic(m, n, dtype, psd)
+    case = Case.build(m, n, spectrum, r=3, dtype=dtype, psd=psd)
+    dense = (PSDFixedRank if psd else FixedRank)(3, depth, "layers")
+
+    def hess(u):
+        return dense.ehess2rhess(case.W, problem.egrad(case.W), problem.ehess(case.W, u), u)
+
+    report = check_hessian(dense, problem.loss, case.W, hess)
+    assert report, report
+    # Packed, in a gauge of its own, by both routes: the same vector.
+    P = unitary(3, 11, dtype)
+    R = P if psd else unitary(3, 12, dtype)
+    packed = (
+        PSDFixedRankFactored(5, 3, depth, "layers")
+        if psd
+        else FixedRankFactored(5, 4, 3, depth, "layers")
+    )
+    x = packed.pack_point(case.U @ P, P.mH @ case.S @ R, *(() if psd else (case.V @ R,)))
+    u = packed.proju(x, randn(*x.shape, seed=3, dtype=dtype))
+    xi = packed.tangent_to_dense(x, u)
+    wanted = hess(xi)
+    both = (
+        packed.ehess2rhess(x, problem.egrad(case.W), problem.ehess(case.W, xi), u),
+        packed.hessian_vector_product(x, lambda A, B: problem.loss(A @ B.mH), u),
+    )
+    for found in both:
+        assert relative(packed.tangent_to_dense(x, found), wanted) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("depth", "psd", "m", "n"),
+    [(2, False, 3, 3), (3, False, 2, 3), (3.5, False, 3, 3), (1.5, True, 3, 3), (3.5, True, 4, 4)],
+)
+def test_every_depth_along_integrated_geodesics(depth, psd, m, n):
+    """g(Hess f[ξ], ξ) is the second derivative of f along the geodesic of g_W."""
+    problem = Cubic(m, n, hermitian=psd)
+    case = Case.build(m, n, r=2, psd=psd)
+    manifold = (PSDFixedRank if psd else FixedRank)(2, depth)
+    u = manifold.proju(case.W, randn(m, n, seed=3))
+    u = u / manifold.norm(case.W, u)
+    curve = MetricGeodesic(case, depth_kernel(depth), psd)
+    wanted = second_derivative(lambda t: problem.loss(curve(u, t, 1)).item(), 0.02)
+    hess = manifold.ehess2rhess(case.W, problem.egrad(case.W), problem.ehess(case.W, u), u)
+    # The difference formula errs by O(h⁴): 2e-7 here, and 16 times that for twice the h.
+    assert manifold.inner(case.W, hess, u).item() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("psd", [False, True])
+@pytest.mark.parametrize("depth", [1.5, 3.5])
+def test_real_depths_everywhere_by_taylor(depth, psd):
+    problem = Cubic(3, 3, hermitian=psd)
+    case = Case.build(3, 3, r=2, psd=psd)
+    manifold = (PSDFixedRank if psd else FixedRank)(2, depth)
+    curve = MetricGeodesic(case, depth_kernel(depth), psd)
+
+    def hess(u):
+        return manifold.ehess2rhess(case.W, problem.egrad(case.W), problem.ehess(case.W, u), u)
+
+    report = check_hessian(manifold, problem.loss, case.W, hess, geodesic=curve.to_order_2)
+    assert report, report
+    # The svd retraction is of order 1 for these metrics: along it the expansion must fail.
+    assert not check_hessian(manifold, problem.loss, case.W, hess)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("depth", [2, 3.5])
+def test_the_derivative_of_the_metric_operator(depth, dtype):
+    """∇𝒜 = P (d𝒜) P by finite differences of the dense operator; both ways to use it agree."""
+    case = Case.build(5, 4, r=3, dtype=dtype)
+    point = Point(case.U, case.S, case.V)
+    derivative = MetricDerivative.of(DepthMetric(depth), case.sigma)
+    xi, a, b = (project_matrix(point, randn(5, 4, seed=k, dtype=dtype)) for k in (5, 6, 7))
+    direction, dense = xi.dense(point), a.dense(point)
+
+    def operated(t):
+        end = svd_step(point, xi.scaled(t))[0].dense()
+        return (dense_operator(end, depth_kernel(depth), 3) @ dense.reshape(-1)).reshape(5, 4)
+
+    h = 1e-3
+    near, far = operated(h) - operated(-h), operated(2 * h) - operated(-2 * h)
+    wanted = case.project((8 * near - far) / (12 * h))
+    found = derivative.along(xi, a)
+    assert relative(found.dense(point), wanted) < 1e-9
+    slot = derivative.by_direction(a, b).dense(point)
+    assert dot(slot, direction).item() == pytest.approx(
+        dot(wanted, b.dense(point)).item(), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("depth", [1.25, 2, 3.5])
+@pytest.mark.parametrize("other", [1.0, 1e-4, 1e4])
+def test_divided_differences_of_the_metric_lose_nothing_at_gaps(depth, other):
+    """Against the quotient in 80 digits, relative to c(a, l)/a²."""
+    p = 2 / mpmath.mpf(depth)
+
+    def c(a):
+        b = mpmath.mpf(other)
+        return depth * a ** (2 - p) if a == b else (a**2 - b**2) / (a**p - b**p)
+
+    ratios = [1 - 1e-14, 1 - 1e-8, 0.999, 0.8, 0.51, 0.49, 0.1, 1e-3, 1e-6]
+    a = torch.tensor([1.1] * len(ratios), dtype=torch.float64)
+    b = a * torch.tensor(ratios, dtype=torch.float64)
+    metric = DepthMetric(depth)
+
+    def kernel(s):
+        pair = torch.stack([s, torch.full_like(s, other)], -1)
+        return metric.core(pair)[..., 0, 1]
+
+    found = squares_quotient(kernel, a, b)
+    swapped = squares_quotient(kernel, b, a)
+    with mpmath.workdps(80):
+        for i, (x, y) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
+            x, y = mpmath.mpf(x), mpmath.mpf(y)
+            wanted = (c(x) - c(y)) / (x**2 - y**2)
+            scale = max(c(x), c(y)) / x**2
+            assert abs(found[i].item() - wanted) / scale < 1e-14
+            assert abs(swapped[i].item() - wanted) / scale < 1e-14
+    # At a = b the limit, half the logarithmic derivative: c'(a)/(2a).
+    limit = squares_quotient(kernel, a, a)[0].item()
+    with mpmath.workdps(30):
+        wanted = mpmath.diff(c, mpmath.mpf(1.1)) / (2 * mpmath.mpf(1.1))
+        assert abs(limit - wanted) / (c(mpmath.mpf(1.1)) / 1.21) < 1e-14
 
 
 def test_hessians_are_batched_and_linear_losses_have_only_curvature():

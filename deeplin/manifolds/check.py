@@ -252,14 +252,18 @@ def check_hessian(
     x: Tensor,
     hessian: Callable[[Tensor], Tensor],
     *,
+    geodesic: Callable[[Tensor, float], Tensor] | None = None,
     atol: float = 1e-8,
     seed: int = 0,
 ) -> Report:
     """Whether u ↦ Hess f(x)[u] is the Riemannian Hessian of a loss.
 
     f(R(tu)) = f(x) + t·g(grad f, u) + ½t²·g(Hess u, u) + O(t³) has slope 3 in t. That holds for a
-    retraction of order 2 in the manifold's metric, and at critical points for every retraction. The
-    Hessian must also be tangent, linear and self-adjoint in the metric.
+    retraction of order 2 in the manifold's metric (here: svd and orthographic at depth 1, layers at
+    integer depths), and at critical points for every retraction. For another metric, away from
+    critical points, give (u, t) ↦ γ(t), stored points on its geodesic along u, or on any curve that
+    agrees with it to order 2. The Hessian must also be tangent, linear and self-adjoint in the
+    metric.
     """
     x = _plain(x).requires_grad_()
     (egrad,) = torch.autograd.grad(loss(x), x)
@@ -269,12 +273,13 @@ def check_hessian(
     Hu, Hv = hessian(u), hessian(v)
     first = manifold.inner(x, rgrad, u).sum().item()
     second = manifold.inner(x, Hu, u).sum().item()
+
+    def curve(t: float) -> Tensor:
+        return manifold.retr(x, t * u) if geodesic is None else geodesic(u, t)
+
     with torch.no_grad():
         f0 = loss(x).item()
-        errors = [
-            abs(loss(manifold.retr(x, t * u)).item() - f0 - t * first - 0.5 * t**2 * second)
-            for t in _STEPS
-        ]
+        errors = [abs(loss(curve(t)).item() - f0 - t * first - 0.5 * t**2 * second) for t in _STEPS]
     floor = 1e3 * torch.finfo(x.dtype).eps * max(abs(f0), abs(first), abs(second), 1e-300)
     size = (manifold.norm(x, Hu) * manifold.norm(x, v)).max().item()
     asymmetry = (manifold.inner(x, Hu, v) - manifold.inner(x, u, Hv)).abs().max().item()

@@ -186,14 +186,12 @@ class LowRankManifold(Manifold):
     def ehess2rhess(
         self, x: Tensor, egrad: hessian.Matrix, ehess: hessian.Matrix, u: Tensor
     ) -> Tensor:
-        """Hess f(W)[u] from the Euclidean gradient ∇f(W) and its derivative along u.
+        """Hess^g f(W)[u] from the Euclidean gradient ∇f(W) and its derivative along u, anywhere.
 
-        Depth 1: everywhere. Other depths: at critical points, Hess^g = 𝒜_W ∘ Hess.
-
-        Source: Vandereycken 2013, §2.3 (depth 1).
+        Source: Vandereycken 2013, §2.3 (depth 1); deeplin.geometry.connection (other metrics).
         Shapes: egrad and ehess are m×n matrices, or anything with ``@`` and ``.mH``, so that a
             factored manifold need not see one.
-        Raises: ValueError at a point that is not critical, for a depth other than 1.
+        Raises: ValueError where depth ∞ is no metric.
         """
         point = self._point(x)
         tangent = self._tangent(point, u)
@@ -201,7 +199,7 @@ class LowRankManifold(Manifold):
         return self._store_tangent(point, result)
 
     def hessian_vector_product(self, x: Tensor, loss: hessian.PairLoss, u: Tensor) -> Tensor:
-        """Hess f(W)[u] by autograd, for a loss written in a factor pair: loss(A, B) = f(A Bᴴ).
+        """Hess^g f(W)[u] by autograd, for a loss written in a factor pair: loss(A, B) = f(A Bᴴ).
 
         Nothing m×n is formed unless the loss does so.
 

@@ -1,0 +1,67 @@
+"""Oracles for every metric that is entrywise in the singular basis: dense 𝒜_W, geodesics."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from manifold_oracles import Geodesic
+from torch import Tensor
+
+
+def depth_kernel(N):
+    """(c, d) of depth N as quotients of powers; only for singular values that are apart."""
+
+    def c(a, b):
+        gap = np.where(a == b, 1.0, a ** (2 / N) - b ** (2 / N))
+        return np.where(a == b, N * a ** (2 - 2 / N), (a**2 - b**2) / gap)
+
+    return c, lambda a: a ** (2 - 2 / N)
+
+
+def dense_operator(W: Tensor, kernel, rank: int) -> Tensor:
+    """The mn×mn matrix of 𝒜_W, rows first, from a full SVD of W and c(a, b), d(a) on numpy."""
+    U, s, Vh = np.linalg.svd(W.numpy())
+    s, (c, d) = s[:rank], kernel
+    factors = np.zeros(W.shape)
+    factors[:rank, :rank] = c(s[:, None], s[None, :])
+    factors[rank:, :rank] = d(s)
+    factors[:rank, rank:] = d(s)[:, None]
+    basis = np.kron(U, Vh.T)
+    return torch.from_numpy((basis * factors.ravel()) @ basis.conj().T)
+
+
+class MetricGeodesic(Geodesic):
+    """Geodesics of the metric of a kernel (c, d); the chart and the integration are Geodesic's."""
+
+    def __init__(self, case, kernel, symmetric=False):
+        super().__init__(case, 0, symmetric)
+        self.kernel = kernel
+        self.last = (None, None)
+
+    def operator(self, W):
+        return dense_operator(torch.from_numpy(W), self.kernel, self.r).numpy()
+
+    def parabola(self, xi: Tensor):
+        """t ↦ the point at θ'(0)t + ½θ''(0)t² in the chart: the geodesic along ξ to order 2."""
+        start = np.zeros(self.dim)
+        J = self.difference(lambda q: self.chart(q).ravel(), start).T
+        velocity = np.linalg.lstsq(J, xi.numpy().ravel(), rcond=None)[0]
+        p = np.linalg.solve(self.cometric(start), velocity)
+        rate, h = self.flow(start, p)[1], 2e-3
+        near, far = (
+            (self.cometric(s * velocity) - self.cometric(-s * velocity)) @ p for s in (h, 2 * h)
+        )
+        second = (8 * near - far) / (12 * h) + self.cometric(start) @ rate
+        return lambda t: torch.tensor(self.chart(t * velocity + 0.5 * t * t * second))
+
+    def to_order_2(self, xi: Tensor, t: float) -> Tensor:
+        """The point at t on the `parabola` along ξ, which is built once per ξ."""
+        if self.last[0] is not xi:
+            self.last = (xi, self.parabola(xi))
+        return self.last[1](t)
+
+
+def second_derivative(f, h: float) -> float:
+    """f''(0) by the central difference of order 4."""
+    near, far = f(h) + f(-h), f(2 * h) + f(-2 * h)
+    return (16 * near - far - 30 * f(0.0)) / (12 * h * h)
