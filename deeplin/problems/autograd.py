@@ -65,4 +65,4 @@ def beside(*parts: Tensor) -> Tensor:
 def zeros_between(A: Tensor, P: Tensor, *others: Tensor) -> Tensor:
     """Zeros of as many rows as A and columns as P, in the batch of all."""
     batch = torch.broadcast_shapes(*(part.shape[:-2] for part in (A, P, *others)))
-    return A.newzeros_between((*batch, A.shape[-2], P.shape[-1]))
+    return A.new_zeros((*batch, A.shape[-2], P.shape[-1]))

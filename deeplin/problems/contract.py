@@ -226,7 +226,7 @@ class Problem(ABC):
                     first, second = beside(A, s * left, K, Q), beside(B, right, P, L)
                     return summed(self.pair_loss(first, second))
 
-                return torch.func.grad(along, has_aux=True)(A.real.newzeros_between(()))
+                return torch.func.grad(along, has_aux=True)(A.real.new_zeros(()))
 
             K, L = zeros_between(A, P, B, Q, left, right), zeros_between(B, Q, A, P, left, right)
             return torch.func.grad(slope, argnums=(0, 1), has_aux=True)(K, L)
