@@ -3,6 +3,7 @@
 from deeplin import exact, flows, geometry, integrators, landscape, problems
 from deeplin.loop import Solution, solve
 from deeplin.network import DeepLinear, init
+from deeplin.prediction import Prediction, predict
 from deeplin.problems import (
     LeastSquares,
     LogisticRegression,
@@ -21,6 +22,7 @@ __all__ = [
     "MatrixApproximation",
     "MatrixCompletion",
     "MatrixSensing",
+    "Prediction",
     "Problem",
     "Solution",
     "autoencoder",
@@ -31,6 +33,7 @@ __all__ = [
     "init",
     "integrators",
     "landscape",
+    "predict",
     "problems",
     "solve",
 ]

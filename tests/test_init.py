@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from deeplin import DeepLinear, init
-from deeplin.runner.observables import gap_norm
+from deeplin.network import gap_norm
 
 CASES = [([5, 3, 4], ()), ([6, 3, 5, 4, 6], (4,)), ([4, 4, 4, 4], ()), ([3, 7, 5, 4], (2, 3))]
 

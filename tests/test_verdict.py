@@ -9,7 +9,7 @@ import deeplin
 from deeplin import DeepLinear, LeastSquares, init
 from deeplin.loop import History, Record, Result
 from deeplin.runner.observables import layer_observables
-from deeplin.runner.verdict import Prediction, fitted_rate, judge
+from deeplin.runner.verdict import fitted_rate, judge
 
 
 def test_observables_against_dense_formulas(randn):
@@ -86,25 +86,26 @@ def verdict(problem, history, prediction, kind="converged", **options):
     return judge(problem, prediction, history, result, seconds=1.0, **options).summary["verdict"]
 
 
-def test_prediction(problem):
-    prediction = Prediction.of(problem, 3, 2, balanced=True)
+def test_prediction(problem, randn):
+    prediction = deeplin.predict(problem, 3, problem.minimizer(2))
     assert prediction.rank == 2
     torch.testing.assert_close(prediction.limit, problem.minimizer(2))
     assert prediction.rate == pytest.approx(
         deeplin.landscape.local_rate(problem, prediction.limit, 3)
     )
-    unbalanced = Prediction.of(problem, 3, 2, balanced=False)
+    layers = [randn(2, 4), randn(3, 2), randn(4, 3)]
+    unbalanced = deeplin.predict(problem, 3, layers)
     assert unbalanced.rate is None
     assert "a rate of their own" in unbalanced.rate_missing
     assert unbalanced.pace == prediction.rate
-    tied = Prediction.of(deeplin.autoencoder(torch.eye(3).double()), 3, 2, balanced=True)
+    tied = deeplin.predict(deeplin.autoencoder(torch.eye(3).double()), 3, randn(3, 2) @ randn(2, 3))
     assert not tied.unique
     assert "σ_2 = σ_3" in tied.rate_missing
-    assert "stays 0" in Prediction.of(problem, 3, 0, balanced=True).rate_missing
+    assert "stays 0" in deeplin.predict(problem, 3, randn(4, 4) * 0).rate_missing
 
 
 def test_sentences(problem):
-    true = Prediction.of(problem, 1, 2, balanced=True)
+    true = deeplin.predict(problem, 1, problem.minimizer(2))
     rate = true.rate
     assert rate is not None
     good = history_of(problem, true.limit, 1.0, rate)
@@ -138,7 +139,7 @@ def test_summary_of_repeats_names_the_worst(problem):
     history = History(
         [Record(0, 0.0, 0.1, observe(0.0, [W])), Record(9, 1.0, 0.1, observe(1.0, [W]))]
     )
-    prediction = Prediction.of(problem, 2, 2, balanced=True)
+    prediction = deeplin.predict(problem, 2, problem.minimizer(2))
     summary = judge(problem, prediction, history, Result("time", "end."), seconds=2.0).summary
     assert summary["rank"] == 1
     assert summary["repeats"]["rank"] == [2, 1, 2]

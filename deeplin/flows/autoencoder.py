@@ -54,15 +54,6 @@ class OjaFlow(Flow):
         """‖V̇‖_F."""
         return torch.linalg.matrix_norm(self.velocity(0.0, y)[0])
 
-    def arrival_rate(self, rank: int) -> float | None:
-        """λ_r − λ_{r+1}, the rate of VVᵀ at U_rU_rᵀ for orthonormal starts; None for r = d.
-
-        (The untied flow arrives as layers of depth 2 do: `deeplin.landscape.local_rate`.)
-        Source: the closed form `deeplin.exact.oja`.
-        """
-        values = torch.linalg.eigvalsh(self.C).flip(0)
-        return float(values[rank - 1] - values[rank]) if rank < len(values) else None
-
     def conserved(self, y: Single) -> dict[str, Tensor]:
         """VᵀV, constant for orthonormal starts."""
         return {"VtV": y[0].mT @ y[0]}

@@ -5,6 +5,7 @@ from deeplin.network.deep_linear import (
     DeepLinear,
     balancedness_gap,
     end_to_end,
+    gap_norm,
     layer_gradients,
 )
 from deeplin.problems.widths import check_widths, grid_widths
@@ -15,6 +16,7 @@ __all__ = [
     "check_widths",
     "compress",
     "end_to_end",
+    "gap_norm",
     "grid_widths",
     "layer_gradients",
     "rebalance",

@@ -13,7 +13,7 @@ from deeplin.linalg import chain, matmul
 from deeplin.problems.contract import Problem
 from deeplin.problems.widths import check_widths
 
-__all__ = ["DeepLinear", "balancedness_gap", "end_to_end", "layer_gradients"]
+__all__ = ["DeepLinear", "balancedness_gap", "end_to_end", "gap_norm", "layer_gradients"]
 
 
 class DeepLinear(nn.Module):
@@ -87,6 +87,14 @@ def balancedness_gap(weights: Sequence[Tensor]) -> list[Float[Tensor, "*batch d_
     Source: BRTW Definition 1, Lemma 2(3).
     """
     return [after.mT @ after - before @ before.mT for before, after in itertools.pairwise(weights)]
+
+
+def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
+    """max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F; 0 for balanced layers and for a single layer."""
+    norms = [torch.linalg.matrix_norm(gap) for gap in balancedness_gap(weights)]
+    if not norms:
+        return weights[0].new_zeros(weights[0].shape[:-2], dtype=weights[0].real.dtype)
+    return torch.stack(norms).amax(0)
 
 
 def layer_gradients(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from deeplin.flows import LayerFlow, OjaFlow, RiccatiFlow
+from deeplin.flows.contract import Flow
 from deeplin.integrators.steppers import Stepper
 from deeplin.landscape import fan_around, neighbours_of, spurious_point
 from deeplin.loop import Observe
 from deeplin.network import DeepLinear, grid_widths, init
+from deeplin.prediction import Prediction, predict_flow, rank_and_balance
 from deeplin.problems import data
 from deeplin.problems import readers as files
 from deeplin.problems.data import Data
 from deeplin.runner.methods import make_flow, make_stepper
-from deeplin.runner.observables import flow_observables, gap_norm, layer_observables, with_factors
-from deeplin.runner.verdict import Prediction
+from deeplin.runner.observables import flow_observables, with_factors
 
 __all__ = ["Experiment", "build", "data_of", "flatten"]
 
@@ -50,7 +50,7 @@ class Experiment:
     data: Data
     network: DeepLinear
     prediction: Prediction
-    flow: Any
+    flow: Flow
     stepper: Stepper
     observe: Observe
     t1: float
@@ -86,28 +86,13 @@ def build(cfg: DictConfig) -> Experiment:
     _initialise(network, cfg, source)
     network.to(cfg.device)
     weights = [W_j.detach() for W_j in network.weights]
-    observe = layer_observables(problem, problem.solution)
-    round_off = 1e3 * torch.finfo(dtype).eps * max(float(W_j.norm() ** 2) for W_j in weights)
-    balanced = bool((gap_norm(weights) <= round_off).all())
-    start_rank = int(observe(0.0, weights)["rank"].min()) if balanced else min(network.widths)
-    flow, state, depth = make_flow(cfg, network, source, start_rank)
-    balanced = balanced or not isinstance(flow, LayerFlow)
-    prediction = Prediction.of(problem, depth, start_rank, balanced=balanced)
-    untied = isinstance(flow, RiccatiFlow)
-    if isinstance(flow, OjaFlow) and not untied and prediction.unique:
-        rate = flow.arrival_rate(prediction.rank)
-        prediction = replace(prediction, rate=rate, pace=rate)
-    if getattr(flow, "rescaled", False) and prediction.rate:
-        # The clock of DLRA* runs at σ_r.
-        s_r = float(torch.linalg.svdvals(prediction.limit)[prediction.rank - 1])
-        clocked = prediction.rate * s_r
-        prediction = replace(prediction, rate=clocked, pace=clocked)
+    start_rank, _ = rank_and_balance(weights)
+    flow, state = make_flow(cfg, network, source, start_rank)
+    prediction = predict_flow(problem, flow, state, rank=start_rank)
     t1 = _end_time(cfg, prediction)
     stepper = make_stepper(cfg, flow, state, network, source, t1)
-    if cfg.method.name == "rgd" and prediction.rate and stepper.dt * prediction.rate < 1:
-        # Steps of finite length: (1 − αρ) per step α, not e^{−αρ}. Source: HLZ Example 1.1.
-        rate = -math.log1p(-stepper.dt * prediction.rate) / stepper.dt
-        prediction = replace(prediction, rate=rate)
+    if cfg.method.name == "rgd":
+        prediction = prediction.in_steps(stepper.dt, cfg.method.order)
     observe = flow_observables(flow, problem, prediction.limit, state)
     if cfg.log.factors:
         observe = with_factors(observe, flow)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +13,13 @@ from matplotlib.ticker import MaxNLocator
 
 from deeplin.landscape import Plateau
 from deeplin.loop import History
-from deeplin.runner.verdict import Prediction
+from deeplin.prediction import Prediction
 
 __all__ = ["convergence", "rendered", "saddle_to_saddle"]
 
 # Okabe and Ito's colours, distinct for every kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-_STYLE: dict[str, Any] = {"linestyle": (0, (4, 3)), "color": GREY, "linewidth": 1.2}
+_DASHES = (0, (4, 3))
 
 
 def convergence(history: History, prediction: Prediction, title: str) -> Figure:
@@ -54,7 +53,7 @@ def saddle_to_saddle(
     top.semilogx(t[later], loss[later], color=BLUE, label="loss $L^N$")
     for n, plateau in enumerate(report):
         label = None if n else "critical levels"
-        top.axhline(plateau.loss, label=label, **_STYLE | {"linewidth": 0.8})
+        top.axhline(plateau.loss, label=label, linestyle=_DASHES, color=GREY, linewidth=0.8)
         top.annotate(
             plateau.label,
             (1.0, plateau.loss),
@@ -115,16 +114,24 @@ def _band(ax: Axes, t: np.ndarray, history: History, name: str, color: str, labe
 def _loss(ax: Axes, t: np.ndarray, history: History, prediction: Prediction) -> None:
     ax.set_yscale("log")
     _band(ax, t, history, "loss", BLUE, "loss $L^N$")
-    _band(ax, t, history, "excess_loss", ORANGE, "excess over the optimum")
-    if prediction.loss > 0:
-        ax.axhline(prediction.loss, label=f"predicted optimum {prediction.loss:.6g}", **_STYLE)
+    if prediction.limit is not None:
+        _band(ax, t, history, "excess_loss", ORANGE, "excess over the optimum")
+    if prediction.loss:
+        ax.axhline(
+            prediction.loss,
+            label=f"predicted optimum {prediction.loss:.6g}",
+            linestyle=_DASHES,
+            color=GREY,
+            linewidth=1.2,
+        )
     ax.set_ylabel("loss")
     ax.legend(frameon=False)
 
 
 def _distance(ax: Axes, t: np.ndarray, history: History, prediction: Prediction) -> None:
     ax.set_yscale("log")
-    _band(ax, t, history, "distance_to_limit", BLUE, r"$\|W(t) - W^*\|_F$")
+    if prediction.limit is not None:
+        _band(ax, t, history, "distance_to_limit", BLUE, r"$\|W(t) - W^*\|_F$")
     _band(ax, t, history, "gradient_norm", GREEN, r"gradient norm $\|\nabla L^N\|$")
     if prediction.rate:
         # Anchored where the decay has become exponential, not at the transient before it.
@@ -137,7 +144,9 @@ def _distance(ax: Axes, t: np.ndarray, history: History, prediction: Prediction)
             line[shown],
             label=rf"predicted $e^{{-\rho t}}$, $\rho$ = "
             f"{prediction.rate:.4g}",
-            **_STYLE,
+            linestyle=_DASHES,
+            color=GREY,
+            linewidth=1.2,
         )
     ax.set_ylabel("distance")
     ax.legend(frameon=False)
@@ -150,6 +159,8 @@ def _shade(i: int, values: np.ndarray) -> tuple[float, float, float]:
 
 
 def _limits(prediction: Prediction) -> np.ndarray:
+    if prediction.limit is None:
+        return np.empty(0)
     values = torch.linalg.svdvals(prediction.limit.double())[: prediction.rank]
     return np.unique(np.round(values.cpu().numpy(), 6))
 
@@ -160,7 +171,13 @@ def _singular_values(ax: Axes, t: np.ndarray, history: History, prediction: Pred
     for i, sigma in enumerate(np.median(values, axis=1).T):
         ax.semilogx(t[later], sigma[later], color=_shade(i, values), linewidth=1.2)
     for n, level in enumerate(_limits(prediction)):
-        ax.axhline(level, label=None if n else "predicted limits", **_STYLE)
+        ax.axhline(
+            level,
+            label=None if n else "predicted limits",
+            linestyle=_DASHES,
+            color=GREY,
+            linewidth=1.2,
+        )
     ax.set_ylabel(r"singular values of $W(t)$")
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False)

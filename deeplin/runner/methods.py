@@ -21,6 +21,7 @@ from deeplin.flows import (
     RiccatiFlow,
     compress,
 )
+from deeplin.flows.contract import Flow
 from deeplin.integrators import (
     RK4,
     Compiled,
@@ -69,8 +70,8 @@ _FITS = {
 
 def make_flow(
     cfg: DictConfig, network: DeepLinear, source: Data, start_rank: int
-) -> tuple[Any, State, float]:
-    """(flow, its state at the network's layers, the depth N of its metric: 1 for DLRA).
+) -> tuple[Flow, State]:
+    """(flow, its state at the network's layers).
 
     Raises: ValueError for names that do not exist or do not fit each other.
     """
@@ -87,19 +88,18 @@ def make_flow(
     if name == "layers":
         balanced = bool(cfg.method.get("rebalance", False))
         flow = LayerFlow(problem, balanced_rank=start_rank if balanced else None)
-        return flow, flow.init_state(network), network.depth
+        return flow, flow.init_state(network)
     if name == "compressed":
         flow = LayerFlow(problem)
-        return flow, flow.init_state(compress(weights)), network.depth
+        return flow, flow.init_state(compress(weights))
     if name in _TWO_LAYERS:
-        return *_two_layer_flow(name, problem, weights), 2.0
+        return _two_layer_flow(name, problem, weights)
     W = end_to_end(weights)
-    depth = float(network.depth) if name in ("end_to_end", "pqw") else 1.0
     if name.startswith("dlra") and method == "structure":
         flow = EndToEndFlow(problem, 1, rescaled=name.endswith("rescaled"))
     else:
-        kinds: dict[str, Callable[[], Any]] = {
-            "end_to_end": lambda: EndToEndFlow(problem, depth),
+        kinds: dict[str, Callable[[], Flow]] = {
+            "end_to_end": lambda: EndToEndFlow(problem, network.depth),
             "pqw": lambda: PQWFlow(problem, network.depth),
             "dlra": lambda: DLRAFlow(problem),
             "dlra_rescaled": lambda: DLRAFlow(problem, rescaled=True),
@@ -107,10 +107,10 @@ def make_flow(
             "psd_dlra_rescaled": lambda: PSDDLRAFlow(problem, rescaled=True),
         }
         flow = kinds[name]()
-    return flow, flow.init_state(W, start_rank), depth
+    return flow, flow.init_state(W, start_rank)
 
 
-def _two_layer_flow(name: str, problem: LeastSquares, weights: list[Tensor]) -> tuple[Any, State]:
+def _two_layer_flow(name: str, problem: LeastSquares, weights: list[Tensor]) -> tuple[Flow, State]:
     """Oja's flow, the coupled one of V = W_2 = W_1ᵀ, or the untied one of V = (W_1ᵀ; W_2)."""
     if len(weights) != 2 or not problem.is_autoencoder:
         raise ValueError(
@@ -129,7 +129,7 @@ def _two_layer_flow(name: str, problem: LeastSquares, weights: list[Tensor]) -> 
 
 
 def make_stepper(
-    cfg: DictConfig, flow: Any, state: State, network: DeepLinear, source: Data, t1: float
+    cfg: DictConfig, flow: Flow, state: State, network: DeepLinear, source: Data, t1: float
 ) -> Stepper:
     """The stepper of cfg.method: an optimizer, fixed steps, or steps by tolerance."""
     method = cfg.method
@@ -175,7 +175,7 @@ def make_stepper(
     return OptimizerStepper(parameters, optimizer, _loss_of_step(network, cfg, source), dt)
 
 
-def _compiled(integrator: Any, flow: Any, state: State) -> Compiled:
+def _compiled(integrator: Any, flow: Flow, state: State) -> Compiled:
     """The integrator in compiled code; a step of length 0 finds out whether it fits."""
     compiled = Compiled(integrator)
     try:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.flows import EndToEndFlow, LayerFlow
-from deeplin.landscape.frame import Frame
+from deeplin.flows.contract import Flow, State
 from deeplin.linalg import product_svdvals
-from deeplin.network import balancedness_gap, end_to_end, layer_gradients
+from deeplin.network import end_to_end, gap_norm, layer_gradients
 from deeplin.problems import LeastSquares
+from deeplin.problems.contract import Problem
+from deeplin.problems.spectrum import Spectrum
 
 __all__ = [
     "KEPT_ASIDE",
+    "Observables",
     "flow_observables",
-    "gap_norm",
     "layer_observables",
     "with_factors",
 ]
@@ -29,27 +29,22 @@ KEPT_ASIDE = ("nearest_modes", "left", "right")
 _BLOCK = 2**16
 
 
-def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
-    """max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F; 0 for balanced layers and for a single layer."""
-    norms = [torch.linalg.matrix_norm(gap) for gap in balancedness_gap(weights)]
-    if not norms:
-        return weights[0].new_zeros(weights[0].shape[:-2])
-    return torch.stack(norms).amax(0)
+Observables = Callable[[float, Sequence[Tensor]], dict[str, Tensor]]
 
 
-def layer_observables(
-    problem: LeastSquares, limit: Float[Tensor, "d_y d_x"]
-) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+def layer_observables(problem: Problem, limit: Tensor | None) -> Observables:
     """The function (t, layers) -> observables of a deep linear network.
 
-    - `loss`: L^N; `excess_loss`: L^N − L¹(limit), without cancellation
-    - `distance_to_limit`: ‖W − limit‖_F (on the range of X, where W is determined)
+    - `loss`: L^N, and what the problem itself reports
+    - where a limit is predicted `excess_loss`: L^N − L¹(limit), of least squares without
+      cancellation, and `distance_to_limit`: ‖W − limit‖_F (on the range of X, where W is
+      determined)
     - `gradient_norm`: (Σ_j ‖∇_{W_j}L^N‖_F²)^{1/2}
     - `balancedness_gap`: max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F
     - `singular_values`: those of W, as many as the smallest width; `rank`: those above
       max(d_x, d_y)·eps·σ_1
-    - `nearest_modes`: J of the critical point W_J nearest to W, as a mask (BRTW Prop. 32);
-      `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
+    - where the critical points are known `nearest_modes`: J of the W_J nearest to W, as a mask
+      (BRTW Prop. 32), and `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
     - `tie_gap`: ‖W_2 − W_1ᵀ‖_F, for two layers between equal widths only (BRTW Fig. 3, Lemma 46)
 
     Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
@@ -75,45 +70,43 @@ def layer_observables(
 
 
 def _matrix_observables(
-    problem: LeastSquares, limit: Float[Tensor, "d_y d_x"]
-) -> Callable[[Float[Tensor, "*batch d_y d_x"]], dict[str, Tensor]]:
-    """The function W -> what depends on W alone; for any method that has a W.
+    problem: Problem, limit: Tensor | None
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The function W -> what depends on W alone, under `layer_observables`' names.
 
-    - `loss`, `excess_loss`, `distance_to_limit` as in `layer_observables`
-    - `nearest_modes`: J of the critical point W_J nearest to W, as a mask (*batch, q)
-    - `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
-
-    Source of the last two: BRTW Prop. 32 (`deeplin.landscape.nearest_critical_point`).
+    Source of the nearest critical point: BRTW Prop. 32 (`Spectrum.nearest`).
     """
-    frame = Frame.of(problem)
-    E = problem.range_basis() if problem.rank_X < problem.d_x else None
+    optimum = problem.optimum
+    moments = problem if isinstance(problem, LeastSquares) else None
+    E = None
+    if moments is not None and moments.rank_X < moments.d_x:
+        E = moments.range_basis()
 
     def observe(W: Tensor) -> dict[str, Tensor]:
-        near = frame.nearest(W)
-        error = W - limit if E is None else (W - limit) @ E
-        return {
-            "loss": problem.loss(W),
-            "excess_loss": problem.loss_difference(W, limit),
-            "distance_to_limit": torch.linalg.matrix_norm(error),
-            "nearest_modes": near.modes,
-            "nearest_distance": near.distance,
-        }
+        seen = {"loss": problem.loss(W), **problem.report(W)}
+        if limit is not None:
+            error = W - limit if E is None else (W - limit) @ E
+            seen["excess_loss"] = (
+                seen["loss"] - problem.loss(limit)
+                if moments is None
+                else moments.loss_difference(W, limit)
+            )
+            seen["distance_to_limit"] = torch.linalg.matrix_norm(error)
+        if isinstance(optimum, Spectrum):
+            near = optimum.nearest(W)
+            seen |= {"nearest_modes": near.modes, "nearest_distance": near.distance}
+        return seen
 
     def in_blocks(W: Tensor) -> dict[str, Tensor]:
         if W.ndim != 3:
             return observe(W)
-        blocks = [observe(block) for block in W.split(max(1, _BLOCK // limit.numel()))]
+        blocks = [observe(block) for block in W.split(max(1, _BLOCK // W[0].numel()))]
         return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
     return in_blocks
 
 
-def flow_observables(
-    flow: Any,
-    problem: LeastSquares,
-    limit: Float[Tensor, "d_y d_x"],
-    y0: Sequence[Tensor],
-) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+def flow_observables(flow: Flow, problem: Problem, limit: Tensor | None, y0: State) -> Observables:
     """The function (t, state) -> observables of any flow of W, under `layer_observables`' names.
 
     `gradient_norm` is that of the flow's own metric, which for balanced layers is the layers';
@@ -123,7 +116,8 @@ def flow_observables(
     start = flow.conserved(y0)
     layers, seen_of = layer_observables(problem, limit), _matrix_observables(problem, limit)
 
-    def observe(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
+    def observe(t: float, state: Sequence[Tensor]) -> dict[str, Tensor]:
+        y = tuple(state)
         conserved, drift = flow.conserved(y), {}
         for name, value in conserved.items():
             change = (value - start[name]).unsqueeze(-1).flatten(y[0].ndim - 2)
@@ -131,10 +125,13 @@ def flow_observables(
         if isinstance(flow, LayerFlow):
             return layers(t, y) | drift
         W = flow.end_to_end(y)
+        largest = W.real.new_zeros(W.shape[:-2])
+        for change in drift.values():
+            largest = torch.maximum(largest, change)
         return {
             **seen_of(W),
             "gradient_norm": flow.gradient_norm(y),
-            "balancedness_gap": torch.stack(list(drift.values())).amax(0),
+            "balancedness_gap": largest,
             "singular_values": flow.singular_values(y),
             "rank": flow.rank(y),
         } | drift
@@ -142,9 +139,7 @@ def flow_observables(
     return observe
 
 
-def with_factors(
-    observe: Callable[[float, Sequence[Tensor]], dict[str, Tensor]], flow: Any
-) -> Callable[[float, Sequence[Tensor]], dict[str, Tensor]]:
+def with_factors(observe: Observables, flow: Flow) -> Observables:
     """The same observables, and W(t) as `left` (*batch, d_y, k) times `right` (*batch, k, d_x).
 
     Layers are split at their narrowest width k; other states give UΣ and Vᵀ for the end-to-end

@@ -23,11 +23,11 @@ class Progress:
         )
 
     def on_record(self, record: Record) -> None:
-        self._bar.set_postfix_str(
-            f"loss {float(record.observed['loss'].median()):.6g}, "
-            f"distance {float(record.observed['distance_to_limit'].median()):.2e}",
-            refresh=False,
-        )
+        words = [f"loss {float(record.observed['loss'].median()):.6g}"]
+        if "distance_to_limit" in record.observed:
+            distance = float(record.observed["distance_to_limit"].median())
+            words.append(f"distance {distance:.2e}")
+        self._bar.set_postfix_str(", ".join(words), refresh=False)
         self._bar.update(min(record.t, self._bar.total or record.t) - self._bar.n)
 
     def on_step(self, stepper: Stepper) -> None:

@@ -22,7 +22,7 @@ from deeplin.runner.progress import Progress
 from deeplin.runner.provenance import provenance
 from deeplin.runner.signals import Interruption
 from deeplin.runner.tensorboard import TIME_UNIT, TensorBoardLog
-from deeplin.runner.verdict import Verdict, judge
+from deeplin.runner.verdict import judge
 
 __all__ = ["RESUMABLE", "run"]
 
@@ -193,6 +193,7 @@ def _conclude(
     prediction = experiment.prediction
     if isinstance(experiment.flow, LayerFlow) and result.kind != "diverged":
         prediction = prediction.arrived(problem, experiment.stepper.state)
+    passed = _plateaus(experiment, history)
     stochastic = cfg.method.get("batch_size") is not None
     verdict = judge(
         problem,
@@ -201,11 +202,13 @@ def _conclude(
         result,
         seconds=seconds,
         stochastic=stochastic,
+        plateaus=passed,
     )
     if draw:
         figure = figures.convergence(history, prediction, _title(experiment))
         _show("convergence", figures.rendered(figure), folder, log)
-    _report_plateaus(experiment, folder, log, history, verdict, draw)
+    if passed and len(passed[verdict.shown]) > 1:
+        _show_plateaus(experiment, folder, log, history, passed, verdict.shown, draw)
     folder.write_json("summary.json", verdict.summary)
     metrics = {
         name: value
@@ -214,10 +217,10 @@ def _conclude(
     }
     parameters = {k: v for k, v in flatten(cfg).items() if not k.startswith("log.")}
     log.hparams(parameters, metrics)
-    log.text("verdict", f"{verdict}\n\n{verdict.summary['verdict']}")
+    log.text("verdict", f"{verdict}\n\n{verdict.sentence}")
     print(f"\n{verdict}\n")
     print(f"{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
-    print(verdict.summary["verdict"])
+    print(verdict.sentence)
     images = f", or {folder.path / 'figures'}" if draw else ""
     print(f"Look: tensorboard --logdir {folder.path.parent}{images}")
     if result.kind == "diverged":
@@ -229,38 +232,35 @@ def _show(name: str, image: np.ndarray, folder: RunFolder, log: TensorBoardLog) 
     log.image(name, image)
 
 
-def _report_plateaus(
-    experiment: Experiment,
-    folder: RunFolder,
-    log: TensorBoardLog,
-    history: History,
-    verdict: Verdict,
-    draw: bool,
-) -> None:
-    """Which critical points each trajectory passed, into the summary; a figure if more than one."""
-    if "nearest_modes" not in history.records[0].observed:  # critical points unknown
-        return
+def _plateaus(experiment: Experiment, history: History) -> list[list[Plateau]]:
+    """Which critical points each trajectory passed; none where they are not known."""
+    problem = experiment.data.problem
+    if "nearest_modes" not in history.records[0].observed:
+        return []
     records, rank = len(history.records), min(experiment.network.widths)
     modes = history.column("nearest_modes")
     modes = modes.reshape(records, -1, modes.shape[-1])
     distance = history.column("nearest_distance").reshape(records, -1)
-    reports: list[list[Plateau]] = [
-        plateaus_of_modes(
-            experiment.data.problem, history.t, modes[:, i], distance[:, i], rank=rank
-        )
+    return [
+        plateaus_of_modes(problem, history.t, modes[:, i], distance[:, i], rank=rank)
         for i in range(distance.shape[1])
     ]
-    repeats = verdict.summary.get("repeats")
-    shown = 0
-    if repeats is not None:
-        excess = torch.tensor(repeats["relative_excess_loss"])
-        shown = int(excess.abs().argmax())  # the worst trajectory, as all numbers of the summary
-        repeats["plateaus"] = [[p.as_dict() for p in report] for report in reports]
-    verdict.summary["plateaus"] = [p.as_dict() for p in reports[shown]]
-    if len(reports[shown]) > 1:
-        if draw:
-            title = _title(experiment) + (f", repeat {shown + 1}" if repeats else "")
-            figure = figures.saddle_to_saddle(history, reports[shown], title, repeat=shown)
-            _show("plateaus", figures.rendered(figure), folder, log)
-        log.text("plateaus", plateau_table(reports[shown]))
-        print(f"\ncritical points passed:\n{plateau_table(reports[shown])}")
+
+
+def _show_plateaus(
+    experiment: Experiment,
+    folder: RunFolder,
+    log: TensorBoardLog,
+    history: History,
+    passed: list[list[Plateau]],
+    shown: int,
+    draw: bool,
+) -> None:
+    """The table and the figure of the critical points that one trajectory passed."""
+    report = passed[shown]
+    if draw:
+        title = _title(experiment) + (f", repeat {shown + 1}" if len(passed) > 1 else "")
+        figure = figures.saddle_to_saddle(history, report, title, repeat=shown)
+        _show("plateaus", figures.rendered(figure), folder, log)
+    log.text("plateaus", plateau_table(report))
+    print(f"\ncritical points passed:\n{plateau_table(report)}")
