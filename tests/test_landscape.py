@@ -67,7 +67,7 @@ def test_lanczos_agrees_with_the_dense_eigenproblem(randn, monkeypatch):
     problem = LeastSquares(randn(12, 60), randn(10, 60))
     W = problem.minimizer(3)
     dense = local_rate(problem, W, 3)
-    monkeypatch.setattr(landscape.curvature, "_DENSE_DIMENSION", 10)
+    monkeypatch.setattr(landscape.operators, "_DENSE_DIMENSION", 10)
     assert local_rate(problem, W, 3) == pytest.approx(dense, rel=1e-7)
 
 

@@ -16,7 +16,6 @@ from deeplin.landscape import (
     is_critical,
     lift,
 )
-from deeplin.problems import MatrixApproximation
 
 
 @pytest.mark.statement("BRTW Prop. 34(b)")
@@ -181,8 +180,3 @@ def test_batches_are_classified_element_by_element(randn):
     assert classify(problem, batch) == [classify(problem, layers) for layers in lifts]
     net = deeplin.DeepLinear([4, 4, 4, 4], dtype=F64)
     assert classify(problem, net) == "not critical"
-
-
-def test_complex_layers_are_refused():
-    with pytest.raises(TypeError, match="real layers"):
-        classify(MatrixApproximation(torch.eye(2)), [torch.eye(2, dtype=torch.complex64)] * 2)

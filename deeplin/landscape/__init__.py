@@ -1,17 +1,13 @@
 """Critical points of the loss, their kinds and Hessians, local rates, spurious points, reports."""
 
-from deeplin.landscape.classification import classify, is_critical
+from deeplin.landscape.classification import classify
+from deeplin.landscape.closed_form import nearest_critical_point
 from deeplin.landscape.critical import CriticalPoint, critical_points, lift, saddle_curve
-from deeplin.landscape.curvature import (
-    Eigenpairs,
-    LayerHessian,
-    RiemannianHessian,
-    hessian,
-    local_rate,
-)
+from deeplin.landscape.criticality import is_critical
+from deeplin.landscape.curvature import LayerHessian, RiemannianHessian, hessian, local_rate
 from deeplin.landscape.escape import escape_direction
-from deeplin.landscape.frame import Nearest, nearest_critical_point
 from deeplin.landscape.neighbours import fan_around, neighbours_of, spurious_point
+from deeplin.landscape.operators import Eigenpairs
 from deeplin.landscape.plateaus import Plateau, plateau_table, plateaus, plateaus_of_modes
 from deeplin.landscape.rates import layer_rate
 from deeplin.landscape.spurious import (
@@ -22,6 +18,7 @@ from deeplin.landscape.spurious import (
     iteration_jacobian,
     spurious_points,
 )
+from deeplin.problems.spectrum import Nearest
 
 __all__ = [
     "CriticalPoint",

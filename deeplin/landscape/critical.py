@@ -9,30 +9,32 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.landscape.frame import Frame, Problem
+from deeplin.landscape.closed_form import closed_form
 from deeplin.network import check_widths
+from deeplin.problems import Problem, Spectrum
 
 __all__ = [
     "CriticalPoint",
     "critical_points",
-    "index_sets",
     "lift",
     "point_kind",
     "saddle_curve",
 ]
 
-GLOBAL, MINIMUM, STRICT, NON_STRICT, NOT_CRITICAL = KINDS = (
+GLOBAL, MINIMUM, STRICT, NON_STRICT, NOT_CRITICAL, LOCAL, DEGENERATE = KINDS = (
     "global minimum",
     "minimum on M_k",
     "strict saddle",
     "non-strict saddle",
     "not critical",
+    "local minimum",
+    "degenerate",
 )
 
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """A critical point W_J = Σ_{j∈J} σ_j u_j v_jᵀ C^{-1/2} of L¹ on M_k, k = |J|.
+    """A critical point W_J = Σ_{j∈J} σ_j u_j v_jᴴ C^{-1/2} of L¹ on M_k, k = |J|.
 
     - `J`: indices from 1; `loss`: ½(‖Y‖² − Σ_J σ_j²);
     - `index`: the number of negative directions of the Hessian, #{(i, j): i ∈ J, j ∉ J, σ_j > σ_i};
@@ -52,7 +54,7 @@ class CriticalPoint:
     index: int
     kind: str
     nullity: int = 0
-    _frame: Frame | None = field(default=None, repr=False, compare=False)
+    _optimum: Spectrum | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_isolated(self) -> bool:
@@ -76,23 +78,22 @@ class CriticalPoint:
 
     def _directions(self, wanted: Callable[[int, int], bool]) -> Tensor:
         """Those of pairs i ∈ J, j ∉ J whose groups of equal σ (j's, i's) are wanted."""
-        frame = self._frame
-        assert frame is not None
-        group = {j: n for n, members in enumerate(frame.groups) for j in members}
-        inside = [j - 1 for j in self.J]
+        optimum = self._optimum
+        assert optimum is not None
+        group = {j + 1: n for n, members in enumerate(optimum.groups) for j in members}
         pairs = [
-            (i, j)
-            for i in inside
-            for j in range(frame.q)
-            if j not in inside and wanted(group[j], group[i])
+            (i - 1, j - 1)
+            for i in self.J
+            for j in range(1, optimum.rank + 1)
+            if j not in self.J and wanted(group[j], group[i])
         ]
         out = []
         for i, j in pairs:
-            forward = torch.outer(frame.U[:, j], frame.V[:, i].conj())
-            backward = torch.outer(frame.U[:, i], frame.V[:, j].conj())
-            out.append(frame.s[i] * (forward + backward) @ frame.inverse_root)
-            if frame.U.is_complex():
-                out.append(1j * frame.s[i] * (forward - backward) @ frame.inverse_root)
+            forward = torch.outer(optimum.U[:, j], optimum.V[:, i].conj())
+            backward = torch.outer(optimum.U[:, i], optimum.V[:, j].conj())
+            out.append(optimum.over_root(optimum.s[i] * (forward + backward)))
+            if self.W.is_complex():
+                out.append(optimum.over_root(1j * optimum.s[i] * (forward - backward)))
         return torch.stack(out) if out else self.W.new_zeros((0, *self.W.shape))
 
 
@@ -105,7 +106,7 @@ def critical_points(problem: Problem, k: int) -> Iterator[CriticalPoint]:
 
     Source: BRTW Prop. 32, 33. Its "precisely" needs distinct σ_j, or "for some SVD".
     Cost: O(d_x³) once, O(d_y d_x (k + d_x)) for each point; Hessians are not formed.
-    Raises: ValueError unless 0 <= k <= min(d_y, d_x).
+    Raises: ValueError unless 0 <= k <= min(d_y, d_x); TypeError without a closed form.
 
     >>> from deeplin import autoencoder
     >>> problem = autoencoder(torch.diag(torch.tensor([3.0, 2.0, 1.0])))
@@ -114,39 +115,23 @@ def critical_points(problem: Problem, k: int) -> Iterator[CriticalPoint]:
     [((1,), 2.5, 0, 'minimum on M_k'), ((2,), 5.0, 1, 'strict saddle'),
      ((3,), 6.5, 2, 'strict saddle')]
     """
-    frame = Frame.of(problem)
-    size = min(len(frame.U), len(frame.V))
-    if isinstance(k, bool) or k != int(k) or not 0 <= k <= size:
-        raise ValueError(f"k must satisfy 0 <= k <= min(d_y, d_x) = {size}; got {k}.")
-    return (_point(frame, J) for J in index_sets(frame.groups, int(k)))
+    optimum = closed_form(problem, "critical_points")
+    return (_point(optimum, J, W) for J, W in optimum.critical_points(k))
 
 
-def index_sets(groups: list[range], k: int) -> Iterator[list[int]]:
-    """Sets of k indices that take the first ones of every group; the largest σ_j first."""
-    if k == 0:
-        yield []
-    elif sum(map(len, groups)) >= k:
-        for count in range(min(k, len(groups[0])), -1, -1):
-            for rest in index_sets(groups[1:], k - count):
-                yield [*groups[0][:count], *rest]
-
-
-def _point(frame: Frame, J: list[int]) -> CriticalPoint:
-    chosen = set(J)
-    real_dim = 2 if frame.U.is_complex() else 1
+def _point(optimum: Spectrum, J: tuple[int, ...], W: Tensor) -> CriticalPoint:
+    chosen = {j - 1 for j in J}
+    real_dim = 2 if W.is_complex() else 1
     index = nullity = larger = 0  # larger: how many j ∉ J have a larger σ_j than the group
-    for g in frame.groups:
+    for g in optimum.groups:
         inside = sum(j in chosen for j in g)
         index += inside * larger
         nullity += inside * (len(g) - inside)
         larger += len(g) - inside
-    outside = [j for j in range(frame.q) if j not in chosen]
-    loss = frame.residual + 0.5 * frame.s[outside].square().sum()
-    kind = point_kind(len(J), frame.q, optimal=index == 0)
-    one_based = tuple(j + 1 for j in J)
-    return CriticalPoint(
-        frame.point(J), one_based, loss, real_dim * index, kind, real_dim * nullity, frame
-    )
+    outside = [j for j in range(optimum.rank) if j not in chosen]
+    loss = optimum.residual + 0.5 * optimum.s[outside].square().sum()
+    kind = point_kind(len(J), optimum.rank, optimal=index == 0)
+    return CriticalPoint(W, J, loss, real_dim * index, kind, real_dim * nullity, optimum)
 
 
 def point_kind(k: int, highest: int, *, optimal: bool) -> str:
@@ -166,22 +151,24 @@ def saddle_curve(
 
     Source: BRTW, proof of Prop. 33.
     Shapes: indices from 1; returns a function of t with |t| < 1, a float or a 0-dim tensor.
-    Raises: ValueError unless j0 ∈ J and j1 ∉ J are indices of singular values.
+    Raises: ValueError unless j0 ∈ J and j1 ∉ J are indices of singular values; TypeError without a
+    closed form.
     """
-    frame = Frame.of(problem)
-    valid = range(1, frame.q + 1)
+    optimum = closed_form(problem, "saddle_curve")
+    U, V, s = optimum.U, optimum.V, optimum.s
+    valid = range(1, optimum.rank + 1)
     if j0 not in J or j1 in J or j1 not in valid or any(j not in valid for j in J):
         raise ValueError(
-            f"saddle_curve needs j0 in J and j1 outside, all in 1..{frame.q}; "
+            f"saddle_curve needs j0 in J and j1 outside, all in 1..{optimum.rank}; "
             f"got J={tuple(J)}, j0={j0}, j1={j1}."
         )
     rest = [j - 1 for j in J if j != j0]
-    fixed = (frame.U[:, rest] * frame.s[rest]) @ frame.V[:, rest].mH
+    fixed = (U[:, rest] * s[rest]) @ V[:, rest].mH
 
     def gamma(t: float | Tensor) -> Tensor:
-        t = torch.as_tensor(t, dtype=frame.s.dtype)
-        u, v = (t * A[:, j1 - 1] + (1 - t**2).sqrt() * A[:, j0 - 1] for A in (frame.U, frame.V))
-        return (frame.s[j0 - 1] * torch.outer(u, v.conj()) + fixed) @ frame.inverse_root
+        t = torch.as_tensor(t, dtype=s.dtype)
+        u, v = (t * A[:, j1 - 1] + (1 - t**2).sqrt() * A[:, j0 - 1] for A in (U, V))
+        return optimum.over_root(s[j0 - 1] * torch.outer(u, v.conj()) + fixed)
 
     return gamma
 
@@ -204,24 +191,21 @@ def lift(
     Shapes: W (d_y, d_x); widths (d_0, …, d_N) with d_0 = d_x, d_N = d_y.
     Cost: one SVD.
     Raises: ValueError if W is farther than tol·σ_1 from every critical point, if its rank exceeds
-    a width, or for widths that do not fit.
+    a width, or for widths that do not fit; TypeError without a closed form.
     """
-    widths = check_widths(widths)
-    frame = Frame.of(problem)
-    if (widths[-1], widths[0]) != (len(frame.U), len(frame.V)) or W.shape != (
-        widths[-1],
-        widths[0],
-    ):
+    widths, optimum = check_widths(widths), closed_form(problem, "lift")
+    d_y, d_x = problem.shape
+    if (widths[-1], widths[0]) != (d_y, d_x) or W.shape != (d_y, d_x):
         raise ValueError(
-            f"lift needs widths from d_x = {len(frame.V)} to d_y = {len(frame.U)} and W of shape "
+            f"lift needs widths from d_x = {d_x} to d_y = {d_y} and W of shape "
             f"(d_y, d_x); got widths {list(widths)} and W {tuple(W.shape)}."
         )
-    near = frame.nearest(W)
-    if float(near.distance) > tol * frame.scale:
+    near = optimum.nearest(W)
+    if float(near.distance) > tol * optimum.scale:
         raise ValueError(
             "lift needs a critical point W, such as one of critical_points(problem, k); this one "
-            f"is {float(near.distance) / frame.scale:.2g}·σ_1 away from the nearest: Prop. 34 has "
-            "no lift of others."
+            f"is {float(near.distance) / optimum.scale:.2g}·σ_1 away from the nearest: Prop. 34 "
+            "has no lift of others."
         )
     k, depth = int(near.rank), len(widths) - 1
     if k > min(widths):
@@ -230,8 +214,8 @@ def lift(
         )
     if depth == 1:
         return [W.clone()]
-    U, s, V = near.U[:, near.modes], frame.s[near.modes], near.V[:, near.modes]
-    last, first = U * s, V.mH @ frame.inverse_root
+    U, s, V = near.U[:, near.modes], optimum.s[near.modes], near.V[:, near.modes]
+    last, first = U * s, optimum.over_root(V.mH)
     middle = torch.eye(k, dtype=U.dtype, device=U.device)
     if balanced and k:
         U, s, Vh = torch.linalg.svd(last @ first, full_matrices=False)

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from deeplin.landscape.closed_form import closed_form
 from deeplin.landscape.critical import point_kind
-from deeplin.landscape.frame import Frame, Problem
+from deeplin.problems import Problem
 
 __all__ = ["Plateau", "plateau_table", "plateaus", "plateaus_of_modes"]
 
@@ -87,7 +88,8 @@ def plateaus(
     `plateaus(problem, solution.t, [flow.end_to_end(y) for y in solution.y])`. `rank` bounds |J|,
     the smallest width of the network; min(d_y, d_x) unless given.
     Cost: as `nearest_critical_point` for all times together.
-    Raises: ValueError for t and W of unequal length or a batch of trajectories.
+    Raises: ValueError for t and W of unequal length or a batch of trajectories; TypeError where the
+    critical points are not known in closed form.
     """
     W = W if isinstance(W, Tensor) else torch.stack(list(W))
     times = torch.as_tensor(t, dtype=torch.float64)
@@ -96,7 +98,7 @@ def plateaus(
             "plateaus needs one matrix for each time, t (times,) and W (times, d_y, d_x); got "
             f"{tuple(times.shape)} and {tuple(W.shape)}: call it for each trajectory of a batch."
         )
-    found = Frame.of(problem).nearest(W)
+    found = closed_form(problem, "plateaus").nearest(W)
     return plateaus_of_modes(problem, times, found.modes, found.distance, rank=rank, near=near)
 
 
@@ -116,10 +118,9 @@ def plateaus_of_modes(
     """
     if not near > 0:
         raise ValueError(f"near must be positive, a fraction of a step; got {near}.")
-    frame = Frame.of(problem)
-    sigma = frame.s.double().cpu()
-    highest = min(frame.q, len(frame.U), len(frame.V))
-    highest = highest if rank is None else min(highest, rank)
+    optimum = closed_form(problem, "plateaus")
+    sigma = optimum.s.double().cpu()
+    highest = optimum.rank if rank is None else min(optimum.rank, rank)
     changed = (modes[1:] != modes[:-1]).any(-1).nonzero().ravel() + 1
     bounds = [0, *changed.tolist(), len(t)]
     report = []
@@ -135,7 +136,7 @@ def plateaus_of_modes(
             continue
         best = int(fraction.argmin())
         first = torch.arange(len(mask)) < k
-        level = float(frame.residual) + 0.5 * float(outside.square().sum())
+        level = float(optimum.residual) + 0.5 * float(outside.square().sum())
         report.append(
             Plateau(
                 tuple(j + 1 for j in mask.nonzero().ravel().tolist()),

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.landscape.critical import index_sets
-from deeplin.landscape.frame import Frame
 from deeplin.linalg import random_orthogonal
-from deeplin.problems import MatrixApproximation
+from deeplin.problems import Spectrum
 
 __all__ = [
     "ExtendedJacobian",
@@ -71,20 +69,23 @@ def spurious_points(X: Inexact[Tensor, "m n"], s: int | None = None) -> Iterator
     >>> [point.J for point in spurious_points(torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0])), s=2)]
     [(1, 2), (1, 3), (2, 3)]
     """
-    frame = _target(X)
-    r = frame.q
+    known = _target(X)
+    r = known.rank
     if s is not None and (isinstance(s, bool) or s != int(s) or not 0 <= s < r):
         raise ValueError(f"s must satisfy 0 <= s <= r - 1 = {r - 1}, r the rank of X; got {s}.")
     ranks = range(r - 1, -1, -1) if s is None else [int(s)]
-    return (_spurious(frame, J) for rank in ranks for J in index_sets(frame.groups, rank))
+    return (_spurious(known, J) for rank in ranks for J in known.index_sets(rank))
 
 
-def _target(X: Tensor) -> Frame:
-    frame = Frame.of(MatrixApproximation(X))
+def _target(X: Tensor) -> Spectrum:
+    if X.ndim != 2:
+        raise ValueError(
+            f"X must be one matrix of shape (m, n); got {tuple(X.shape)}: loop over the batch."
+        )
+    known = Spectrum.of_matrix(X)
     if _is_psd(X):  # V = U exactly: the SVD's own V is U up to round-off only
-        U = frame.U
-        frame = Frame(U, frame.s, U, frame.root, frame.inverse_root, frame.residual)
-    return frame
+        known = replace(known, V=known.U, right=known.U * known.s)
+    return known
 
 
 def _is_psd(X: Tensor) -> bool:
@@ -97,18 +98,19 @@ def _is_psd(X: Tensor) -> bool:
     return float(torch.linalg.eigvalsh(X)[0]) >= -100 * len(X) * eps * size
 
 
-def _spurious(frame: Frame, J: list[int]) -> SpuriousPoint:
-    out = [j for j in range(frame.q) if j not in J]
-    inside = [sum(j in J for j in g) for g in frame.groups]
+def _spurious(known: Spectrum, J: tuple[int, ...]) -> SpuriousPoint:
+    kept = [j - 1 for j in J]
+    out = [j for j in range(known.rank) if j not in kept]
+    inside = [sum(j in kept for j in g) for g in known.groups]
     return SpuriousPoint(
-        frame.U[:, J],
-        frame.s[J],
-        frame.V[:, J],
-        tuple(j + 1 for j in J),
-        frame.s[out],
-        frame.U[:, out],
-        frame.V[:, out],
-        sum(n * (len(g) - n) for n, g in zip(inside, frame.groups, strict=True)),
+        known.U[:, kept],
+        known.s[kept],
+        known.V[:, kept],
+        J,
+        known.s[out],
+        known.U[:, out],
+        known.V[:, out],
+        sum(n * (len(g) - n) for n, g in zip(inside, known.groups, strict=True)),
     )
 
 
@@ -129,8 +131,8 @@ def fibre_point(
     Raises: ValueError for X that is not positive semidefinite, and where n − r < r − s: then no
     U_3 ⊥ U_x exists.
     """
-    frame = _psd_target(X)
-    n, r, s = len(X), frame.q, point.rank
+    known = _psd_target(X)
+    n, r, s = len(X), known.rank, point.rank
     if n - r < r - s:
         raise ValueError(
             f"the fibre needs n - r >= r - s, so that r - s columns fit beside those of X; got "
@@ -138,7 +140,7 @@ def fibre_point(
         )
     G = _gaussian(X, n, r - s, generator)
     for _ in range(2):  # twice is enough for orthogonality to round-off
-        G = G - frame.U @ (frame.U.mH @ G)
+        G = G - known.U @ (known.U.mH @ G)
     U_3 = torch.linalg.qr(G).Q
     if X.is_complex():
         P = torch.linalg.qr(_gaussian(X, r, r, generator)).Q
@@ -152,14 +154,14 @@ def _gaussian(X: Tensor, rows: int, columns: int, generator: torch.Generator | N
     return torch.randn(rows, columns, dtype=X.dtype, device=X.device, generator=generator)
 
 
-def _psd_target(X: Tensor) -> Frame:
-    frame = _target(X)
+def _psd_target(X: Tensor) -> Spectrum:
+    known = _target(X)
     if not _is_psd(X):
         raise ValueError(
             "the fibre and the Jacobians of DLRA* are those of SPSD matrices: X must be Hermitian "
             "positive semidefinite; for others use spurious_points(X)."
         )
-    return frame
+    return known
 
 
 @dataclass(frozen=True)
@@ -239,15 +241,15 @@ def iteration_jacobian(
 
 def _extension(X: Tensor, U: Tensor, S: Tensor) -> tuple[float, Tensor, Tensor, Tensor]:
     """(d, u, p, U_#p) of a point over S_{r−1}."""
-    frame = _psd_target(X)
-    r = frame.q
+    known = _psd_target(X)
+    r = known.rank
     if U.shape != (len(X), r) or S.shape != (r, r):
         raise ValueError(
             f"a point over a spurious point of X needs U ({len(X)}, {r}) and S ({r}, {r}), r the "
             f"rank of X; got {tuple(U.shape)} and {tuple(S.shape)}."
         )
-    tolerance = 1e3 * len(X) * torch.finfo(X.dtype).eps * frame.scale
-    near = frame.nearest(U @ S @ U.mH)
+    tolerance = 1e3 * len(X) * torch.finfo(X.dtype).eps * known.scale
+    near = known.nearest(U @ S @ U.mH)
     values, P = torch.linalg.eigh(S)
     s = int((values.abs() > tolerance).sum())
     if s != r - 1:
@@ -262,7 +264,7 @@ def _extension(X: Tensor, U: Tensor, S: Tensor) -> tuple[float, Tensor, Tensor, 
         )
     p = P[:, values.abs().argmin()]
     u_3 = U @ p
-    off = float(torch.linalg.vector_norm(frame.U.mH @ u_3))
+    off = float(torch.linalg.vector_norm(known.U.mH @ u_3))
     if float(near.distance) > tolerance or int(near.rank) != r - 1 or off > tolerance:
         raise ValueError(
             "(U, S) must lie over a spurious point, U = (U_1, U_3)P* and S = P diag(D_1, 0)P* with "
@@ -270,4 +272,4 @@ def _extension(X: Tensor, U: Tensor, S: Tensor) -> tuple[float, Tensor, Tensor, 
             f"‖U_x*U_3‖ = {off:.2g}: take one from fibre_point(X, point)."
         )
     j = int((~near.modes).nonzero()[0])
-    return float(frame.s[j]), near.U[:, j], p, u_3
+    return float(known.s[j]), near.U[:, j], p, u_3

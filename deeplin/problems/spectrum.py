@@ -184,9 +184,8 @@ class Spectrum(Optimum):
         Re u_jᴴZv_j > σ_j/2; for equal σ_j the same with the eigenvalues of the Hermitian part of
         that block.
         """
-        W = W.to(self.U.dtype)
-        Z = self.times_root(W)
-        U, V = self.U, self.V
+        dtype = torch.promote_types(W.dtype, self.U.dtype)
+        Z, U, V = self.times_root(W.to(dtype)), self.U.to(dtype), self.V.to(dtype)
         ZV = Z @ V
         overlap = (U.conj() * ZV).sum(-2).real
         repeated = [g for g in self.groups if len(g) > 1]
@@ -216,7 +215,7 @@ class Spectrum(Optimum):
 
     def times_root(self, A: Inexact[Tensor, "*batch k n"]) -> Inexact[Tensor, "*batch k n"]:
         """AC^{1/2}."""
-        return A if self.root is None else A @ self.root
+        return A if self.root is None else A @ self.root.to(A.dtype)
 
     def over_root(self, A: Inexact[Tensor, "*batch k n"]) -> Inexact[Tensor, "*batch k n"]:
         """AC^{-1/2}, of the pseudo-inverse where C is singular."""
