@@ -25,6 +25,7 @@ from deeplin.network import balancedness_gap
 from deeplin.problems import MatrixApproximation
 
 F64 = torch.float64
+EYE = MatrixApproximation(torch.eye(3))
 
 
 def end(flow, y0, t, rtol=1e-10):
@@ -386,9 +387,9 @@ def test_compress_refuses_unbalanced_layers(randn):
         (lambda: OjaFlow(torch.ones(2, 3)), "square matrix"),
         (lambda: OjaFlow(torch.eye(3)).init_state(torch.ones(2, 1)), "d = 3"),
         (lambda: RiccatiFlow(torch.eye(3)).init_state(torch.ones(3, 1)), "2d = 6"),
-        (lambda: DLRAFlow(None).init_state(torch.eye(3), 4), "min\\(m, n\\) = 3; got rank=4"),
-        (lambda: DLRAFlow(None).init_state(torch.ones(3, 3), 2), "numerical rank is 1"),
-        (lambda: PSDDLRAFlow(None).init_state(-torch.eye(2)), "use DLRAFlow"),
+        (lambda: DLRAFlow(EYE).init_state(torch.eye(3), 4), "min\\(m, n\\) = 3; got rank=4"),
+        (lambda: DLRAFlow(EYE).init_state(torch.ones(3, 3), 2), "numerical rank is 1"),
+        (lambda: PSDDLRAFlow(EYE).init_state(-torch.eye(3)), "use DLRAFlow"),
     ],
 )
 def test_messages(make, message):

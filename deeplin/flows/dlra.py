@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from deeplin.flows.contract import TangentFlow
+from deeplin.flows.ahead import largest_curvature, look_ahead
+from deeplin.flows.contract import Start, State, TangentFlow
+from deeplin.flows.starts import start_matrix
+from deeplin.geometry.coordinates import Point, Tangent, project_products
 from deeplin.geometry.points import low_rank_factors
-from deeplin.linalg import plus_tall_times
+from deeplin.linalg import hermitian_part, plus_tall_times, random_orthogonal
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step
+from deeplin.problems.contract import Problem
 
 __all__ = ["DLRAFlow", "PSDDLRAFlow"]
 
 Factors = tuple[Tensor, ...]
+Pair = tuple[Tensor, Tensor]
 
 
 class DLRAFlow(TangentFlow):
-    """U̇ = P_U^⊥FVS^{-1},  V̇ = P_V^⊥FᵀUS^{-T},  Ṡ = UᵀFV,  F = −∇f(Z),  Z = USVᵀ.
+    """U̇ = P_U^⊥FVS^{-1},  V̇ = P_V^⊥FᴴUS^{-H},  Ṡ = UᴴFV,  F = −∇f(Z),  Z = USVᴴ.
 
     The gradient flow of f on M_r with the embedded metric. `rescaled` multiplies the field by
     σ_r(S) (DLRA*): the same path by another clock, and one that runs through σ_r → 0 with bounded
@@ -27,145 +32,168 @@ class DLRAFlow(TangentFlow):
     `integrators.ProjectedRungeKutta` on this flow, which never inverts S, and any Runge–Kutta
     method on the multiplicative form `EndToEndFlow(problem, depth=1)`.
 
-    Conserved: UᵀU = VᵀV = I, the rank.
+    Conserved: UᴴU = VᴴV = I, the rank.
     Source: HLZ (1), Lemma 2.6; rescaled: (DLRA*), Lemma 3.5.
-    Shapes: a state is (U, S, V): (*batch, m, r), (*batch, r, r), (*batch, n, r).
+    Shapes: a state is (U, S, V): (*batch, m, r), (*batch, r, r), (*batch, n, r), real or complex.
     Cost: O((m + n)r² + r³) and the gradient's products with r columns.
     """
 
-    def __init__(self, problem: Any, rescaled: bool = False):
+    def __init__(self, problem: Problem, rescaled: bool = False):
         self.problem, self.rescaled = problem, rescaled
 
-    def init_state(self, W: Float[Tensor, "*batch m n"], rank: int | None = None) -> Factors:
-        """The factors of W at the given rank, or at its numerical rank."""
+    def init_state(self, start: Start, rank: int | None = None) -> Factors:
+        """The factors of the start's W at the given rank, or at its numerical rank."""
+        W = start_matrix(start, self.problem.shape, type(self).__name__)
         U, s, V = low_rank_factors(W, rank)
-        return U, torch.diag_embed(s), V
+        return U, torch.diag_embed(s).to(U.dtype), V
 
-    def velocity(self, t: float, y: Factors) -> Factors:
-        """(U̇, Ṡ, V̇); autonomous."""
-        U, S, V = y
-        FV, FtU = self._products(U, S, V)
-        M = U.mT @ FV
-        U_dot = torch.linalg.solve(S, FV - U @ M, left=False)
-        V_dot = torch.linalg.solve(S.mT, FtU - V @ M.mT, left=False)
-        return self._clocked(S, (U_dot, M, V_dot))
+    # -- what the cone of semidefinite matrices has otherwise --------------------------------------
 
-    def _products(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        """FV and FᵀU at orthonormal U, V."""
-        GV, GtU = self._egrad_products(U, S, V)
-        return -GV, -GtU
+    def point(self, y: State) -> Point:
+        """The state as a point of M_r."""
+        return Point(*y)
 
-    def _egrad_products(self, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        """GV and GᵀU, G = −F."""
-        products = getattr(self.problem, "egrad_products", None)
-        if products is not None:
-            return products(U, S, V)
-        G = self.problem.egrad(U @ S @ V.mT)
-        return G @ V, G.mT @ U
+    def _projected(self, point: Point) -> Tangent:
+        """P_T(F), whatever the clock."""
+        GV, GhU = self.problem.egrad_products(point.U, point.S, point.V)
+        return project_products(point, -GV, -GhU)
 
-    def _clocked(self, S: Tensor, velocity: Factors) -> Factors:
-        if not self.rescaled:
-            return velocity
-        scale = self.clock_rate(S)[..., None, None]
-        return tuple(scale * part for part in velocity)
+    def _moved(self, point: Point, tangent: Tangent) -> Factors:
+        """The rates of the factors that move the point along a tangent vector."""
+        U_dot = torch.linalg.solve(point.S, tangent.Up, left=False)
+        V_dot = torch.linalg.solve(point.S.mH, tangent.Vp, left=False)
+        return U_dot, tangent.M, V_dot
 
-    def clock_rate(self, S: Float[Tensor, "*batch r r"]) -> Float[Tensor, "*batch"]:
+    def clock_rate(self, S: Inexact[Tensor, "*batch r r"]) -> Float[Tensor, "*batch"]:
         """σ_r(S): DLRA's time passed per unit of DLRA*'s."""
         return torch.linalg.svdvals(S)[..., -1]
 
-    def tangent_step(self, y: Factors, at: Factors) -> tuple[Tensor, Tensor]:
-        """(L, R) with LRᵀ = P_T(F) at the point `at` (times σ_r if rescaled); y sets the shapes.
+    def tangent_step(self, y: State, at: State) -> Pair:
+        """(L, R) with LRᴴ = P_T(F) at the point `at` (times σ_r if rescaled); y sets the shapes.
 
-        P_T(F) = U(FᵀU)ᵀ + (P_U^⊥FV)Vᵀ: rank 2r, and no inverse of S.
+        P_T(F) = U(FᴴU)ᴴ + (P_U^⊥FV)Vᴴ: rank 2r, and no inverse of S.
         """
         U, S, V = at
-        FV, FtU = self._products(U, S, V)
-        L = torch.cat([U, FV - U @ (U.mT @ FV)], -1)
+        GV, GhU = self.problem.egrad_products(U, S, V)
+        L = torch.cat([U, U @ (U.mH @ GV) - GV], -1)
         if self.rescaled:
             L = self.clock_rate(S)[..., None, None] * L
-        return L, torch.cat([FtU, V], -1)
+        return L, torch.cat([-GhU, V], -1)
 
-    def gradient_step(self, y: Factors, h: float) -> Factors:
+    def gradient_step(self, y: State, h: float) -> Factors:
         """The nearest matrix of rank r to Z + h P_T(F), Riemannian gradient descent.
 
         With h times σ_r if rescaled. Source: HLZ Lemma 2.4, (2).
         """
         U, S, V = y
-        GV, GtU = self._egrad_products(U, S, V)
-        M = U.mT @ GV
+        GV, GhU = self.problem.egrad_products(U, S, V)
+        M = U.mH @ GV
         Up = plus_tall_times(GV, U, M, beta=-h, alpha=h)
-        Vp = plus_tall_times(GtU, V, M.mT, beta=-h, alpha=h)
+        Vp = plus_tall_times(GhU, V, M.mH, beta=-h, alpha=h)
         M = h * M
         if self.rescaled:
             scale = self.clock_rate(S)[..., None, None]
             M, Up, Vp = scale * M, scale * Up, scale * Vp
         return tangent_step(U, S - M, V, Up, Vp)
 
-    def truncated(self, y: Factors, steps: list[tuple[float, tuple[Tensor, Tensor]]]) -> Factors:
-        """The nearest matrix of rank r to USVᵀ + Σ_i h_i L_iR_iᵀ. Source: HLZ Def. 2.3."""
+    def truncated(self, y: State, steps: Sequence[tuple[float, Pair]]) -> Factors:
+        """The nearest matrix of rank r to USVᴴ + Σ_i h_i L_iR_iᴴ. Source: HLZ Definition 2.3."""
         U, S, V = y
         left = torch.cat([U @ S, *(h * L for h, (L, _) in steps)], -1)
         right = torch.cat([V, *(R for _, (_, R) in steps)], -1)
         Q_L, R_L = torch.linalg.qr(left)
         Q_R, R_R = torch.linalg.qr(right)
         r = S.shape[-1]
-        P, s, Qh = torch.linalg.svd(R_L @ R_R.mT, full_matrices=False)
-        return Q_L @ P[..., :r], torch.diag_embed(s[..., :r]), Q_R @ Qh[..., :r, :].mT
+        P, s, Qh = torch.linalg.svd(R_L @ R_R.mH, full_matrices=False)
+        return Q_L @ P[..., :r], torch.diag_embed(s[..., :r]).to(S.dtype), Q_R @ Qh[..., :r, :].mH
 
-    def end_to_end(self, y: Factors) -> Float[Tensor, "*batch m n"]:
-        """Z = USVᵀ."""
-        U, S, V = y
-        return U @ S @ V.mT
+    def conserved(self, y: State) -> dict[str, Tensor]:
+        """UᴴU and VᴴV."""
+        return {"UtU": y[0].mH @ y[0], "VtV": y[2].mH @ y[2]}
 
-    def singular_values(self, y: Factors) -> Float[Tensor, "*batch r"]:
+    # -- what both share ---------------------------------------------------------------------------
+
+    def velocity(self, t: float | Tensor, y: State) -> Factors:
+        """The rates of the factors; autonomous."""
+        point = self.point(y)
+        rates = self._moved(point, self._projected(point))
+        if not self.rescaled:
+            return rates
+        scale = self.clock_rate(point.S)[..., None, None]
+        return tuple(scale * part for part in rates)
+
+    def end_to_end(self, y: State) -> Inexact[Tensor, "*batch m n"]:
+        """Z = USVᴴ."""
+        return self.point(y).dense()
+
+    def batch_shape(self, y: State) -> torch.Size:
+        return y[1].shape[:-2]
+
+    def singular_values(self, y: State) -> Float[Tensor, "*batch r"]:
         """Those of S."""
         return torch.linalg.svdvals(y[1])
 
-    def rank(self, y: Factors) -> Int[Tensor, "*batch"]:
+    def rank(self, y: State) -> Int[Tensor, "*batch"]:
         """The number of singular values of S that are not 0."""
         return (self.singular_values(y) > 0).sum(-1)
 
-    def gradient_norm(self, y: Factors) -> Float[Tensor, "*batch"]:
+    def gradient_norm(self, y: State) -> Float[Tensor, "*batch"]:
         """‖P_T ∇f(Z)‖_F, also for the rescaled flow."""
-        U, S, V = y
-        FV, FtU = self._products(U, S, V)
-        M = U.mT @ FV
-        parts = (M, FV - U @ M, FtU - V @ M.mT)
-        return sum(part.square().sum((-2, -1)) for part in parts) ** 0.5  # type: ignore
+        tangent = self._projected(self.point(y))
+        parts = (tangent.M, tangent.Up, tangent.Vp)
+        squares = torch.stack([part.abs().square().sum((-2, -1)) for part in parts])
+        return squares.sum(0).sqrt()
 
-    def conserved(self, y: Factors) -> dict[str, Tensor]:
-        """UᵀU and VᵀV."""
-        return {"UtU": y[0].mT @ y[0], "VtV": y[2].mT @ y[2]}
-
-    def curvature(self, y: Factors) -> float:
+    def curvature(self, y: State) -> float:
         """The rate that limits explicit steps: λ_1(Hess f) and ‖P^⊥F‖/σ_r, times σ_r if rescaled.
 
-        Projected methods need only the first; the second is the price of S^{-1}.
+        The first and its σ_r are the largest at y and at the point that a descent leads to
+        (`flows.look_ahead`); where an optimum is known the loss is taken to be quadratic. The
+        second is that at y, the price of S^{-1}: projected methods need only the first.
         """
-        s = self.singular_values(y)[..., -1]
-        norm = max(float(torch.linalg.matrix_norm(v, 2).amax()) for v in (self.velocity(0.0, y)))
-        scale = float(s.amax()) if self.rescaled else 1.0
-        return max(self.problem.curvature(self.end_to_end(y)) * scale, norm)
+        point = self.point(y)
+        norm = max(float(torch.linalg.matrix_norm(v, 2).amax()) for v in self.velocity(0.0, y))
+        if not self.rescaled and self.problem.optimum is not None:
+            return max(self.problem.pair_curvature(point.U @ point.S, point.V), norm)
+        factors = (point.U, point.S, point.V)
+        ahead = look_ahead(self.problem, *factors)
+        rate = largest_curvature(self.problem, *factors, ahead)
+        if self.rescaled:
+            smallest = (self.singular_values(y), ahead.sigma)
+            rate *= max(float(s[..., -1].amax()) for s in smallest)
+        return max(rate, norm)
 
 
 class PSDDLRAFlow(DLRAFlow):
-    """U̇ = P_U^⊥FUS^{-1},  Ṡ = UᵀFU on the positive semidefinite matrices Z = USUᵀ of rank r.
+    """U̇ = P_U^⊥FUS^{-1},  Ṡ = UᴴFU on the positive semidefinite matrices Z = USUᴴ of rank r.
 
-    For f = ½‖Z − X‖² this is U̇ = P_U^⊥XUS^{-1}, Ṡ = −S + UᵀXU. Its projected methods keep the top
-    r *algebraic* eigenvalues: plain truncation to rank r leaves the cone.
+    F is the Hermitian part of −∇f(Z): f counts on Hermitian matrices alone. For f = ½‖Z − X‖² this
+    is U̇ = P_U^⊥XUS^{-1}, Ṡ = −S + UᴴXU. Its projected methods keep the top r *algebraic*
+    eigenvalues: plain truncation to rank r leaves the cone.
 
-    Conserved: UᵀU = I, the rank, S positive definite: σ_r decays no faster than e^{−t} (Lemma
+    Conserved: UᴴU = I, the rank, S positive definite: σ_r decays no faster than e^{−t} (Lemma
     2.7), and under `rescaled` no faster than 1/(1/σ_0 + t) (Lemma 3.5, corrected).
     Source: HLZ (DLRA), (DLRA*).
-    Shapes: a state is (U, S): (*batch, n, r), (*batch, r, r), S symmetric.
+    Shapes: a state is (U, S): (*batch, n, r), (*batch, r, r), S Hermitian.
+    Raises: ValueError for a problem whose matrices are not square.
     """
 
-    def init_state(self, W: Float[Tensor, "*batch n n"], rank: int | None = None) -> Factors:
+    def __init__(self, problem: Problem, rescaled: bool = False):
+        m, n = problem.shape
+        if m != n:
+            raise ValueError(
+                f"PSDDLRAFlow needs a loss of square matrices; got shape {(m, n)}: use DLRAFlow."
+            )
+        super().__init__(problem, rescaled)
+        self._hermitian: bool | None = None
+
+    def init_state(self, start: Start, rank: int | None = None) -> Factors:
         """The factors of a positive semidefinite W.
 
         Raises: ValueError if W has a negative eigenvalue beyond round-off, or less than the rank.
         """
-        values, vectors = torch.linalg.eigh(0.5 * (W + W.mT))
+        W = start_matrix(start, self.problem.shape, type(self).__name__)
+        values, vectors = torch.linalg.eigh(hermitian_part(W))
         noise = W.shape[-1] * torch.finfo(values.dtype).eps * values.abs().amax(-1, keepdim=True)
         if bool((values < -noise).any()):
             raise ValueError(
@@ -178,79 +206,86 @@ class PSDDLRAFlow(DLRAFlow):
             raise ValueError(
                 f"rank must satisfy 1 <= rank <= rank W(0) = {int(ranks.min())}; got rank={r}."
             )
-        kept = values[..., -r:].flip(-1)
-        return vectors[..., -r:].flip(-1).mT.contiguous().mT, torch.diag_embed(kept)
+        S = torch.diag_embed(values[..., -r:].flip(-1)).to(W.dtype)
+        return vectors[..., -r:].flip(-1).mT.contiguous().mT, S
 
-    def _forced(self, U: Tensor, S: Tensor) -> Tensor:
-        """FU."""
-        if hasattr(self.problem, "egrad_split"):
-            K, N = self.problem.egrad_split(S, U)
-            return N - U @ K
-        return self._products(U, S, U)[0]
+    def point(self, y: State) -> Point:
+        """The state as a Hermitian point of M_r."""
+        U, S = y
+        return Point(U, S, U)
 
-    def gradient_step(self, y: Factors, h: float) -> Factors:
+    def _split(self, U: Tensor, S: Tensor) -> tuple[Tensor | float, Tensor]:
+        """(K, N) with FU = N − UK; with one product of the gradient where it is Hermitian."""
+        split = self.problem.egrad_split(S, U)
+        if split is not None and self._is_hermitian(U, S):
+            return split
+        GU, GhU = self.problem.egrad_products(U, S, U)
+        return 0.0, -0.5 * (GU + GhU)
+
+    def _is_hermitian(self, U: Tensor, S: Tensor) -> bool:
+        """Whether ∇f is Hermitian on Hermitian matrices, by one generic matrix; asked once.
+
+        For a loss that offers `egrad_split`, a quadratic one: there one matrix is enough.
+        """
+        if self._hermitian is None:
+            if torch.compiler.is_compiling():
+                return False
+            shape, generator = (U.shape[-2], S.shape[-1]), torch.Generator().manual_seed(0)
+            V = random_orthogonal(*shape, dtype=U.dtype, generator=generator).to(U.device)
+            core = torch.eye(shape[1], dtype=U.dtype, device=U.device)
+            GV, GhV = self.problem.egrad_products(V, core, V)
+            size = torch.linalg.matrix_norm(GV)
+            odd = torch.linalg.matrix_norm(GV - GhV)
+            self._hermitian = bool((odd <= 1e3 * torch.finfo(size.dtype).eps * size).all())
+        return self._hermitian
+
+    def _projected(self, point: Point) -> Tangent:
+        K, N = self._split(point.U, point.S)
+        along = point.U.mH @ N
+        Up = N - point.U @ along
+        return Tangent(hermitian_part(along - K), Up, Up)
+
+    def _moved(self, point: Point, tangent: Tangent) -> Factors:
+        return torch.linalg.solve(point.S, tangent.Up, left=False), tangent.M
+
+    def clock_rate(self, S: Inexact[Tensor, "*batch r r"]) -> Float[Tensor, "*batch"]:
+        """The smallest eigenvalue of S."""
+        return torch.linalg.eigvalsh(S)[..., 0]
+
+    def tangent_step(self, y: State, at: State) -> Pair:
+        """(L, R) with LRᴴ + RLᴴ = P_T(F) at `at`: L = U, R = ½UM + P_U^⊥FU."""
+        U, S = at
+        tangent = self._projected(self.point(at))
+        R = tangent.Up + U @ (0.5 * tangent.M)
+        return U, self.clock_rate(S)[..., None, None] * R if self.rescaled else R
+
+    def gradient_step(self, y: State, h: float) -> Factors:
         """The nearest semidefinite matrix of rank r to Z + h P_T(F); with h σ_r if rescaled."""
         U, S = y
-        if hasattr(self.problem, "egrad_split"):
-            K, N = self.problem.egrad_split(S, U)  # FU = N − UK: what is along U is not formed
-        else:
-            K, N = 0.0, self._forced(U, S)
-        along = U.mT @ N
+        K, N = self._split(U, S)  # FU = N − UK: what is along U is not formed
+        along = U.mH @ N
         M = along - K
-        M = (0.5 * h) * (M + M.mT)
+        M = (0.5 * h) * (M + M.mH)
         Up = plus_tall_times(N, U, along, beta=h, alpha=-h)
         if self.rescaled:
             scale = self.clock_rate(S)[..., None, None]
             M, Up = scale * M, scale * Up
         return psd_tangent_step(U, S + M, Up)
 
-    def velocity(self, t: float, y: Factors) -> Factors:
-        """(U̇, Ṡ); autonomous."""
-        U, S = y
-        FU = self._forced(U, S)
-        M = U.mT @ FU
-        U_dot = torch.linalg.solve(S.mT, (FU - U @ M).mT).mT
-        return self._clocked(S, (U_dot, 0.5 * (M + M.mT)))
-
-    def clock_rate(self, S: Float[Tensor, "*batch r r"]) -> Float[Tensor, "*batch"]:
-        """The smallest eigenvalue of S."""
-        return torch.linalg.eigvalsh(S)[..., 0]
-
-    def tangent_step(self, y: Factors, at: Factors) -> tuple[Tensor, Tensor]:
-        """(L, R) with LRᵀ + RLᵀ = P_T(F) at `at`: L = U, R = ½UM + P_U^⊥FU."""
-        U, S = at
-        FU = self._forced(U, S)
-        M = U.mT @ FU
-        R = FU - U @ (M - 0.25 * (M + M.mT))
-        return U, self.clock_rate(S)[..., None, None] * R if self.rescaled else R
-
-    def truncated(self, y: Factors, steps: list[tuple[float, tuple[Tensor, Tensor]]]) -> Factors:
-        """The nearest semidefinite matrix of rank r to USUᵀ + Σ_i h_i(L_iR_iᵀ + R_iL_iᵀ)."""
+    def truncated(self, y: State, steps: Sequence[tuple[float, Pair]]) -> Factors:
+        """The nearest semidefinite matrix of rank r to USUᴴ + Σ_i h_i(L_iR_iᴴ + R_iL_iᴴ)."""
         U, S = y
         r = S.shape[-1]
         Q, T = torch.linalg.qr(torch.cat([U, *(part for _, pair in steps for part in pair)], -1))
         T_U, *columns = T.split(r, dim=-1)
-        core = T_U @ S @ T_U.mT
+        core = T_U @ S @ T_U.mH
         for i, (h, _) in enumerate(steps):
-            half = h * columns[2 * i] @ columns[2 * i + 1].mT
-            core = core + half + half.mT
-        values, vectors = torch.linalg.eigh(0.5 * (core + core.mT))
-        kept = values[..., -r:].flip(-1)
-        return Q @ vectors[..., -r:].flip(-1), torch.diag_embed(kept)
+            half = h * columns[2 * i] @ columns[2 * i + 1].mH
+            core = core + half + half.mH
+        values, vectors = torch.linalg.eigh(hermitian_part(core))
+        kept = torch.diag_embed(values[..., -r:].flip(-1)).to(S.dtype)
+        return Q @ vectors[..., -r:].flip(-1), kept
 
-    def end_to_end(self, y: Factors) -> Float[Tensor, "*batch n n"]:
-        """Z = USUᵀ."""
-        U, S = y
-        return U @ S @ U.mT
-
-    def gradient_norm(self, y: Factors) -> Float[Tensor, "*batch"]:
-        """‖P_T ∇f(Z)‖_F, also for the rescaled flow."""
-        U, S = y
-        FU = self._forced(U, S)
-        M = U.mT @ FU
-        normal = FU - U @ M
-        return (M.square().sum((-2, -1)) + 2 * normal.square().sum((-2, -1))).sqrt()
-
-    def conserved(self, y: Factors) -> dict[str, Tensor]:
-        """UᵀU."""
-        return {"UtU": y[0].mT @ y[0]}
+    def conserved(self, y: State) -> dict[str, Tensor]:
+        """UᴴU."""
+        return {"UtU": y[0].mH @ y[0]}

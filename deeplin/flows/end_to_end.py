@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from deeplin.flows.contract import Flow
+from deeplin.flows.ahead import largest_curvature, look_ahead
+from deeplin.flows.contract import Flow, Start, State
+from deeplin.flows.starts import start_matrix
 from deeplin.geometry.metric import Metric, as_metric
 from deeplin.geometry.points import low_rank_factors
 from deeplin.linalg import graded_svd, tall_times
+from deeplin.problems.contract import Problem
 
-__all__ = ["EndToEndFlow", "Factors", "egrad_products"]
+__all__ = ["EndToEndFlow", "Factors"]
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -56,15 +58,15 @@ class EndToEndFlow(Flow):
     logarithmic_parts = (1,)
     normalises = True
 
-    def __init__(self, problem: Any, depth: float | Metric, *, rescaled: bool = False):
+    def __init__(self, problem: Problem, depth: float | Metric, *, rescaled: bool = False):
         self.problem, self.metric, self.rescaled = problem, as_metric(depth), rescaled
 
-    def init_state(self, W: Float[Tensor, "*batch m n"], rank: int | None = None) -> Factors:
-        """The factors of W at the given rank, or at its numerical rank."""
-        U, s, V = low_rank_factors(W, rank)
+    def init_state(self, start: Start, rank: int | None = None) -> Factors:
+        """The factors of the start's W at the given rank, or at its numerical rank."""
+        U, s, V = low_rank_factors(start_matrix(start, self.problem.shape, "EndToEndFlow"), rank)
         return U, s.log(), V
 
-    def velocity(self, t: float, y: Factors) -> Factors:
+    def velocity(self, t: float | Tensor, y: State) -> Factors:
         """(U̇, ℓ̇, V̇) at factors U, V of full column rank, orthonormal or not; autonomous."""
         if y[1].shape[-1] == 1 and not self.rescaled:
             return self._velocity_of_rank_one(y)
@@ -74,77 +76,85 @@ class EndToEndFlow(Flow):
         V_dot, growth_V = _without_growth(y[2], tall_times(M_V, -B))
         return U_dot, growth_U + growth_V, V_dot
 
-    def _velocity_of_rank_one(self, y: Factors) -> Factors:
+    def _velocity_of_rank_one(self, y: State) -> Factors:
         """The same for k = 1, where K = c_11 g/(2σ) and the growth is twice that."""
         a, b = (torch.linalg.vector_norm(part, dim=-2, keepdim=True) for part in (y[0], y[2]))
         U, V = y[0] / a, y[2] / b
         log_s = torch.add(y[1], (a * b)[..., 0].log())
-        GV, GtU = egrad_products(self.problem, U, log_s.exp(), V)
-        g = (U * GV).sum(-2, keepdim=True)
+        GV, GtU = self.problem.egrad_products(U, log_s.exp(), V)
+        g = (U.conj() * GV).sum(-2, keepdim=True)
         p, core = self.metric.growth(log_s)
+        if U.is_complex():
+            phase = 1j * core * g.imag
+            U_dot = torch.addcmul(p * (GV - U * g), U, phase) * -a
+            V_dot = torch.addcmul(p * (GtU - V * g.conj()), V, phase, value=-1) * -b
+            return U_dot, (core * g.real)[..., 0] * -2, V_dot
         U_dot = torch.addcmul(GV, U, g, value=-1) * (a * p).neg_()
         V_dot = torch.addcmul(GtU, V, g, value=-1) * (b * p).neg_()
         return U_dot, (core * g)[..., 0] * -2, V_dot
 
     def _generators(self, U: Tensor, log_s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """M_U and M_V at orthonormal U, V."""
-        GV, GtU = egrad_products(self.problem, U, log_s.exp(), V)
-        g = U.mT @ GV
+        GV, GtU = self.problem.egrad_products(U, log_s.exp(), V)
+        g = U.mH @ GV
         p, weights = self.metric.growth(log_s)
         beyond = weights - p  # what the core has more than its share of GVΣ^{1−2/N}
         M_U = tall_times(U, g * beyond).addcmul_(GV, p)
-        M_V = tall_times(V, g.mT * beyond).addcmul_(GtU, p)
+        M_V = tall_times(V, g.mH * beyond).addcmul_(GtU, p)
         if self.rescaled:
             scale = log_s.exp()[..., -1:, None]
             return scale * M_U, scale * M_V
         return M_U, M_V
 
-    def normalised(self, y: Factors, before: Factors | None = None) -> Factors:
+    def normalised(self, y: State, before: State | None = None) -> Factors:
         """The same W with orthonormal U, V and its singular values s.
 
         Given the state before the step, a trajectory whose step was so long that a singular value
         would have passed through 0 becomes NaN instead: no silent change of sign.
         """
         U, log_s, V, _, _ = _orthonormal(y)
-        if before is not None:
+        if before is not None and not U.is_complex():  # complex determinants have no sign
             passed = (torch.linalg.det(before[0].mT @ y[0]) > 0) & (
                 torch.linalg.det(before[2].mT @ y[2]) > 0
             )
             log_s = torch.where(passed[..., None], log_s, math.nan)
         return U, log_s, V
 
-    def end_to_end(self, y: Factors) -> Float[Tensor, "*batch m n"]:
-        """W = U diag(e^ℓ) Vᵀ."""
+    def end_to_end(self, y: State) -> Inexact[Tensor, "*batch m n"]:
+        """W = U diag(e^ℓ) Vᴴ."""
         U, log_s, V = y
-        return (U * log_s.exp()[..., None, :]) @ V.mT
+        return (U * log_s.exp()[..., None, :]) @ V.mH
 
-    def singular_values(self, y: Factors) -> Float[Tensor, "*batch k"]:
+    def singular_values(self, y: State) -> Float[Tensor, "*batch k"]:
         """The singular values e^ℓ of W, each to relative accuracy; 0 below the number format."""
         return y[1].exp()
 
-    def rank(self, y: Factors) -> Int[Tensor, "*batch"]:
+    def rank(self, y: State) -> Int[Tensor, "*batch"]:
         """The number of singular values of W, however small; conserved."""
         return torch.isfinite(y[1]).sum(-1)
 
-    def gradient_norm(self, y: Factors) -> Float[Tensor, "*batch"]:
+    def gradient_norm(self, y: State) -> Float[Tensor, "*batch"]:
         """g_W(∇^g L, ∇^g L)^{1/2} = ⟨∇L¹, 𝒜_W ∇L¹⟩^{1/2}; for balanced layers that of ∇L^N."""
         U, s, V = y[0], y[1].exp(), y[2]
-        GV, GtU = egrad_products(self.problem, U, s, V)
+        GV, GtU = self.problem.egrad_products(U, s, V)
         M_U, M_V = self._generators(U, y[1], V)
-        rate = (s[..., None, :] * (GV * M_U)).sum((-2, -1))
-        rate = rate + (s[..., None, :] * (GtU * M_V)).sum((-2, -1))
+        rate = (s[..., None, :] * (GV.conj() * M_U).real).sum((-2, -1))
+        rate = rate + (s[..., None, :] * (GtU.conj() * M_V).real).sum((-2, -1))
         return rate.clamp(min=0).sqrt()
 
-    def conserved(self, y: Factors) -> dict[str, Tensor]:
-        """UᵀU, VᵀV (= I), the rank, and for square W of full rank the sign of det W."""
+    def conserved(self, y: State) -> dict[str, Tensor]:
+        """UᴴU, VᴴV (= I), the rank, and for real square W of full rank the sign of det W.
+
+        That of a complex W turns: d/dt log det W = −2 tr K, which is real only by chance.
+        """
         U, log_s, V = y
         rank = torch.isfinite(log_s).sum(-1).to(log_s)
-        quantities = {"UtU": U.mT @ U, "VtV": V.mT @ V, "rank": rank}
-        if U.shape[-2] == V.shape[-2] == log_s.shape[-1]:
+        quantities = {"UtU": U.mH @ U, "VtV": V.mH @ V, "rank": rank}
+        if U.shape[-2] == V.shape[-2] == log_s.shape[-1] and not U.is_complex():
             quantities["sign_det"] = torch.sign(torch.linalg.det(U) * torch.linalg.det(V))
         return quantities
 
-    def remark(self, y: Factors) -> str | None:
+    def remark(self, y: State) -> str | None:
         """A sentence once σ_k is below what the number format can show; ℓ still carries it."""
         smallest = float(y[1][..., -1].amin())
         info = torch.finfo(y[1].dtype)
@@ -156,57 +166,57 @@ class EndToEndFlow(Flow):
             f"{y[1].shape[-1]}, but a dense W does not show it."
         )
 
-    def curvature(self, y: Factors) -> float:
-        """The rate that limits explicit steps: Nσ^{2−2/N}λ_1(C) at y and at the optimum.
+    def curvature(self, y: State) -> float:
+        """The rate that limits explicit steps: max(c, d)·λ_1(Hess f), largest at y and at the end.
 
-        And the norm of the generators at y: a step multiplies by about 1 − hM.
+        c_ij and d_j of the metric (Nσ^{2−2/N} at most) and the curvature of f, each the largest at
+        y and at the point of rank k that a descent leads to (`flows.look_ahead`); and the norm of
+        the generators at y: a step multiplies by about 1 − hM.
         """
-        U, s, V = y[0], y[1].exp(), y[2]
-        largest = s[..., 0].amax()
-        minimizer = getattr(self.problem, "minimizer", None)
-        if minimizer is not None:
-            k = min(s.shape[-1], getattr(self.problem, "rank_Q", s.shape[-1]))
-            largest = torch.maximum(largest, torch.linalg.matrix_norm(minimizer(k), 2).amax())
-        speed = torch.maximum(
-            self.metric.core(largest[None]).amax(), self.metric.side(largest[None]).amax()
-        )
-        rate = float(speed) * self.problem.curvature(self.end_to_end(y))
+        U, log_s, V = y
+        s = log_s.exp()
+        factors = (U, torch.diag_embed(s).to(U), V)
+        ahead = look_ahead(self.problem, *factors)
+        rate = largest_curvature(self.problem, *factors, ahead)
+        rate *= max(self._speed(s), self._speed(ahead.sigma))
         if self.rescaled:
-            rate *= float(largest)
-        norms = [float(torch.linalg.matrix_norm(M, 2).amax()) for M in self._generators(U, y[1], V)]
+            rate *= max(float(s.amax()), float(ahead.sigma.amax()))
+        norms = [
+            float(torch.linalg.matrix_norm(M, 2).amax()) for M in self._generators(U, log_s, V)
+        ]
         return max(rate, *norms)
 
+    def _speed(self, sigma: Tensor) -> float:
+        """The norm of 𝒜_W."""
+        return max(float(self.metric.core(sigma).amax()), float(self.metric.side(sigma).amax()))
 
-def egrad_products(
-    problem: Any, U: Tensor, s: Tensor, V: Tensor
-) -> tuple[Float[Tensor, "*batch m k"], Float[Tensor, "*batch n k"]]:
-    """(GV, GᵀU) of G = ∇f(U diag(s) Vᵀ) at orthonormal U, V; without m×n matrices if f can."""
-    products = getattr(problem, "egrad_products", None)
-    if products is not None:
-        return products(U, s, V)
-    G = problem.egrad((U * s[..., None, :]) @ V.mT)
-    return G @ V, G.mT @ U
+    def batch_shape(self, y: State) -> torch.Size:
+        return y[1].shape[:-1]
 
 
-def _orthonormal(y: Factors, spread: float = 1e2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(U, log σ, V, A, B): the SVD UΣVᵀ of the product of the factors y = (UA, ℓ, VB)."""
+def _orthonormal(y: State, spread: float = 1e2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(U, log σ, V, A, B): the SVD UΣVᴴ of the product of the factors y = (UA, ℓ, VB)."""
     left, log_s, right = y
     if log_s.shape[-1] == 1:
         a, b = (torch.linalg.vector_norm(part, dim=-2, keepdim=True) for part in (left, right))
         return left / a, log_s + (a * b).log()[..., 0], right / b, a, b
-    grams = torch.stack([left.mT @ left, right.mT @ right])
+    grams = torch.stack([left.mH @ left, right.mH @ right])
     L, failed = torch.linalg.cholesky_ex(grams)
-    if bool(failed.any()):
-        L = torch.where(failed[..., None, None] > 0, math.nan, L)
-    R = L.mT
+    R = torch.where(failed[..., None, None] > 0, math.nan, L).mH
     P, log_sigma, Q = graded_svd(R[0], log_s, R[1], spread=spread)
     PQ = torch.stack([P, Q])
     T = torch.linalg.solve_triangular(R, PQ, upper=True)
-    A = PQ.mT @ R
+    A = PQ.mH @ R
     return tall_times(left, T[0]), log_sigma, tall_times(right, T[1]), A[0], A[1]
 
 
 def _without_growth(columns: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """(rate without its part along each column, that part: the rate of log‖column‖)."""
-    growth = (columns * rate).sum(-2) / columns.square().sum(-2)
+    """(rate without its part along each column, that part: the rate of log‖column‖).
+
+    Of complex columns the real part: a turn of the phase stays in the column.
+    """
+    if columns.is_complex():
+        growth = (columns.conj() * rate).real.sum(-2) / columns.abs().square().sum(-2)
+    else:
+        growth = (columns * rate).sum(-2) / columns.square().sum(-2)
     return rate - columns * growth[..., None, :], growth

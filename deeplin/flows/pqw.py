@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.flows.contract import Flow
+from deeplin.flows.ahead import largest_curvature, look_ahead
+from deeplin.flows.contract import Flow, Start, State
+from deeplin.flows.starts import start_matrix
 from deeplin.geometry.points import low_rank_factors
+from deeplin.problems.contract import Problem
 
 __all__ = ["PQWFlow"]
 
@@ -17,67 +18,76 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 class PQWFlow(Flow):
-    """Ṗ = −WᵀG − GᵀW,  Q̇ = −GWᵀ − WGᵀ,  Ẇ = −Σ_{j=1}^N Q^{N−j} G P^{j−1},  G = WC − B.
+    """Ṗ = −WᴴG − GᴴW,  Q̇ = −GWᴴ − WGᴴ,  Ẇ = −Σ_{j=1}^N Q^{N−j} G P^{j−1},  G = ∇f(W).
 
-    Polynomial, without roots: from P = (WᵀW)^{1/N} and Q = (WWᵀ)^{1/N} it is the end-to-end flow.
+    Without roots, and polynomial where G = WC − B is: from P = (WᴴW)^{1/N} and Q = (WWᴴ)^{1/N} it
+    is the end-to-end flow.
 
     Nothing in this form holds the rank: round-off outside the range of W grows wherever W is no
     minimum over larger ranks. It is the uniqueness proof of the paper, not a method for long times.
 
-    Conserved: P^N − WᵀW = 0, Q^N − WWᵀ = 0; to the order of the integrator.
+    Conserved: P^N − WᴴW = 0, Q^N − WWᴴ = 0; to the order of the integrator.
     Source: BRTW (23).
     Shapes: a state is (P, Q, W): (*batch, n, n), (*batch, m, m), (*batch, m, n).
     Cost: O(N(m + n)mn), by Horner's rule.
     Raises: ValueError unless depth is an integer >= 2.
     """
 
-    def __init__(self, problem: Any, depth: int):
+    def __init__(self, problem: Problem, depth: int):
         if depth != int(depth) or depth < 2:
             raise ValueError(f"PQWFlow(depth=...) must be an integer >= 2; got {depth}.")
         self.problem, self.depth = problem, int(depth)
 
-    def init_state(self, W: Float[Tensor, "*batch m n"], rank: int | None = None) -> Triple:
-        """(P, Q, W) of the best approximation of W of the given rank."""
-        U, s, V = low_rank_factors(W, rank)
+    def init_state(self, start: Start, rank: int | None = None) -> Triple:
+        """(P, Q, W) of the best approximation of the start's W of the given rank."""
+        U, s, V = low_rank_factors(start_matrix(start, self.problem.shape, "PQWFlow"), rank)
         root = (s ** (2 / self.depth))[..., None, :]
-        return (V * root) @ V.mT, (U * root) @ U.mT, (U * s[..., None, :]) @ V.mT
+        return (V * root) @ V.mH, (U * root) @ U.mH, (U * s[..., None, :]) @ V.mH
 
-    def velocity(self, t: float, y: Triple) -> Triple:
+    def velocity(self, t: float | Tensor, y: State) -> Triple:
         """(Ṗ, Q̇, Ẇ); autonomous."""
         P, Q, W = y
         G = self.problem.egrad(W)
-        WtG, GWt = W.mT @ G, G @ W.mT
+        WhG, GWh = W.mH @ G, G @ W.mH
         # Σ_j Q^{N−j} G P^{j−1} = Q(…Q(QG + GP) + GP²…) + GP^{N−1}
         total = power = G
         for _ in range(self.depth - 1):
             power = power @ P
             total = Q @ total + power
-        return -(WtG + WtG.mT), -(GWt + GWt.mT), -total
+        return -(WhG + WhG.mH), -(GWh + GWh.mH), -total
 
-    def end_to_end(self, y: Triple) -> Float[Tensor, "*batch m n"]:
+    def end_to_end(self, y: State) -> Inexact[Tensor, "*batch m n"]:
         """W."""
         return y[2]
 
-    def gradient_norm(self, y: Triple) -> Float[Tensor, "*batch"]:
+    def gradient_norm(self, y: State) -> Float[Tensor, "*batch"]:
         """⟨G, 𝒜_W(G)⟩^{1/2}, that of the layers."""
         G, W_dot = self.problem.egrad(y[2]), self.velocity(0.0, y)[2]
-        return (-(G * W_dot).sum((-2, -1))).clamp(min=0).sqrt()
+        return (-(G.conj() * W_dot).real.sum((-2, -1))).clamp(min=0).sqrt()
 
-    def conserved(self, y: Triple) -> dict[str, Tensor]:
-        """P^N − WᵀW and Q^N − WWᵀ, both 0."""
+    def conserved(self, y: State) -> dict[str, Tensor]:
+        """P^N − WᴴW and Q^N − WWᴴ, both 0."""
         P, Q, W = y
         power = torch.linalg.matrix_power
         return {
-            "P^N - WtW": power(P, self.depth) - W.mT @ W,
-            "Q^N - WWt": power(Q, self.depth) - W @ W.mT,
+            "P^N - WtW": power(P, self.depth) - W.mH @ W,
+            "Q^N - WWt": power(Q, self.depth) - W @ W.mH,
         }
 
-    def curvature(self, y: Triple) -> float:
-        """Nσ^{2−2/N}λ_1(C), the rate of the largest singular value, at y and at the optimum."""
-        sigma = torch.linalg.matrix_norm(y[2], 2).amax()
-        minimizer = getattr(self.problem, "minimizer", None)
-        if minimizer is not None:
-            k = getattr(self.problem, "rank_Q", min(y[2].shape[-2:]))
-            sigma = torch.maximum(sigma, torch.linalg.matrix_norm(minimizer(k), 2).amax())
-        rate = self.depth * float(sigma) ** (2 - 2 / self.depth)
-        return rate * self.problem.curvature(y[2])
+    def curvature(self, y: State) -> float:
+        """Nσ^{2−2/N}λ_1(Hess f), the rate of the largest singular value.
+
+        σ and the curvature of f each the largest at y and at the point of the rank of W that a
+        descent leads to (`flows.look_ahead`).
+        """
+        U, s, Vh = torch.linalg.svd(y[2], full_matrices=False)
+        noise = max(y[2].shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
+        k = max(1, int((s > noise).sum(-1).amax()))
+        factors = (U[..., :k], torch.diag_embed(s[..., :k]).to(U), Vh[..., :k, :].mH)
+        ahead = look_ahead(self.problem, *factors)
+        sigma = max(float(s.amax()), float(ahead.sigma.amax()))
+        rate = self.depth * sigma ** (2 - 2 / self.depth)
+        return rate * largest_curvature(self.problem, *factors, ahead)
+
+    def batch_shape(self, y: State) -> torch.Size:
+        return y[2].shape[:-2]

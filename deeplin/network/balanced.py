@@ -18,7 +18,7 @@ Layers = tuple[Tensor, ...]
 def compress(layers: DeepLinear | Sequence[Tensor], *, rtol: float = 1e-8) -> Layers:
     """Balanced layers of hidden widths k = rank W with the same W(t) under the gradient flow.
 
-    W_1 = Σ^{1/N}Vᵀ, W_j = Σ^{1/N}, W_N = UΣ^{1/N} for W_N···W_1 = UΣVᵀ: an exact reduction, not
+    W_1 = Σ^{1/N}Vᴴ, W_j = Σ^{1/N}, W_N = UΣ^{1/N} for W_N···W_1 = UΣVᴴ: an exact reduction, not
     an approximation. Σ^{1/N} and V are taken from W_1 itself and U follows through the layers, so
     that no fractional power of round-off is taken.
 
@@ -35,7 +35,7 @@ def compress(layers: DeepLinear | Sequence[Tensor], *, rtol: float = 1e-8) -> La
     size = max(float(W_j.norm()) ** 2 for W_j in weights)
     if gap > rtol * size:
         raise ValueError(
-            "compress needs balanced layers, W_{j+1}ᵀW_{j+1} = W_jW_jᵀ for every j; the largest "
+            "compress needs balanced layers, W_{j+1}ᴴW_{j+1} = W_jW_jᴴ for every j; the largest "
             f"gap is {gap:.2g}, beyond rtol·max‖W_j‖² = {rtol * size:.2g}: start from "
             "deeplin.init.balanced_(net, W)."
         )
@@ -50,14 +50,14 @@ def compress(layers: DeepLinear | Sequence[Tensor], *, rtol: float = 1e-8) -> La
         frame = (W_j @ frame) * inverse[..., None, :]
     if len(weights) == 1:
         return (weights[0].clone(),)
-    middle = [torch.diag_embed(root) for _ in weights[2:]]
+    middle = [torch.diag_embed(root).to(Vh) for _ in weights[2:]]
     return (root[..., :, None] * Vh[..., :k, :], *middle, frame * root[..., None, :])
 
 
 def rebalance(layers: Sequence[Tensor], rank: int) -> Layers:
     """Exactly balanced layers of the same product, in the hidden bases of the given ones.
 
-    W_j = O_jΣ^{1/N}O_{j−1}ᵀ with W = UΣVᵀ of the given rank, O_0 = V, O_N = U and O_j the
+    W_j = O_jΣ^{1/N}O_{j−1}ᴴ with W = UΣVᴴ of the given rank, O_0 = V, O_N = U and O_j the
     orthonormal factor of W_jO_{j−1}: for layers that are balanced up to a drift δ a change of
     size δ, and none in W.
 
@@ -74,10 +74,10 @@ def rebalance(layers: Sequence[Tensor], rank: int) -> Layers:
         )
     U, s, Vh = torch.linalg.svd(end_to_end(layers), full_matrices=False)
     root = s[..., :rank] ** (1 / len(layers))
-    frames = [Vh[..., :rank, :].mT]
+    frames = [Vh[..., :rank, :].mH]
     for W_j in layers[:-1]:
         frames.append(torch.linalg.qr(W_j @ frames[-1]).Q)
     frames.append(U[..., :rank])
     return tuple(
-        (after * root[..., None, :]) @ before.mT for before, after in itertools.pairwise(frames)
+        (after * root[..., None, :]) @ before.mH for before, after in itertools.pairwise(frames)
     )

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor, nn
 
 from deeplin.linalg import chain, matmul
@@ -17,10 +17,10 @@ __all__ = ["DeepLinear", "balancedness_gap", "end_to_end", "gap_norm", "layer_gr
 
 
 class DeepLinear(nn.Module):
-    """The network x ↦ W_N···W_1 x with W_j ∈ R^{d_j×d_{j−1}} and no biases.
+    """The network x ↦ W_N···W_1 x with W_j ∈ F^{d_j×d_{j−1}}, F = R or C, and no biases.
 
-    A new network has independent Gaussian weights of standard deviation 1/√d_j, for which
-    E‖W_N···W_1 x‖² = ‖x‖²; `deeplin.init` has the starts of the papers.
+    A new network has independent Gaussian weights of standard deviation 1/√d_j (complex ones with
+    E|w|² = 1/d_j), for which E‖W_N···W_1 x‖² = ‖x‖²; `deeplin.init` has the starts of the papers.
 
     Source: BRTW (1).
     Shapes: widths = (d_0, …, d_N); weights[j−1] = W_j is (*batch_shape, d_j, d_{j−1}).
@@ -57,18 +57,18 @@ class DeepLinear(nn.Module):
         """N, the number of layers."""
         return len(self.weights)
 
-    def forward(self, x: Float[Tensor, "... d_0"]) -> Float[Tensor, "... d_N"]:
+    def forward(self, x: Inexact[Tensor, "... d_0"]) -> Inexact[Tensor, "... d_N"]:
         """W x for a sample per row, as `torch.nn.Linear`; layer by layer, in the order of depth."""
         for W_j in self.weights:
             x = x @ W_j.mT
         return x
 
-    def end_to_end(self) -> Float[Tensor, "*batch d_N d_0"]:
+    def end_to_end(self) -> Inexact[Tensor, "*batch d_N d_0"]:
         """W = W_N···W_1, which acts on columns."""
         return end_to_end(list(self.weights))
 
-    def balancedness_gap(self) -> list[Float[Tensor, "*batch d_j d_j"]]:
-        """The N − 1 matrices W_{j+1}ᵀW_{j+1} − W_jW_jᵀ, conserved by the gradient flow."""
+    def balancedness_gap(self) -> list[Inexact[Tensor, "*batch d_j d_j"]]:
+        """The N − 1 matrices W_{j+1}ᴴW_{j+1} − W_jW_jᴴ, conserved by the gradient flow."""
         return balancedness_gap(list(self.weights))
 
     def extra_repr(self) -> str:
@@ -76,17 +76,17 @@ class DeepLinear(nn.Module):
         return f"widths={list(self.widths)}{batch}"
 
 
-def end_to_end(weights: Sequence[Tensor]) -> Float[Tensor, "*batch d_N d_0"]:
+def end_to_end(weights: Sequence[Tensor]) -> Inexact[Tensor, "*batch d_N d_0"]:
     """W = W_N···W_1 of layers listed from the first to the last. Source: BRTW (1)."""
     return chain(weights)
 
 
-def balancedness_gap(weights: Sequence[Tensor]) -> list[Float[Tensor, "*batch d_j d_j"]]:
-    """[W_{j+1}ᵀW_{j+1} − W_jW_jᵀ for j = 1..N−1]; all zero iff the layers are balanced.
+def balancedness_gap(weights: Sequence[Tensor]) -> list[Inexact[Tensor, "*batch d_j d_j"]]:
+    """[W_{j+1}ᴴW_{j+1} − W_jW_jᴴ for j = 1..N−1]; all zero iff the layers are balanced.
 
     Source: BRTW Definition 1, Lemma 2(3).
     """
-    return [after.mT @ after - before @ before.mT for before, after in itertools.pairwise(weights)]
+    return [after.mH @ after - before @ before.mH for before, after in itertools.pairwise(weights)]
 
 
 def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
@@ -98,18 +98,18 @@ def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
 
 
 def layer_gradients(
-    weights: Sequence[Tensor], G: Float[Tensor, "*batch d_N d_0"] | Problem
-) -> list[Float[Tensor, "*batch d_j d_j1"]]:
-    """∇_{W_j}L^N = W_{j+1}ᵀ···W_Nᵀ G W_1ᵀ···W_{j−1}ᵀ for all j, with G = ∇L¹(W_N···W_1).
+    weights: Sequence[Tensor], G: Inexact[Tensor, "*batch d_N d_0"] | Problem
+) -> list[Inexact[Tensor, "*batch d_j d_j1"]]:
+    """∇_{W_j}L^N = W_{j+1}ᴴ···W_Nᴴ G W_1ᴴ···W_{j−1}ᴴ for all j, with G = ∇L¹(W_N···W_1).
 
     G is that matrix, or the loss L¹. The product is split at its narrowest width d_p into
-    L = W_N···W_{p+1} and R = W_p···W_1, for all gradients follow from GRᵀ and LᵀG:
-    W_{j+1}ᵀ···W_Nᵀ (GRᵀ) W_{p+1}ᵀ···W_{j−1}ᵀ for j > p and W_{j+1}ᵀ···W_pᵀ (LᵀG) W_1ᵀ···W_{j−1}ᵀ
+    L = W_N···W_{p+1} and R = W_p···W_1, for all gradients follow from GRᴴ and LᴴG:
+    W_{j+1}ᴴ···W_Nᴴ (GRᴴ) W_{p+1}ᴴ···W_{j−1}ᴴ for j > p and W_{j+1}ᴴ···W_pᴴ (LᴴG) W_1ᴴ···W_{j−1}ᴴ
     for j <= p. A problem gives these two by `egrad_pair`, with or without forming G.
 
     Source: BRTW Lemma 2(1).
     Shapes: G (*batch, d_N, d_0) -> a matrix of the shape of W_j for each j.
-    Cost: 3d_p Σ_j d_j d_{j−1} multiplications besides GRᵀ and LᵀG; none with the samples.
+    Cost: 3d_p Σ_j d_j d_{j−1} multiplications besides GRᴴ and LᴴG; none with the samples.
     """
     N, p = len(weights), _narrowest(weights)
     left: list[Tensor] = []  # left[i] = W_{p+1+i}···W_{p+1}
@@ -121,15 +121,15 @@ def layer_gradients(
     GRt, LtG = _gradient_products(G, left[-1:], right[-1:])
     later = [GRt]
     for W_j in reversed(weights[p + 1 :]):
-        later.append(matmul(W_j.mT, later[-1]))
+        later.append(matmul(W_j.mH, later[-1]))
     earlier = [LtG]
     for W_j in weights[: max(p - 1, 0)]:
-        earlier.append(matmul(earlier[-1], W_j.mT))
+        earlier.append(matmul(earlier[-1], W_j.mH))
     return [
-        *(matmul(right[p - 1 - j].mT, earlier[j - 1]) for j in range(1, p)),
+        *(matmul(right[p - 1 - j].mH, earlier[j - 1]) for j in range(1, p)),
         *([earlier[-1]] if p else []),
         *([later[-1]] if p < N else []),
-        *(matmul(later[N - j], left[j - p - 2].mT) for j in range(p + 2, N + 1)),
+        *(matmul(later[N - j], left[j - p - 2].mH) for j in range(p + 2, N + 1)),
     ]
 
 
@@ -142,10 +142,10 @@ def _narrowest(weights: Sequence[Tensor]) -> int:
 def _gradient_products(
     G: Tensor | Problem, left: list[Tensor], right: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(GRᵀ, LᵀG) at W = LR, left = [L] and right = [R]; G for the other half of an empty one."""
+    """(GRᴴ, LᴴG) at W = LR, left = [L] and right = [R]; G for the other half of an empty one."""
     if left and right:
         (L,), (R,) = left, right
-        return (matmul(G, R.mT), matmul(L.mT, G)) if isinstance(G, Tensor) else G.egrad_pair(L, R)
+        return (matmul(G, R.mH), matmul(L.mH, G)) if isinstance(G, Tensor) else G.egrad_pair(L, R)
     (W,) = left or right
     G = G if isinstance(G, Tensor) else G.egrad(W)
     return G, G

@@ -1,6 +1,6 @@
 """Initial values of deep linear networks: in place, on every trajectory of a batch.
 
-Each start states the balancedness gap W_{j+1}ᵀW_{j+1} − W_jW_jᵀ and the scale of W(0) that it has.
+Each start states the balancedness gap W_{j+1}ᴴW_{j+1} − W_jW_jᴴ and the scale of W(0) that it has.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 
 from deeplin.linalg import random_orthogonal
@@ -21,15 +21,15 @@ __all__ = ["balanced_", "gaussian_", "identity_", "orthogonal_balanced_", "speci
 
 def balanced_(
     net: DeepLinear,
-    W: Float[Tensor, "*batch d_N d_0"],
+    W: Inexact[Tensor, "*batch d_N d_0"],
     *,
     rotate: bool = False,
     generator: torch.Generator | None = None,
 ) -> DeepLinear:
-    """Balanced layers whose product is W = UΣVᵀ: W_1 = Σ^{1/N}Vᵀ, W_j = Σ^{1/N}, W_N = UΣ^{1/N}.
+    """Balanced layers whose product is W = UΣVᴴ: W_1 = Σ^{1/N}Vᴴ, W_j = Σ^{1/N}, W_N = UΣ^{1/N}.
 
     The hidden widths beyond k = rank W are filled with zeros; `rotate` draws instead a random
-    k-dimensional subspace of each hidden layer, W_j = O_jΣ^{1/N}O_{j−1}ᵀ.
+    k-dimensional subspace of each hidden layer, W_j = O_jΣ^{1/N}O_{j−1}ᴴ.
 
     Source: BRTW, proof of Prop. 12.
     Shapes: W (*batch, d_N, d_0), broadcast over the batch of the network.
@@ -54,10 +54,10 @@ def balanced_(
         )
     root = torch.where(kept, s, 0.0)[..., :k] ** (1 / net.depth)
     bases = _hidden_bases(net, k, rotate, generator)
-    factors = [Vh[..., :k, :].mT, *bases, U[..., :k]]
+    factors = [Vh[..., :k, :].mH, *bases, U[..., :k]]
     return _set(
         net,
-        [(after * root[..., None, :]) @ before.mT for before, after in itertools.pairwise(factors)],
+        [(after * root[..., None, :]) @ before.mH for before, after in itertools.pairwise(factors)],
     )
 
 
@@ -69,10 +69,10 @@ def orthogonal_balanced_(
     rank: int | None = None,
     generator: torch.Generator | None = None,
 ) -> DeepLinear:
-    """Balanced layers W_j = s^{1/N} U_jU_{j−1}ᵀ from random U_j with k orthonormal columns.
+    """Balanced layers W_j = s^{1/N} U_jU_{j−1}ᴴ from random U_j with k orthonormal columns.
 
-    The product is W(0) = s U_NU_0ᵀ: k singular values equal to the scale s, gap 0. With `tied`
-    ends, U_0 = U_N, W(0) is s times an orthogonal projection and u_iᵀW(0)u_i > 0 holds almost
+    The product is W(0) = s U_NU_0ᴴ: k singular values equal to the scale s, gap 0. With `tied`
+    ends, U_0 = U_N, W(0) is s times an orthogonal projection and u_iᴴW(0)u_i > 0 holds almost
     surely: condition (37), which the paper's own independent ends meet with probability 2^{−k}.
 
     Source: BRTW §7.1.1 (s = 1, k = min_j d_j).
@@ -90,7 +90,7 @@ def orthogonal_balanced_(
     if tied:
         bases[-1] = bases[0]
     root = scale ** (1 / net.depth)
-    return _set(net, [root * after @ before.mT for before, after in itertools.pairwise(bases)])
+    return _set(net, [root * after @ before.mH for before, after in itertools.pairwise(bases)])
 
 
 def gaussian_(
@@ -106,8 +106,9 @@ def gaussian_(
     such a network is so far from balanced that its flow arrives tens of times later.
 
     Scale: E‖W(0)‖_F² = d_0 Π_j d_j std_j², so d_0 by default. Gap, with a = std_{j+1}²,
-    b = std_j², p = d_j: E‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F² =
-    a²d_{j+1}p(d_{j+1}+p+1) + b²d_{j−1}p(d_{j−1}+p+1) − 2ab d_{j+1}d_{j−1}p.
+    b = std_j², p = d_j: E‖W_{j+1}ᴴW_{j+1} − W_jW_jᴴ‖_F² =
+    a²d_{j+1}p(d_{j+1}+p+1) + b²d_{j−1}p(d_{j−1}+p+1) − 2ab d_{j+1}d_{j−1}p for real entries; for
+    complex ones, of E|w|² = std_j², without the two 1's.
 
     Source: BRTW §7.1.2, where the scale is left open, and §7.2 (1/√d_j).
     Raises: ValueError for a std that is not positive or a list of another length than depth.
@@ -151,11 +152,11 @@ def identity_(net: DeepLinear, *, scale: float = 1.0, rank: int | None = None) -
     return _set(net, layers)
 
 
-def special_(net: DeepLinear, V: Float[Tensor, "d k"], *, scale: float = 1.0) -> DeepLinear:
-    """The balanced start W_1 = V_kᵀ, W_j = I_k, W_N = −V_k, times s^{1/N}, that violates (37).
+def special_(net: DeepLinear, V: Inexact[Tensor, "d k"], *, scale: float = 1.0) -> DeepLinear:
+    """The balanced start W_1 = V_kᴴ, W_j = I_k, W_N = −V_k, times s^{1/N}, that violates (37).
 
-    W(0) = −s V_kV_kᵀ, gap 0. With V_k the leading eigenvectors of XXᵀ the exact flow tends to 0
-    instead of V_kV_kᵀ: for N = 2 as −1/(2e^{2λ_i t} − 1) along each u_i.
+    W(0) = −s V_kV_kᴴ, gap 0. With V_k the leading eigenvectors of XXᴴ the exact flow tends to 0
+    instead of V_kV_kᴴ: for N = 2 as −1/(2e^{2λ_i t} − 1) along each u_i.
 
     Source: BRTW Remark 42, Fig. 4.
     Shapes: V (d, k) with orthonormal columns, d = d_0 = d_N, k <= min_j d_j.
@@ -174,7 +175,7 @@ def special_(net: DeepLinear, V: Float[Tensor, "d k"], *, scale: float = 1.0) ->
     root = scale ** (1 / net.depth)
     return _set(
         net,
-        [root * after @ before.mT for before, after in itertools.pairwise(factors)],
+        [root * after @ before.mH for before, after in itertools.pairwise(factors)],
     )
 
 

@@ -1,0 +1,44 @@
+"""What a start is for a flow: its matrix, or its layers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from deeplin.flows.contract import Start
+from deeplin.network import DeepLinear, end_to_end
+
+__all__ = ["start_layers", "start_matrix"]
+
+
+def start_layers(start: Start, flow: str) -> list[Tensor]:
+    """The layers W_1, …, W_N of a network, or those given, detached.
+
+    Raises: ValueError for a bare matrix, which has no layers; TypeError for anything else.
+    """
+    if isinstance(start, Tensor):
+        raise ValueError(
+            f"{flow} starts from layers, a network or [W_1, …, W_N]; got one matrix of shape "
+            f"{tuple(start.shape)}: make balanced layers of it, "
+            "deeplin.init.balanced_(deeplin.DeepLinear(widths), W)."
+        )
+    weights = list(start.weights) if isinstance(start, DeepLinear) else list(start)
+    if not weights or not all(isinstance(W_j, Tensor) for W_j in weights):
+        raise TypeError(
+            f"{flow} starts from a network or a list of tensors [W_1, …, W_N]; got "
+            f"{type(start).__name__} of {[type(W_j).__name__ for W_j in weights]}."
+        )
+    return [W_j.detach() for W_j in weights]
+
+
+def start_matrix(start: Start, shape: tuple[int, int], flow: str) -> Tensor:
+    """The matrix W of a start: itself, or the product of the layers; detached.
+
+    Raises: ValueError where it is not of the given shape (m, n).
+    """
+    W = start.detach() if isinstance(start, Tensor) else end_to_end(start_layers(start, flow))
+    if W.ndim < 2 or W.shape[-2:] != tuple(shape):
+        raise ValueError(
+            f"{flow} needs W(0) of shape (*batch, m, n) with (m, n) = {tuple(shape)}, that of its "
+            f"problem; got {tuple(W.shape)}."
+        )
+    return W
