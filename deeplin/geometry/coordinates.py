@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Inexact
 from torch import Tensor
 
 from deeplin.linalg import hermitian_part
 
 __all__ = ["Point", "Tangent", "project_matrix", "project_packed", "project_products", "transport"]
+
+Spectrum = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,28 +29,36 @@ class Point:
     U: Inexact[Tensor, "*batch m r"]
     S: Inexact[Tensor, "*batch r r"]
     V: Inexact[Tensor, "*batch n r"]
+    _spectrum: Spectrum | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def hermitian(self) -> bool:
         return self.V is self.U
 
-    @cached_property
-    def spectrum(self) -> tuple[Tensor, Float[Tensor, "*batch r"], Tensor]:
+    @property
+    def spectrum(self) -> Spectrum:
         """(P, σ, Q) with S = P diag(σ) Qᴴ: an r×r SVD, or eigendecomposition, with σ descending.
 
-        Never differentiated through: it is computed from detached factors.
+        Never differentiated through: it is computed from detached factors, once for a point.
         """
-        S = self.S.detach()
-        if self.hermitian:
-            eigenvalues, vectors = torch.linalg.eigh(hermitian_part(S))
-            P = vectors.flip(-1)
-            return P, eigenvalues.flip(-1).clamp(min=0), P
-        P, sigma, Qh = torch.linalg.svd(S)
-        return P, sigma, Qh.mH
+        if self._spectrum is None:
+            # No cached_property: until Python 3.12 that takes a lock, which nothing can trace.
+            object.__setattr__(self, "_spectrum", _spectrum(self.S.detach(), self.hermitian))
+        assert self._spectrum is not None
+        return self._spectrum
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix W = U S Vᴴ itself."""
         return (self.U @ self.S) @ self.V.mH
+
+
+def _spectrum(S: Inexact[Tensor, "*batch r r"], hermitian: bool) -> Spectrum:
+    if hermitian:
+        eigenvalues, vectors = torch.linalg.eigh(hermitian_part(S))
+        P = vectors.flip(-1)
+        return P, eigenvalues.flip(-1).clamp(min=0), P
+    P, sigma, Qh = torch.linalg.svd(S)
+    return P, sigma, Qh.mH
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,28 @@ layers          integer ≥ 2    2; Hermitian points at depth 2: exact (Exp)
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_products
 from deeplin.geometry.metric import DepthMetric, Metric
-from deeplin.linalg import hermitian_part, orthonormal_factor
-from deeplin.linalg.truncation import psd_tangent_step, tangent_step
+from deeplin.linalg import (
+    hermitian_part,
+    orthonormal_factor,
+    psd_tangent_step,
+    tangent_step,
+    values_known,
+)
 
 __all__ = [
     "RETRACTIONS",
+    "Landing",
     "inverse_orthographic",
     "layers_step",
     "orthographic_step",
@@ -39,7 +47,7 @@ __all__ = [
 ]
 
 RETRACTIONS = ("svd", "orthographic", "layers")
-_HALVINGS = 60
+_HALVINGS = 4
 
 Step = tuple[Point, Tensor]
 
@@ -194,55 +202,89 @@ def step_of(retraction: str, metric: Metric) -> Callable[[Point, Tangent], Step]
     return {"svd": svd_step, "orthographic": orthographic_step}[retraction]
 
 
-def _finite(tangent: Tangent) -> Tensor:
-    """Per matrix of the batch, whether all coordinates are finite; (*batch, 1, 1)."""
+def _finite(tangent: Tangent) -> Bool[Tensor, "*batch"] | None:
+    """Per matrix of the batch, whether all coordinates are finite; None where all are known to."""
     parts = (tangent.M, tangent.Up, tangent.Vp)
-    if all(bool(torch.isfinite(part.sum())) for part in parts):  # one pass; may overflow
-        return torch.ones_like(tangent.M[..., :1, :1], dtype=torch.bool)
+    # One pass over each; a sum that overflows leads to the full check.
+    if values_known() and all(bool(torch.isfinite(part.sum())) for part in parts):
+        return None
     checks = [torch.isfinite(part).all(-1).all(-1) for part in parts]
-    return (checks[0] & checks[1] & checks[2])[..., None, None]
+    return checks[0] & checks[1] & checks[2]
 
 
-def retract(point: Point, tangent: Tangent, retraction: str, metric: Metric) -> Point:
-    """R_W(ξ), or R_W(ξ/2^k) with the least k for which that has rank r.
+def _where_finite(tangent: Tangent, finite: Bool[Tensor, "*batch"]) -> Tangent:
+    """The tangent vector, and 0 for those matrices of the batch where it is not finite."""
+
+    def masked(part: Tensor) -> Tensor:
+        return torch.where(finite[..., None, None], part, torch.zeros_like(part))
+
+    Up = masked(tangent.Up)
+    return Tangent(masked(tangent.M), Up, Up if tangent.Vp is tangent.Up else masked(tangent.Vp))
+
+
+def _safe_length(point: Point, tangent: Tangent, layers: float) -> Float[Tensor, "*batch"]:
+    """A power of two t ≤ 1/(2Nμ), μ = ‖S⁻¹M‖ + ‖MS⁻¹‖, for which R(tξ) has σ_r ≥ σ_r(W)/2.
+
+    S + tM = S(I + tS⁻¹M) has such a σ_r, and so has every matrix of which it is the part
+    Uᴴ(W + tξ)V: that is svd and orthographic, N = 1. In the singular basis of S the layers are
+    Σ^{1/N}(I + tE_j) with |E_j|_{ab} ≤ |M_ab|/min(σ_a, σ_b), hence ‖E_j‖ ≤ μ, and of their product
+    (1 − 1/(2N))^N ≥ ½ is left. At a Hermitian point the same holds for the eigenvalues.
+    """
+    S, M = point.S.detach(), tangent.M.detach()
+    left = torch.linalg.solve_ex(S, M).result
+    right = torch.linalg.solve_ex(S.mH, M.mH).result
+    mu = torch.linalg.matrix_norm(left) + torch.linalg.matrix_norm(right)
+    return torch.exp2(torch.floor(-torch.log2(2 * layers * mu))).nan_to_num(nan=0.0)
+
+
+class Landing(NamedTuple):
+    """Where `retract` has come to and, per matrix of the batch, what it met; None is all True.
+
+    Shapes: finite, kept (*batch).
+    """
+
+    point: Point
+    finite: Bool[Tensor, "*batch"] | None
+    kept: Bool[Tensor, "*batch"] | None
+
+
+def retract(point: Point, tangent: Tangent, retraction: str, metric: Metric) -> Landing:
+    """R_W(ξ/2^k) with the least k = 0, …, 4 for which that has rank r, or a larger one.
 
     A step that lands on a matrix of lower rank (numerically: σ_r below r·ε‖W‖), or at a Hermitian
-    point outside the cone, is halved until it does not, for those matrices of the batch only. An
-    iteration whose limit has a lower rank therefore stalls near it, on the manifold. A ξ with nan
-    or inf entries moves nothing, with a RuntimeWarning: a line search at its goal asks for it.
+    point outside the cone, is halved until it does not, for those matrices of the batch only. What
+    four halvings do not help is shortened at once to a length for which R(tξ) has at least half of
+    W's σ_r, whatever ξ is; what even that does not help, W being next to a lower rank, stays at W.
+    An iteration whose limit has a lower rank therefore stalls near it, on the manifold.
 
-    Raises: RuntimeError when no halving helps, which means that the starting point is off the
-        manifold.
+    A pure function: it neither raises nor warns. A ξ with nan or inf entries moves nothing, and
+    ``finite`` says where that was; ``kept`` is False, and the point NaN, where W itself has no
+    rank r. The seven steps are all made under torch.func and torch.compile; elsewhere no more than
+    are needed.
+
+    Cost: that of one step, nearly always.
     """
     step = step_of(retraction, metric)
     finite = _finite(tangent)
-    if not bool(finite.all()):
-        warnings.warn(
-            "retr(x, u) needs a finite tangent vector u; got nan or inf entries, and left those "
-            "matrices where they are; look at the loss and its gradient, or take a smaller step.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        zeroed = [
-            torch.where(finite, part, torch.zeros_like(part)) for part in (tangent.M, tangent.Up)
-        ]
-        Vp = torch.where(finite, tangent.Vp, torch.zeros_like(tangent.Vp))
-        tangent = Tangent(zeroed[0], zeroed[1], zeroed[1] if point.hermitian else Vp)
+    if finite is not None:
+        tangent = _where_finite(tangent, finite)
     new, kept = step(point, tangent)
+    if values_known() and bool(kept.all()):
+        return Landing(new, finite, None)
+    layers = metric.depth if retraction == "layers" and isinstance(metric, DepthMetric) else 1
     factor = torch.ones_like(kept, dtype=new.S.real.dtype)
-    for halving in range(_HALVINGS):
-        if bool(kept.all()):
-            return new
-        last = halving == _HALVINGS - 1
-        factor = torch.where(kept, factor, 0 * factor if last else factor / 2)
+    for halving in range(_HALVINGS + 2):
+        shorter = factor / 2
+        if halving == _HALVINGS:
+            shorter = torch.minimum(_safe_length(point, tangent, layers), shorter)
+        elif halving > _HALVINGS:
+            shorter = torch.zeros_like(factor)
+        factor = torch.where(kept, factor, shorter)
         new, kept = step(point, tangent.scaled(factor[..., None, None]))
-    if bool(kept.all()):
-        return new
-    raise RuntimeError(
-        f"retr(x, u) with retraction={retraction!r} needs a point x of rank {point.S.shape[-1]}; "
-        "no step however short along u kept that rank; call projx(x) or assert_check_point_"
-        "on_manifold(x) on the starting point."
-    )
+        if values_known() and bool(kept.all()):
+            return Landing(new, finite, None)
+    S = torch.where(kept[..., None, None], new.S, math.nan)
+    return Landing(Point(new.U, S, new.V), finite, kept)
 
 
 def inverse_orthographic(start: Point, end: Point) -> Tangent:

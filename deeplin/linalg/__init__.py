@@ -14,6 +14,7 @@ from deeplin.linalg.products import (
     tall_times,
 )
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step
+from deeplin.linalg.values import values_known
 
 __all__ = [
     "batch_last",
@@ -32,4 +33,5 @@ __all__ = [
     "random_orthogonal",
     "tall_times",
     "tangent_step",
+    "values_known",
 ]

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from deeplin.linalg.values import values_known
+
 __all__ = ["orthonormal_factor", "random_orthogonal"]
 
 
@@ -39,7 +41,8 @@ def orthonormal_factor(
     basis keeps its meaning in the new one. Computed by Householder's QR, or by Cholesky QR, twice,
     which needs products and triangular solves only: slower on a CPU, faster on CUDA for batches of
     small matrices. ``cholesky=None`` chooses by the device; Householder's QR takes over for the
-    whole batch when a matrix of it is too ill-conditioned for the other, or rank-deficient.
+    whole batch when a matrix of it is too ill-conditioned for the other, or rank-deficient; it is
+    used always where that cannot be looked at, under torch.func and torch.compile.
 
     Source: CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa, Fukaya 2015.
     Shapes: A (*batch, m, r) with m >= r, real or complex.
@@ -47,7 +50,7 @@ def orthonormal_factor(
     Accuracy: ‖QᴴQ − I‖ and ‖A − QR‖/‖A‖ at round-off, on either path.
     """
     wanted = A.device.type != "cpu" if cholesky is None else cholesky
-    if not wanted:
+    if not (wanted and values_known()):
         return _positive_qr(A)
     Q, R_first, safe = _cholesky_qr(A)
     if safe:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deeplin.linalg.hermitian import hermitian_part
 from deeplin.linalg.products import plus_tall_times, tall_times
+from deeplin.linalg.values import values_known
 
 __all__ = ["psd_tangent_step", "tangent_step"]
 
@@ -36,7 +37,8 @@ def tangent_step(
     H_U = Tᴴ + U_pᴴU_p H_V^{-1}, by iterating these two equations: r×r solves only, subspace
     iteration in disguise, so that it converges to the dominant subspaces, at the rate
     (σ_{r+1}/σ_r)². What has not converged, is not proved dominant, or is too steep for an
-    orthonormal basis by one Cholesky factor goes through QR and SVD, matrix by matrix.
+    orthonormal basis by one Cholesky factor goes through QR and SVD, matrix by matrix; under
+    torch.func and torch.compile, where no result may decide on the next operation, all do.
 
     Source: the nearest matrix is HLZ Definition 2.3; the iteration is ours.
     Shapes: U', V' as U, V with orthonormal columns; S' (*batch, r, r), with `diagonal` that of the
@@ -44,6 +46,8 @@ def tangent_step(
     Cost: eight products of an m×r (n×r) matrix with r columns, and r×r solves.
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖ + ‖V_p‖; NaN where the core overflows.
     """
+    if not values_known():
+        return _by_svd(U, T, V, Up, Vp)
     Q_U, Q_V = Up.mH @ Up, Vp.mH @ Vp
     H_V, H_U, converged, settled = T, T.mH, _never(T), _settled(T)
     for i in range(_ITERATIONS):
@@ -94,6 +98,8 @@ def psd_tangent_step(
     Cost: four products of an n×r matrix with r columns, and r×r solves.
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖; NaN where the core overflows.
     """
+    if not values_known():
+        return _by_eigh(U, T, Up)
     Q = Up.mH @ Up
     H, converged, settled = T, _never(T), _settled(T)
     for i in range(_ITERATIONS):
@@ -153,7 +159,9 @@ def _orthonormal(B: Tensor, L: Tensor, P: Tensor | None) -> Tensor:
 
 def _known(S: Tensor, fine: Tensor) -> Tensor:
     """S, and zero where it is not known, which LAPACK might refuse."""
-    return S if bool(fine.all()) else torch.where(fine[..., None, None], S, torch.zeros_like(S))
+    if values_known() and bool(fine.all()):
+        return S
+    return torch.where(fine[..., None, None], S, torch.zeros_like(S))
 
 
 def _core(T: Tensor, R_left: Tensor, R_right: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Inexact
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_packed
 from deeplin.geometry.metric import Metric, gradient_from_partials, metric_operator
+from deeplin.geometry.points import nearest_point
 from deeplin.linalg import hermitian_part, orthonormal_factor
 from deeplin.manifolds.low_rank import LowRankManifold
 
@@ -39,6 +41,8 @@ class FactoredManifold(LowRankManifold):
                 'gradient="partials" for a loss written with unpack_tensor.'
             )
         self.gradient = gradient
+
+    _factors: tuple[str, ...] = ("U", "S", "V")
 
     @abstractmethod
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,26 +112,73 @@ class FactoredManifold(LowRankManifold):
         point = self._point(x)
         return self._tangent(point, u).dense(point)
 
-    def projx(self, x: Tensor) -> Tensor:
-        """The same product USVᴴ with orthonormal U and V (and Hermitian S).
-
-        Factors that are already orthonormal stay what they are: a momentum kept in their gauge
-        keeps its meaning.
-
-        Cost: O((m + n) r² + r³).
-        Raises: ValueError when the matrix has a lower rank, or is not positive semidefinite.
-        """
+    def _projection(self, x: Tensor) -> Point:
         U, S, V = self._split(x.detach())
         U, R = orthonormal_factor(U)
         if self._hermitian:
-            point = Point(U, hermitian_part(R @ S @ R.mH), U)
-        else:
-            V, R_right = orthonormal_factor(V)
-            point = Point(U, R @ S @ R_right.mH, V)
-        reason = self._core_defect(point, 1.0)
-        if reason:
-            raise ValueError(f"projx: {reason}")
-        return self._store_point(point)
+            return Point(U, hermitian_part(R @ S @ R.mH), U)
+        V, R_right = orthonormal_factor(V)
+        return Point(U, R @ S @ R_right.mH, V)
+
+    def from_dense(self, W: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch k r"]:
+        """The packed factors of the nearest (semidefinite) matrix of rank r, with S diagonal.
+
+        Cost: an SVD, O(m n min(m, n)); an eigendecomposition for Hermitian matrices.
+        Raises: ValueError when W has another shape, a lower rank, or fewer than r positive
+            eigenvalues.
+        """
+        m, n = self._matrix_sizes(())
+        if tuple(W.shape[-2:]) != (m, n):
+            raise ValueError(
+                f"from_dense(W) must get W of shape (*batch, {m}, {n}); got {tuple(W.shape)}."
+            )
+        point = nearest_point(W, self.rank, hermitian=self._hermitian)
+        return self._store_point(self._of_full_rank(point, "from_dense"))
+
+    def pack_point(self, *tensors: Tensor) -> Tensor:
+        """One tensor from U, S, V, in this order, or from U, S for a Hermitian manifold.
+
+        Shapes: U (*batch, m, r), S (*batch, r, r), V (*batch, n, r) -> (*batch, m+n+r, r), or
+        (*batch, n+r, r).
+        Raises: ValueError for another number of tensors, or other shapes.
+        """
+        m, n = self._matrix_sizes(())
+        wanted = [(m, self.rank), (self.rank, self.rank), (n, self.rank)][: len(self._factors)]
+        shapes = [tuple(tensor.shape[-2:]) for tensor in tensors]
+        if shapes != wanted:
+            raise ValueError(
+                f"pack_point({', '.join(self._factors)}) must get matrices of shapes {wanted}; "
+                f"got {shapes}."
+            )
+        U, S, V = (*tensors, tensors[0])[:3]
+        return self._stack(U, S, V)
+
+    def random(self, *size, dtype=None, device=None, generator=None):
+        """A random point, as ``LowRankManifold.random``; one of them when no size is given."""
+        size = size or self._stored_shape
+        return super().random(*size, dtype=dtype, device=device, generator=generator)
+
+    def origin(self, *size, dtype=None, device=None, seed=42):
+        """The point of ``LowRankManifold.origin``; one of them when no size is given."""
+        size = size or self._stored_shape
+        return super().origin(*size, dtype=dtype, device=device, seed=seed)
+
+    @property
+    def _stored_shape(self) -> tuple[int, int]:
+        """The shape of one point as it is stored."""
+        m, n = self._matrix_sizes(())
+        return (m if self._hermitian else m + n) + self.rank, self.rank
+
+    def _shape_error(self, shape: Sequence[int], name: str) -> str | None:
+        if tuple(shape[-2:]) == self._stored_shape:
+            return None
+        m, n = self._matrix_sizes(())
+        rows, sizes = ("n+r", f"{n}") if self._hermitian else ("m+n+r", f"{m}, {n}")
+        return (
+            f"{name} on {self.name}({sizes}, {self.rank}) must have shape (*batch, {rows}, r) = "
+            f"(*batch, {self._stored_shape[0]}, {self.rank}); got {tuple(shape)}; use "
+            f"pack_point({', '.join(self._factors)}) or from_dense(W)."
+        )
 
     def _core_defect(self, point: Point, tolerance: float) -> str | None:
         S = point.S

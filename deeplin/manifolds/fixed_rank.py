@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
 
-from deeplin.geometry.coordinates import Point, Tangent, project_matrix
-from deeplin.geometry.metric import Metric, metric_operator
-from deeplin.geometry.points import nearest_point
-from deeplin.manifolds.low_rank import LowRankManifold
+from deeplin.geometry.coordinates import Point, Tangent
+from deeplin.geometry.metric import Metric
+from deeplin.manifolds.dense import DenseManifold
 
 __all__ = ["FixedRank"]
 
 
-class FixedRank(LowRankManifold):
+class FixedRank(DenseManifold):
     """The m×n matrices of rank exactly r, as dense tensors, with the metric of depth N.
 
     Set: M_r = {W ∈ F^{m×n} : rank W = r}, F = R or C, of dimension r(m+n−r), over C twice that.
@@ -49,34 +47,11 @@ class FixedRank(LowRankManifold):
     def __init__(self, rank: int, depth: float | Metric = 2, retraction: str = "svd") -> None:
         super().__init__(rank, depth, retraction)
 
-    def _point(self, x: Inexact[Tensor, "*batch m n"]) -> Point:
-        return nearest_point(x, self.rank)
-
-    def _tangent(self, point: Point, u: Tensor) -> Tangent:
-        return project_matrix(point, u)
-
     def _store_point(self, point: Point) -> Tensor:
         return point.dense()
 
     def _store_tangent(self, point: Point, tangent: Tangent) -> Tensor:
         return tangent.dense(point)
-
-    def _gradient(self, point: Point, u: Tensor) -> Tangent:
-        return metric_operator(point, self._tangent(point, u), self.metric)
-
-    def projx(self, x: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
-        """The nearest matrix of rank r.
-
-        Source: HLZ Definition 2.3 (Eckart, Young).
-        Raises: ValueError when x has a lower rank.
-        """
-        point = self._point(x)
-        reason = self._spectrum_defect(
-            point.S.diagonal(dim1=-2, dim2=-1).real, x.new_zeros(()).real, 1.0
-        )
-        if reason:
-            raise ValueError(f"projx: {reason}")
-        return point.dense()
 
     def _matrix_sizes(self, shape: Sequence[int]) -> tuple[int, int]:
         return shape[-2], shape[-1]

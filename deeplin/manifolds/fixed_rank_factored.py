@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
 
-from deeplin.geometry.coordinates import Point
 from deeplin.geometry.metric import Metric
 from deeplin.manifolds.factored import FactoredManifold
 
@@ -74,21 +72,6 @@ class FixedRankFactored(FactoredManifold):
         batch = torch.broadcast_shapes(U.shape[:-2], S.shape[:-2], V.shape[:-2])
         return torch.cat([part.expand(*batch, *part.shape[-2:]) for part in (U, V, S)], dim=-2)
 
-    def pack_point(self, *tensors: Tensor) -> Tensor:
-        """One tensor from U, S, V, in this order.
-
-        Shapes: U (*batch, m, r), S (*batch, r, r), V (*batch, n, r) -> (*batch, m+n+r, r).
-        Raises: ValueError for another number of tensors, or other shapes.
-        """
-        wanted = [(self.m, self.rank), (self.rank, self.rank), (self.n, self.rank)]
-        shapes = [tuple(tensor.shape[-2:]) for tensor in tensors]
-        if shapes != wanted:
-            raise ValueError(
-                f"pack_point(U, S, V) must get matrices of shapes {wanted}; got {shapes}."
-            )
-        U, S, V = tensors
-        return self._stack(U, S, V)
-
     def unpack_tensor(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The factors U, S, V of a point, to write a loss with: W = U S Vᴴ.
 
@@ -96,48 +79,8 @@ class FixedRankFactored(FactoredManifold):
         """
         return self._split(tensor.detach() if self.gradient == "taped" else tensor)
 
-    def from_dense(self, W: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch k r"]:
-        """The packed factors of the nearest matrix of rank r, with S diagonal.
-
-        Cost: an SVD, O(m n min(m, n)).
-        Raises: ValueError when W has another shape or a lower rank.
-        """
-        if tuple(W.shape[-2:]) != (self.m, self.n):
-            raise ValueError(
-                f"from_dense(W) must get W of shape (*batch, {self.m}, {self.n}); got "
-                f"{tuple(W.shape)}."
-            )
-        U, sigma, Vh = torch.linalg.svd(W.detach(), full_matrices=False)
-        r = self.rank
-        S = torch.diag_embed(sigma[..., :r]).to(U.dtype)
-        point = Point(U[..., :r], S, Vh[..., :r, :].mH)
-        reason = self._core_defect(point, 1.0)
-        if reason:
-            raise ValueError(f"from_dense: {reason}")
-        return self._store_point(point)
-
-    def random(self, *size, dtype=None, device=None, generator=None):
-        """A random point, as ``LowRankManifold.random``; one of them when no size is given."""
-        size = size or (self.m + self.n + self.rank, self.rank)
-        return super().random(*size, dtype=dtype, device=device, generator=generator)
-
-    def origin(self, *size, dtype=None, device=None, seed=42):
-        """The point of ``LowRankManifold.origin``; one of them when no size is given."""
-        size = size or (self.m + self.n + self.rank, self.rank)
-        return super().origin(*size, dtype=dtype, device=device, seed=seed)
-
     def _matrix_sizes(self, shape: Sequence[int]) -> tuple[int, int]:
         return self.m, self.n
-
-    def _shape_error(self, shape: Sequence[int], name: str) -> str | None:
-        wanted = (self.m + self.n + self.rank, self.rank)
-        if tuple(shape[-2:]) == wanted:
-            return None
-        return (
-            f"{name} on FixedRankFactored({self.m}, {self.n}, {self.rank}) must have shape "
-            f"(*batch, m+n+r, r) = (*batch, {wanted[0]}, {wanted[1]}); got {tuple(shape)}; use "
-            "pack_point(U, S, V) or from_dense(W)."
-        )
 
     def extra_repr(self) -> str:
         return f"m={self.m}, n={self.n}, {super().extra_repr()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from deeplin.geometry import hessian, metric, retractions
 from deeplin.geometry.coordinates import Point, Tangent, transport
 from deeplin.geometry.metric import Metric
 from deeplin.geometry.points import origin_point, random_point
+from deeplin.linalg import values_known
 
 __all__ = ["LowRankManifold"]
 
@@ -23,8 +25,14 @@ class LowRankManifold(Manifold):
     """Matrices of rank exactly r with the metric of a deep linear network.
 
     What a subclass supplies: how a point and a tangent vector are stored in one tensor
-    (``_point``, ``_tangent``, ``_store_point``, ``_store_tangent``, ``_shape_error``) and what is
-    wrong with it (``_point_defect``). Everything geoopt asks for is here.
+    (``_point``, ``_tangent``, ``_store_point``, ``_store_tangent``, ``_shape_error``), what is
+    wrong with it (``_point_defect``, ``_core_defect``), the nearest point (``_projection``) and
+    the gradient (``_gradient``). Everything geoopt asks for is here.
+
+    Every operation is a function of its tensors that torch.func's transforms and
+    torch.compile(fullgraph=True) accept. What looks at values, errors on bad points and warnings,
+    is done beside it and only where values are known (``linalg.values_known``): under a transform
+    a bad point gives a result that means nothing, or NaN.
 
     Gradients flow through tangent vectors, not through points: a point enters every operation
     detached, because its spectrum is needed and one never differentiates through an SVD.
@@ -46,8 +54,12 @@ class LowRankManifold(Manifold):
             raise ValueError(f"{self.name}(rank=...) must satisfy rank >= 1; got rank={rank}.")
         self.rank = rank
         self.metric = metric.as_metric(depth)
-        self.depth = depth
         self.retraction = retractions.validate_retraction(retraction, self.metric)
+
+    @property
+    def depth(self) -> float | None:
+        """The metric's depth; None for a metric that is no DepthMetric."""
+        return self.metric.depth if isinstance(self.metric, metric.DepthMetric) else None
 
     # What a subclass supplies ---------------------------------------------------------------------
 
@@ -70,6 +82,14 @@ class LowRankManifold(Manifold):
     @abstractmethod
     def _gradient(self, point: Point, u: Tensor) -> Tangent:
         """𝒜_W(∇f) from what autograd leaves in ``x.grad``."""
+
+    @abstractmethod
+    def _projection(self, x: Tensor) -> Point:
+        """The point on the manifold that ``projx`` takes x to, or one of a lower rank."""
+
+    @abstractmethod
+    def _core_defect(self, point: Point, tolerance: float) -> str | None:
+        """What keeps S from rank r (and the cone), measured, in one sentence, or None."""
 
     @abstractmethod
     def _shape_error(self, shape: Sequence[int], name: str) -> str | None:
@@ -135,6 +155,28 @@ class LowRankManifold(Manifold):
 
     # Projections ----------------------------------------------------------------------------------
 
+    def projx(self, x: Tensor) -> Tensor:
+        """The point of the manifold nearest to x.
+
+        A dense x goes to the nearest matrix of rank r, a Hermitian one with the r largest algebraic
+        eigenvalues kept. Packed factors go to orthonormal U and V with the same product, USVᴴ (and
+        Hermitian S); those that are orthonormal stay what they are, so that a momentum kept in
+        their gauge keeps its meaning.
+
+        Source: HLZ Definition 2.3 (Eckart, Young); in the cone HLZ §5.
+        Cost: dense an SVD or an eigendecomposition; packed O((m + n) r² + r³).
+        Raises: ValueError when x has a lower rank, or fewer than r positive eigenvalues.
+        """
+        return self._store_point(self._of_full_rank(self._projection(x), "projx"))
+
+    def _of_full_rank(self, point: Point, method: str) -> Point:
+        """The point as it is; a ValueError where its core is known to be of lower rank."""
+        if values_known():
+            reason = self._core_defect(point, 1.0)
+            if reason:
+                raise ValueError(f"{method}: {reason}")
+        return point
+
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """The tangent vector nearest to u, orthogonal in the Frobenius product (not in g_W).
 
@@ -148,15 +190,36 @@ class LowRankManifold(Manifold):
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """R_W(u), by the manifold's ``retraction``; u is projected first when it is not tangent.
 
-        Where the full step would lose rank, or leave the cone, it is halved until it does not;
-        where u is not finite, x stays, with a RuntimeWarning (``retractions.retract``).
+        Where the full step would lose rank, or leave the cone, it is shortened until it does not
+        (``geometry.retractions.retract``); where u is not finite, x stays, with a RuntimeWarning: a
+        line search at its goal asks for it.
 
-        Source: deeplin.manifolds.retractions, where each states its order.
-        Raises: RuntimeError when x itself has a lower rank.
+        Source: deeplin.geometry.retractions, where each states its order.
+        Raises: RuntimeError when x itself has a lower rank; under a transform the result is NaN.
         """
         point = self._point(x)
         tangent = self._tangent(point, u)
-        return self._store_point(retractions.retract(point, tangent, self.retraction, self.metric))
+        new, finite, kept = retractions.retract(point, tangent, self.retraction, self.metric)
+        if values_known():
+            self._judge_step(finite, kept)
+        return self._store_point(new)
+
+    def _judge_step(self, finite: Tensor | None, kept: Tensor | None) -> None:
+        """Says what a step met; outside of every transform."""
+        if kept is not None:
+            raise RuntimeError(
+                f"retr(x, u) with retraction={self.retraction!r} needs a point x of rank "
+                f"{self.rank}; no step however short along u kept that rank; call projx(x) or "
+                "assert_check_point_on_manifold(x) on the starting point."
+            )
+        if finite is not None and not bool(finite.all()):
+            warnings.warn(
+                "retr(x, u) needs a finite tangent vector u; got nan or inf entries, and left "
+                "those matrices where they are; look at the loss and its gradient, or take a "
+                "smaller step.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """Falls back to ``retr``: the geodesics of this metric have no closed form.
@@ -322,4 +385,5 @@ class LowRankManifold(Manifold):
         return None
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, depth={self.depth}, retraction={self.retraction!r}"
+        metric = f"metric={self.metric}" if self.depth is None else f"depth={self.depth}"
+        return f"rank={self.rank}, {metric}, retraction={self.retraction!r}"

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
 
-from deeplin.geometry.coordinates import Point, Tangent, project_matrix
-from deeplin.geometry.metric import Metric, metric_operator
-from deeplin.geometry.points import nearest_point
+from deeplin.geometry.coordinates import Point, Tangent
+from deeplin.geometry.metric import Metric
 from deeplin.linalg import hermitian_part
-from deeplin.manifolds.low_rank import LowRankManifold
+from deeplin.manifolds.dense import DenseManifold
 
 __all__ = ["PSDFixedRank"]
 
 
-class PSDFixedRank(LowRankManifold):
+class PSDFixedRank(DenseManifold):
     """The n×n Hermitian positive semidefinite matrices of rank exactly r, as dense tensors.
 
     Set: {W = Wᴴ ≥ 0 : rank W = r}, of real dimension nr − r(r−1)/2 over R and (2n − r)r over C.
@@ -42,33 +40,11 @@ class PSDFixedRank(LowRankManifold):
     def __init__(self, rank: int, depth: float | Metric = 2, retraction: str = "svd") -> None:
         super().__init__(rank, depth, retraction)
 
-    def _point(self, x: Inexact[Tensor, "*batch n n"]) -> Point:
-        return nearest_point(x, self.rank, hermitian=True)
-
-    def _tangent(self, point: Point, u: Tensor) -> Tangent:
-        return project_matrix(point, u)
-
     def _store_point(self, point: Point) -> Tensor:
         return hermitian_part(point.dense())
 
     def _store_tangent(self, point: Point, tangent: Tangent) -> Tensor:
         return hermitian_part(tangent.dense(point))
-
-    def _gradient(self, point: Point, u: Tensor) -> Tangent:
-        return metric_operator(point, self._tangent(point, u), self.metric)
-
-    def projx(self, x: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
-        """The nearest positive semidefinite matrix of rank r to the Hermitian part of x.
-
-        Source: HLZ §5, in the cone: the r largest algebraic eigenvalues.
-        Raises: ValueError when fewer than r eigenvalues are positive.
-        """
-        point = self._point(x)
-        values = point.S.diagonal(dim1=-2, dim2=-1).real
-        reason = self._spectrum_defect(values, torch.zeros_like(values[..., 0]), 1.0)
-        if reason:
-            raise ValueError(f"projx: {reason}")
-        return self._store_point(point)
 
     def _matrix_sizes(self, shape: Sequence[int]) -> tuple[int, int]:
         return shape[-1], shape[-1]

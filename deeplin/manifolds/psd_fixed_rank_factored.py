@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
 
-from deeplin.geometry.coordinates import Point
 from deeplin.geometry.metric import Metric
-from deeplin.linalg import hermitian_part
 from deeplin.manifolds.factored import FactoredManifold
 
 __all__ = ["PSDFixedRankFactored"]
@@ -37,6 +34,7 @@ class PSDFixedRankFactored(FactoredManifold):
 
     name = "PSDFixedRankFactored"
     _hermitian = True
+    _factors = ("U", "S")
 
     def __init__(
         self,
@@ -63,21 +61,6 @@ class PSDFixedRankFactored(FactoredManifold):
         batch = torch.broadcast_shapes(U.shape[:-2], S.shape[:-2])
         return torch.cat([part.expand(*batch, *part.shape[-2:]) for part in (U, S)], dim=-2)
 
-    def pack_point(self, *tensors: Tensor) -> Tensor:
-        """One tensor from U, S, in this order.
-
-        Shapes: U (*batch, n, r), S (*batch, r, r) -> (*batch, n+r, r).
-        Raises: ValueError for another number of tensors, or other shapes.
-        """
-        wanted = [(self.n, self.rank), (self.rank, self.rank)]
-        shapes = [tuple(tensor.shape[-2:]) for tensor in tensors]
-        if shapes != wanted:
-            raise ValueError(
-                f"pack_point(U, S) must get matrices of shapes {wanted}; got {shapes}."
-            )
-        U, S = tensors
-        return self._stack(U, S, U)
-
     def unpack_tensor(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
         """The factors U, S of a point, to write a loss with: W = U S Uᴴ.
 
@@ -86,48 +69,8 @@ class PSDFixedRankFactored(FactoredManifold):
         U, S, _ = self._split(tensor.detach() if self.gradient == "taped" else tensor)
         return U, S
 
-    def from_dense(self, W: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch k r"]:
-        """The packed factors of the nearest PSD matrix of rank r, with S diagonal.
-
-        Cost: an eigendecomposition, O(n³).
-        Raises: ValueError when W has another shape, or fewer than r positive eigenvalues.
-        """
-        if tuple(W.shape[-2:]) != (self.n, self.n):
-            raise ValueError(
-                f"from_dense(W) must get W of shape (*batch, {self.n}, {self.n}); got "
-                f"{tuple(W.shape)}."
-            )
-        eigenvalues, vectors = torch.linalg.eigh(hermitian_part(W.detach()))
-        r = self.rank
-        U = vectors[..., -r:].flip(-1)
-        point = Point(U, torch.diag_embed(eigenvalues[..., -r:].flip(-1)).to(U.dtype), U)
-        reason = self._core_defect(point, 1.0)
-        if reason:
-            raise ValueError(f"from_dense: {reason}")
-        return self._store_point(point)
-
-    def random(self, *size, dtype=None, device=None, generator=None):
-        """A random point, as ``LowRankManifold.random``; one of them when no size is given."""
-        size = size or (self.n + self.rank, self.rank)
-        return super().random(*size, dtype=dtype, device=device, generator=generator)
-
-    def origin(self, *size, dtype=None, device=None, seed=42):
-        """The point of ``LowRankManifold.origin``; one of them when no size is given."""
-        size = size or (self.n + self.rank, self.rank)
-        return super().origin(*size, dtype=dtype, device=device, seed=seed)
-
     def _matrix_sizes(self, shape: Sequence[int]) -> tuple[int, int]:
         return self.n, self.n
-
-    def _shape_error(self, shape: Sequence[int], name: str) -> str | None:
-        wanted = (self.n + self.rank, self.rank)
-        if tuple(shape[-2:]) == wanted:
-            return None
-        return (
-            f"{name} on PSDFixedRankFactored({self.n}, {self.rank}) must have shape "
-            f"(*batch, n+r, r) = (*batch, {wanted[0]}, {wanted[1]}); got {tuple(shape)}; use "
-            "pack_point(U, S) or from_dense(W)."
-        )
 
     def extra_repr(self) -> str:
         return f"n={self.n}, {super().extra_repr()}"
