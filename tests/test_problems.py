@@ -149,7 +149,7 @@ def test_singular_data_are_named_projected_and_whitened(randn):
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (lambda: LeastSquares([1.0], torch.ones(1, 1)), TypeError, "X must be a real floating"),
+        (lambda: LeastSquares([1.0], torch.ones(1, 1)), TypeError, "X must be a floating"),
         (lambda: LeastSquares(torch.ones(2, 3).long(), torch.ones(1, 3)), TypeError, "int64"),
         (lambda: LeastSquares(torch.ones(3), torch.ones(1, 3)), ValueError, "non-empty matrix"),
         (lambda: LeastSquares(torch.ones(3, 2), torch.ones(2, 3)), ValueError, "from_samples"),

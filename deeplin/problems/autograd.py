@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["beside", "for_each", "half_square", "summed", "zeros_between"]
+__all__ = ["beside", "for_each", "half_square", "real", "summed", "zeros_between"]
 
 T = TypeVar("T")
 
@@ -20,15 +20,20 @@ def half_square(errors: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     return 0.5 * errors.square().sum(dim)
 
 
-def summed(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the losses, to be differentiated, and the losses."""
+def real(values: Tensor) -> Tensor:
+    """What a loss gave. Raises: TypeError unless it is a tensor of real numbers."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         given = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(
             f"loss(W) must give real floating-point numbers as a tensor; got {given}: of complex "
             "matrices take .abs().square() or .real."
         )
-    return values.sum(), values
+    return values
+
+
+def summed(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the losses, to be differentiated, and the losses."""
+    return real(values).sum(), values
 
 
 def for_each(call: Callable[..., tuple[T, Tensor]], *matrices: Tensor) -> T:

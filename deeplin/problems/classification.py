@@ -79,8 +79,8 @@ class LogisticRegression(Problem):
         return matmul(self.x, B) @ A.mT
 
     def _cross_entropy(self, logits: Tensor) -> Tensor:
-        told = torch.take_along_dim(logits, self.labels[:, None], -1)[..., 0]
-        return (logits.logsumexp(-1) - told).mean(-1)
+        labels = self.labels[:, None].expand(*logits.shape[:-1], 1)
+        return (logits.logsumexp(-1) - logits.gather(-1, labels)[..., 0]).mean(-1)
 
     def _slopes(self, logits: Tensor) -> Tensor:
         """The gradient of f by the logits: (probabilities − those of the labels)/m."""

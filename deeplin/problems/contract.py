@@ -15,7 +15,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.linalg import largest_modulus
-from deeplin.problems.autograd import beside, for_each, summed, zeros_between
+from deeplin.problems.autograd import beside, for_each, real, summed, zeros_between
 
 __all__ = ["Optimum", "Problem"]
 
@@ -105,9 +105,8 @@ class Problem(ABC):
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        shape = vars(cls).get("shape")
-        if shape is not None and not inspect.isdatadescriptor(shape):
-            cls.shape = checked_shape(shape, cls.__name__)
+        if "shape" in vars(cls) and not inspect.isdatadescriptor(vars(cls)["shape"]):
+            cls.shape = checked_shape(vars(cls)["shape"], cls.__name__)
 
     @abstractmethod
     def loss(self, W: Inexact[Tensor, "*#batch m n"]) -> Float[Tensor, "*#batch"]:
@@ -138,7 +137,7 @@ class Problem(ABC):
         moved = copy.copy(self)
         changed = False
         for name, value in vars(self).items():
-            if isinstance(inspect.getattr_static(type(self), name, None), cached_property):
+            if any(isinstance(vars(c).get(name), cached_property) for c in type(self).__mro__):
                 del moved.__dict__[name]
             else:
                 moved.__dict__[name] = _moved(value, args, kwargs)
@@ -253,7 +252,7 @@ class Problem(ABC):
         Accuracy: from below, about 1 per cent.
         Raises: ValueError where the second derivative of `loss` is not finite.
         """
-        W = for_each(lambda X: (X, self.loss(X)), W.detach())
+        W = for_each(lambda X: (X, real(self.loss(X))), W.detach())
 
         def times(direction: Tensor) -> Tensor:
             def slope(X: Tensor) -> Tensor:
@@ -275,7 +274,7 @@ class Problem(ABC):
         Cost: at most 40 calls of `hessian_times`; nothing m×n unless `pair_loss` forms it.
         Accuracy, Raises: as `curvature`.
         """
-        A, B = for_each(lambda A, B: ((A, B), self.pair_loss(A, B)), A.detach(), B.detach())
+        A, B = for_each(lambda A, B: ((A, B), real(self.pair_loss(A, B))), A.detach(), B.detach())
         m, shape = A.shape[-2], (*A.shape[:-2], A.shape[-2] + B.shape[-2], A.shape[-1])
         U, V = torch.linalg.qr(A).Q, torch.linalg.qr(B).Q
 

@@ -1,0 +1,388 @@
+"""Laws of every problem: its derivatives and products are those of its loss by definition."""
+
+import math
+
+import pytest
+import torch
+from problem_cases import C128, CASES, F64, Quartic, draw
+
+from deeplin.problems import (
+    MatrixApproximation,
+    MatrixCompletion,
+    MatrixSensing,
+    Problem,
+    from_loss,
+)
+from deeplin.problems.function import FromLoss
+
+# Sums of a few hundred products of numbers of order one, in double precision.
+TOL = {"rtol": 1e-10, "atol": 1e-10}
+
+every = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def matrices(case, *batch, seed=20):
+    m, n = case.problem.shape
+    return 0.4 * draw(*batch, m, n, seed=seed, dtype=case.dtype)
+
+
+def factors(case, *batch, k=2, seed=30):
+    m, n = case.problem.shape
+    return (
+        0.5 * draw(*batch, m, k, seed=seed, dtype=case.dtype),
+        0.5 * draw(*batch, n, k, seed=seed + 1, dtype=case.dtype),
+    )
+
+
+def plain_gradient(case, W):
+    """∇f(W) of the formula, with the batch of its data."""
+    W = W.expand(*case.plain(W).shape, *W.shape[-2:]).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(case.plain(W).sum(), W)
+    return gradient
+
+
+def plain_hessian(case, W, xi):
+    """D∇f(W)[ξ] of the formula, by a double backward pass of the dense loss."""
+    W = W.expand(*case.plain(W).shape, *W.shape[-2:]).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(case.plain(W).sum(), W, create_graph=True)
+    (product,) = torch.autograd.grad((gradient.conj() * xi).real.sum(), W)
+    return product
+
+
+def plain_eigenvalues(case, W):
+    """All eigenvalues of the Hessian at one W, over real coordinates; (*batch of data, d)."""
+    d = W.numel()
+    basis = torch.eye(d, dtype=case.dtype)
+    basis = torch.cat([basis, 1j * basis]) if case.dtype.is_complex else basis
+    columns = []
+    for direction in basis.unflatten(-1, W.shape):
+        product = plain_hessian(case, W, direction).flatten(-2)
+        columns.append(
+            torch.cat([product.real, product.imag], -1) if product.is_complex() else product
+        )
+    return torch.linalg.eigvalsh(torch.stack(columns, -1))
+
+
+@every
+@pytest.mark.parametrize("batch", [(), (5, 1)])
+def test_loss_and_gradient(case, batch):
+    if batch and case.batch:
+        batch = (5, *case.batch)
+    W = matrices(case, *batch)
+    torch.testing.assert_close(case.problem.loss(W), case.plain(W), **TOL)
+    gradient = case.problem.egrad(W)
+    torch.testing.assert_close(gradient, plain_gradient(case, W), **TOL)
+    # The default, which subclasses override, too: it is what their own must equal.
+    torch.testing.assert_close(Problem.egrad(case.problem, W), gradient, **TOL)
+
+
+@every
+def test_gradient_is_the_slope_of_the_loss(case):
+    """f(W + hξ) − f(W − hξ) = 2h Re⟨∇f(W), ξ⟩ + O(h³): the convention of complex gradients."""
+    W, xi, h = matrices(case), matrices(case, seed=21), 1e-4
+    slope = (case.problem.loss(W + h * xi) - case.problem.loss(W - h * xi)) / (2 * h)
+    product = (case.problem.egrad(W).conj() * xi).real.sum((-2, -1))
+    # h² times a third derivative of order ten, and eps·f/h
+    torch.testing.assert_close(slope, product, rtol=1e-6, atol=1e-6)
+
+
+@every
+@pytest.mark.parametrize("batch", [(), (5,)])
+@pytest.mark.parametrize("default", [False, True], ids=["own", "default"])
+def test_products_with_the_gradient(case, batch, default):
+    problem = case.problem
+    own = Problem if default else type(problem)
+    batch = (*batch, *(1 for _ in case.batch))  # broadcast against the batch of the data
+    A, B = factors(case, *batch)
+    Q, P = factors(case, *batch, k=3, seed=40)
+    torch.testing.assert_close(problem.pair_loss(A, B), case.plain(A @ B.mH), **TOL)
+    G = plain_gradient(case, A @ B.mH)
+    GP, GhQ = own.egrad_times(problem, A, B, P, Q)
+    torch.testing.assert_close(GP, G @ P, **TOL)
+    torch.testing.assert_close(GhQ, G.mH @ Q, **TOL)
+    GRh, LhG = own.egrad_pair(problem, A, B.mH)
+    torch.testing.assert_close(GRh, G @ B, **TOL)
+    torch.testing.assert_close(LhG, A.mH @ G, **TOL)
+    for k in (1, 2):
+        U, V = (torch.linalg.qr(M[..., :k]).Q for M in (A, B))
+        S = 0.5 * draw(*batch, k, k, seed=50, dtype=case.dtype)
+        s = 0.5 + draw(*batch, k, seed=51).abs()
+        for core, dense in ((S, S), (s, torch.diag_embed(s).to(case.dtype))):
+            G = plain_gradient(case, U @ dense @ V.mH)
+            GV, GhU = own.egrad_products(problem, U, core, V)
+            torch.testing.assert_close(GV, G @ V, **TOL)
+            torch.testing.assert_close(GhU, G.mH @ U, **TOL)
+
+
+@every
+def test_split_of_the_gradient(case):
+    A, B = factors(case)
+    U, V = torch.linalg.qr(A).Q, torch.linalg.qr(B).Q
+    S = draw(2, 2, seed=50, dtype=case.dtype)
+    split = case.problem.egrad_split(S, V)
+    has_one = isinstance(case.problem, MatrixApproximation) or "C" in vars(case.problem)
+    assert (split is not None) == has_one
+    if split is not None:
+        G = plain_gradient(case, U @ S @ V.mH)
+        torch.testing.assert_close(U @ split[0] - split[1], G @ V, **TOL)
+
+
+@every
+@pytest.mark.parametrize("batch", [(), (5,)])
+@pytest.mark.parametrize("default", [False, True], ids=["own", "default"])
+def test_products_with_the_hessian(case, batch, default):
+    problem = case.problem
+    own = Problem if default else type(problem)
+    batch = (*batch, *(1 for _ in case.batch))
+    A, B = factors(case, *batch)
+    left, right = factors(case, *batch, k=1, seed=60)
+    Q, P = factors(case, *batch, k=3, seed=40)
+    H = plain_hessian(case, A @ B.mH, left @ right.mH)
+    HP, HhQ = own.hessian_times(problem, A, B, left, right, P, Q)
+    torch.testing.assert_close(HP, H @ P, **TOL)
+    torch.testing.assert_close(HhQ, H.mH @ Q, **TOL)
+    U, V = torch.linalg.qr(A).Q, torch.linalg.qr(B).Q
+    s = 0.5 + draw(*batch, 2, seed=51).abs()
+    H = plain_hessian(case, (U * s[..., None, :]) @ V.mH, left @ right.mH)
+    HV, HhU = own.hessian_products(problem, U, s, V, left, right)
+    torch.testing.assert_close(HV, H @ V, **TOL)
+    torch.testing.assert_close(HhU, H.mH @ U, **TOL)
+
+
+@every
+def test_curvature_is_the_largest_eigenvalue(case):
+    W = matrices(case) if case.problem.shape[1] < 10 else matrices(case)[..., :]
+    exact = float(plain_eigenvalues(case, W).abs().max())
+    own, measured = case.problem.curvature(W), Problem.curvature(case.problem, W)
+    assert 0.98 * exact <= measured <= exact * (1 + 1e-9)
+    if type(case.problem).__name__ == "LogisticRegression":  # a bound, met at equal odds of two
+        assert own >= exact
+    elif type(case.problem).curvature is not Problem.curvature:
+        assert own == pytest.approx(exact, rel=1e-10)
+
+
+@every
+def test_curvature_of_pairs_is_that_of_tangent_directions(case):
+    """Against the Hessian restricted to a dense basis of the tangent space at ABᴴ."""
+    A, B = factors(case, k=1)
+    m, n = case.problem.shape
+    U, V = (torch.linalg.qr(M, mode="complete").Q for M in (A, B))
+    units = [1.0, 1j] if case.dtype.is_complex else [1.0]
+    places = [(i, 0) for i in range(m)] + [(0, j) for j in range(1, n)]
+    basis = [c * U[:, [i]] @ V[:, [j]].mH for i, j in places for c in units]
+    products = [plain_hessian(case, A @ B.mH, xi) for xi in basis]
+    form = [[(x.conj() * h).real.sum((-2, -1)) for h in products] for x in basis]
+    exact = torch.linalg.eigvalsh(torch.stack([torch.stack(row, -1) for row in form], -2))
+    exact = float(exact.abs().max())
+    measured = Problem.pair_curvature(case.problem, A, B)
+    assert 0.98 * exact <= measured <= exact * (1 + 1e-9)
+    own = case.problem.pair_curvature(A, B)
+    whole = case.problem.curvature(A @ B.mH)
+    assert 0.98 * measured <= own <= whole * 1.02
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, F64, C128])
+def test_moved_problems_keep_their_values(case, dtype):
+    moved = case.problem.to(dtype.to_real())
+    assert moved.shape == case.problem.shape
+    assert moved.field == case.problem.field == ("complex" if case.dtype.is_complex else "real")
+    if case.dtype.is_complex != dtype.is_complex:
+        return
+    if isinstance(case.problem, FromLoss):
+        return  # what a function holds is its own
+    W = matrices(case)
+    near = moved.loss(W.to(dtype))
+    assert near.dtype == dtype.to_real()
+    torch.testing.assert_close(near.double(), case.plain(W), rtol=1e-4, atol=1e-4)
+    if dtype == case.dtype:
+        assert moved is case.problem
+
+
+@every
+def test_transforms(case):
+    """vmap, jvp, jacrev, no_grad, an outer tape and one graph of torch.compile, as without."""
+    problem = case.problem
+    W, xi = matrices(case, 4, *(1 for _ in case.batch)), matrices(case, seed=21)
+    gradient = problem.egrad(W)
+    vmapped = torch.func.vmap(problem.egrad)(W)
+    torch.testing.assert_close(vmapped, gradient, **TOL)
+    with torch.no_grad():
+        torch.testing.assert_close(problem.egrad(W), gradient, **TOL)
+        Problem.egrad(problem, W)
+    hessian = plain_hessian(case, W[0], xi)
+    if not case.batch:
+        _, along = torch.func.jvp(problem.egrad, (W[0],), (xi,))
+        torch.testing.assert_close(along, hessian, **TOL)
+    if not case.batch and not case.dtype.is_complex:  # torch's jacrev is of real functions alone
+        torch.testing.assert_close(torch.func.jacrev(problem.loss)(W[0]), gradient[0], **TOL)
+    taped = W[0].clone().requires_grad_()
+    (product,) = torch.autograd.grad((problem.egrad(taped).conj() * xi).real.sum(), taped)
+    torch.testing.assert_close(product, hessian.sum_to_size(product.shape), **TOL)
+    A, B = factors(case)
+    Q, P = factors(case, k=3, seed=40)
+    stacked = (A[None], B[None], P[None], Q[None])
+    for a, b in zip(
+        torch.func.vmap(problem.egrad_times)(*stacked), problem.egrad_times(A, B, P, Q), strict=True
+    ):
+        torch.testing.assert_close(a[0], b, **TOL)
+
+
+@pytest.mark.parametrize(
+    "name", ["least squares", "completion", "logistic", "own class", "function of pairs"]
+)
+def test_one_graph(name):
+    case = CASES[name]
+    A, B = factors(case)
+    Q, P = factors(case, k=3, seed=40)
+    for own, inputs in (
+        (case.problem.egrad, (matrices(case),)),
+        (case.problem.egrad_times, (A, B, P, Q)),
+        (case.problem.hessian_times, (A, B, *factors(case, k=1, seed=60), P, Q)),
+    ):
+        torch.compiler.reset()
+        compiled = torch.compile(own, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(*inputs), own(*inputs), **TOL)
+
+
+# -- what the defaults say and refuse --------------------------------------------------------------
+
+
+def test_curvature_of_linear_constant_and_steep_losses():
+    W = draw(3, 4, seed=1)
+    assert from_loss(lambda W: W.sum((-2, -1)), (3, 4)).curvature(W) == 0
+    assert from_loss(lambda W: W.new_ones(W.shape[:-2]), (3, 4)).curvature(W) == 0
+    steep = from_loss(lambda W: 500 * W.square().sum((-2, -1)), (3, 4))
+    assert steep.curvature(W) == pytest.approx(1000, rel=1e-10)
+    with pytest.raises(ValueError, match=r"curvature of FromLoss must be finite.* give dt"):
+        from_loss(lambda W: torch.linalg.matrix_norm(W) ** 2, (3, 4)).curvature(0 * W)
+
+
+def test_curvature_sees_one_steep_direction_among_many():
+    """A power iteration from a random start looks converged on the bulk: 1 instead of 2."""
+    d = torch.ones(60, 60, dtype=F64)
+    d[7, 9] = 2
+    problem = from_loss(lambda W: 0.5 * (d * W.square()).sum((-2, -1)), (60, 60))
+    assert problem.curvature(torch.zeros(3, 60, 60, dtype=F64)) == pytest.approx(2, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "sentence"),
+    [
+        (lambda W: W.sum(), ValueError, r"of shape \(5,\).*got shape \(\).*\.sum\(\(-2, -1\)\)"),
+        (lambda W: W.sum(-1), ValueError, r"got shape \(5, 3\)"),
+        (lambda W: (W + 0j).sum((-2, -1)), TypeError, r"got torch\.complex128"),
+        (lambda W: 1.0, TypeError, "got float"),
+    ],
+    ids=["a sum", "rows", "complex", "a float"],
+)
+def test_losses_that_are_not_one_number_for_each_matrix(loss, error, sentence):
+    problem, W = from_loss(loss, (3, 4)), draw(5, 3, 4, seed=1)
+    A, B = draw(5, 3, 1, seed=1), draw(5, 4, 1, seed=2)
+    for call in (
+        lambda: problem.egrad(W),
+        lambda: problem.egrad_times(A, B, B, A),
+        lambda: problem.hessian_times(A, B, A, B, B, A),
+        lambda: problem.pair_curvature(A, B),
+        lambda: problem.curvature(W),
+    ):
+        with pytest.raises(error, match=sentence):
+            call()
+
+
+@pytest.mark.parametrize("shape", [3, (3,), (3, 0), (3, 4.0), (True, 2), "ab", None])
+def test_shapes_are_checked_where_they_are_set(shape):
+    class Late(Quartic):
+        def __init__(self):
+            self.shape = shape
+
+    class Later(Problem):
+        def __init__(self):
+            self.shape = shape
+
+        def loss(self, W):
+            return W.sum((-2, -1))
+
+    with pytest.raises(ValueError, match=r"two positive integers \(m, n\)"):
+        Later()
+    with pytest.raises(ValueError, match=r"two positive integers \(m, n\)"):
+        from_loss(lambda W: W.sum(), shape)
+    with pytest.raises(ValueError, match="shape of Early must be two"):
+        type("Early", (Problem,), {"shape": shape, "loss": lambda self, W: W.sum((-2, -1))})
+
+
+def test_a_problem_without_shape_or_loss_says_so():
+    class Shapeless(Problem):
+        def loss(self, W):
+            return W.sum((-2, -1))
+
+    with pytest.raises(TypeError, match=r"Shapeless must say the shape .*shape = \(m, n\)"):
+        _ = Shapeless().shape
+    with pytest.raises(TypeError, match="loss"):
+        type("Lossless", (Problem,), {"shape": (2, 2)})()
+    with pytest.raises(TypeError, match="needs a function of W; got a float"):
+        from_loss(1.0, (2, 2))
+
+
+def test_to_moves_what_a_problem_keeps_in_lists_and_drops_what_it_derived():
+    from functools import cached_property
+
+    class Kept(Quartic):
+        def __init__(self):
+            self.parts = {"a": [torch.ones(2), torch.arange(2)]}
+            self.z = torch.ones(2, dtype=C128)
+
+        @cached_property
+        def total(self):
+            return self.parts["a"][0].sum()
+
+    class Derived(Kept):
+        pass
+
+    problem = Derived()
+    _ = problem.total
+    moved = problem.to(torch.float64)
+    assert moved.parts["a"][0].dtype == F64
+    assert moved.parts["a"][1].dtype == torch.int64
+    assert moved.z.dtype == C128
+    assert moved.total.dtype == F64
+    assert problem.total.dtype == torch.float32
+    assert problem.to(torch.float32).z.dtype == torch.complex64
+    assert problem.to("cpu") is problem
+
+
+# -- nothing m×n -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["completion", "sensing", "pairs"])
+def test_pairs_of_a_huge_matrix(kind):
+    """200 000 × 200 000 numbers are 320 GB: whoever formed them would fail here."""
+    d, p = 200_000, 50
+    rows, cols = torch.arange(p) * 19_997 % d, torch.arange(p) * 911 % d
+    values = draw(p, seed=1)
+    A, B = draw(d, 2, seed=2), draw(d, 2, seed=3)
+    entries = (A[rows] * B[cols]).sum(-1)
+    if kind == "sensing":
+        a, b = torch.zeros(p, d, dtype=F64), torch.zeros(p, d, dtype=F64)
+        a[torch.arange(p), rows], b[torch.arange(p), cols] = 1.0, 1.0
+        problem = MatrixSensing((a, b), values)
+    elif kind == "completion":
+        problem = MatrixCompletion(rows, cols, values, (d, d))
+    else:
+
+        def of_pair(A, B):
+            return 0.5 * ((A[..., rows, :] * B[..., cols, :]).sum(-1) - values).square().sum(-1)
+
+        problem = from_loss(of_pair, (d, d), pair=True)
+    error = entries - values
+    assert float(problem.pair_loss(A, B)) == pytest.approx(float(0.5 * error @ error))
+    GB = torch.zeros(d, 2, dtype=F64).index_add(0, rows, error[:, None] * B[cols])
+    torch.testing.assert_close(problem.egrad_pair(A, B.mT)[0], GB, **TOL)
+    xi = (A[rows] * B[cols]).sum(-1)
+    HB = torch.zeros(d, 2, dtype=F64).index_add(0, rows, xi[:, None] * B[cols])
+    torch.testing.assert_close(problem.hessian_times(A, B, A, B, B, A)[0], HB, **TOL)
+    if kind != "pairs":
+        assert problem.pair_curvature(A, B) == pytest.approx(1.0)
+        # a W that has no memory of its own: whoever looked at all of it would take forever
+        assert problem.curvature(torch.zeros((), dtype=F64).expand(d, d)) == pytest.approx(1.0)
+    assert math.isfinite(problem.pair_curvature(A, B))
