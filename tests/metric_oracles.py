@@ -30,16 +30,50 @@ def dense_operator(W: Tensor, kernel, rank: int) -> Tensor:
     return torch.from_numpy((basis * factors.ravel()) @ basis.conj().T)
 
 
-class MetricGeodesic(Geodesic):
-    """Geodesics of the metric of a kernel (c, d); the chart and the integration are Geodesic's."""
+def depth_operator(N, rank):
+    """W ↦ the matrix of 𝒜_W for depth N."""
+    return lambda W: dense_operator(W, depth_kernel(N), rank)
 
-    def __init__(self, case, kernel, symmetric=False):
+
+def scaled_operator(rank: int):
+    """W ↦ the matrix of G ↦ G VVᴴ + UUᴴ G (Tong, Ma, Chi 2021)."""
+
+    def matrix(W):
+        U, _, Vh = torch.linalg.svd(W)
+        left, right = U[:, :rank] @ U[:, :rank].mH, Vh[:rank].mH @ Vh[:rank]
+        rows, columns = (torch.eye(size, dtype=W.dtype) for size in W.shape)
+        return torch.kron(rows, right.mT.contiguous()) + torch.kron(left, columns)
+
+    return matrix
+
+
+def shifted_operator(N: int, u: float):
+    """W ↦ the matrix of Σ_j (uI + WWᵀ)^{(N−j)/N} Z (uI + WᵀW)^{(j−1)/N}, the 𝒜_{W,u} of BRTW."""
+
+    def power(A, p):
+        values, vectors = torch.linalg.eigh(A + u * torch.eye(len(A), dtype=A.dtype))
+        return (vectors * values**p) @ vectors.mT
+
+    def matrix(W):
+        terms = [
+            torch.kron(power(W @ W.mT, (N - j) / N), power(W.mT @ W, (j - 1) / N))
+            for j in range(1, N + 1)
+        ]
+        return torch.stack(terms).sum(0)
+
+    return matrix
+
+
+class MetricGeodesic(Geodesic):
+    """Geodesics of ⟨𝒜_W⁻¹·, ·⟩ given as W ↦ the matrix of 𝒜_W; chart and integration: Geodesic."""
+
+    def __init__(self, case, operator, symmetric=False):
         super().__init__(case, 0, symmetric)
-        self.kernel = kernel
-        self.last = (None, None)
+        self.matrix = operator
+        self.last = (torch.zeros(0), None)
 
     def operator(self, W):
-        return dense_operator(torch.from_numpy(W), self.kernel, self.r).numpy()
+        return self.matrix(torch.from_numpy(W)).numpy()
 
     def parabola(self, xi: Tensor):
         """t ↦ the point at θ'(0)t + ½θ''(0)t² in the chart: the geodesic along ξ to order 2."""
@@ -56,7 +90,7 @@ class MetricGeodesic(Geodesic):
 
     def to_order_2(self, xi: Tensor, t: float) -> Tensor:
         """The point at t on the `parabola` along ξ, which is built once per ξ."""
-        if self.last[0] is not xi:
+        if not torch.equal(self.last[0], xi):
             self.last = (xi, self.parabola(xi))
         return self.last[1](t)
 

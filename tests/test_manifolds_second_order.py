@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 from manifold_oracles import Case, dot, generator, randn, relative, unitary
-from metric_oracles import MetricGeodesic, dense_operator, depth_kernel, second_derivative
+from metric_oracles import MetricGeodesic, depth_operator, second_derivative
 
 from deeplin.geometry.connection import MetricDerivative, squares_quotient
 from deeplin.geometry.coordinates import Point, project_matrix
@@ -222,7 +222,7 @@ def test_every_depth_along_integrated_geodesics(depth, psd, m, n):
     manifold = (PSDFixedRank if psd else FixedRank)(2, depth)
     u = manifold.proju(case.W, randn(m, n, seed=3))
     u = u / manifold.norm(case.W, u)
-    curve = MetricGeodesic(case, depth_kernel(depth), psd)
+    curve = MetricGeodesic(case, depth_operator(depth, 2), psd)
     wanted = second_derivative(lambda t: problem.loss(curve(u, t, 1)).item(), 0.02)
     hess = manifold.ehess2rhess(case.W, problem.egrad(case.W), problem.ehess(case.W, u), u)
     # The difference formula errs by O(h⁴): 2e-7 here, and 16 times that for twice the h.
@@ -235,7 +235,7 @@ def test_real_depths_everywhere_by_taylor(depth, psd):
     problem = Cubic(3, 3, hermitian=psd)
     case = Case.build(3, 3, r=2, psd=psd)
     manifold = (PSDFixedRank if psd else FixedRank)(2, depth)
-    curve = MetricGeodesic(case, depth_kernel(depth), psd)
+    curve = MetricGeodesic(case, depth_operator(depth, 2), psd)
 
     def hess(u):
         return manifold.ehess2rhess(case.W, problem.egrad(case.W), problem.ehess(case.W, u), u)
@@ -258,7 +258,7 @@ def test_the_derivative_of_the_metric_operator(depth, dtype):
 
     def operated(t):
         end = svd_step(point, xi.scaled(t))[0].dense()
-        return (dense_operator(end, depth_kernel(depth), 3) @ dense.reshape(-1)).reshape(5, 4)
+        return (depth_operator(depth, 3)(end) @ dense.reshape(-1)).reshape(5, 4)
 
     h = 1e-3
     near, far = operated(h) - operated(-h), operated(2 * h) - operated(-2 * h)
