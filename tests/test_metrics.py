@@ -11,6 +11,7 @@ from metric_oracles import MetricGeodesic, scaled_operator, second_derivative, s
 from deeplin.flows import EndToEndFlow
 from deeplin.geometry.metric import Metric
 from deeplin.integrators import RK4
+from deeplin.landscape import local_rate
 from deeplin.linalg import power_divided_difference
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
 from deeplin.manifolds.check import (
@@ -153,9 +154,12 @@ def test_the_hessian_along_integrated_geodesics(kind, name):
 
 
 @pytest.mark.parametrize(("depth", "u"), [(2, 0.3), (3, 0.01), (3, 2.0)])
-@pytest.mark.statement("BRTW (43)")
+@pytest.mark.statement("BRTW Lemma 43")
 def test_the_inverse_of_the_shifted_operator_is_an_integral(depth, u, seen):
-    """𝒜_{W,u}⁻¹(Z) = sin(π/N)/π ∫ ((t+u)I + WWᵀ)⁻¹ Z ((t+u)I + WᵀW)⁻¹ t^{1/N} dt, in log t."""
+    """BRTW (43), Lemma 43 with A = (uI + WWᵀ)^{1/N} and B = (uI + WᵀW)^{1/N}, in log t.
+
+    𝒜_{W,u}⁻¹(Z) = sin(π/N)/π ∫ ((t+u)I + WWᵀ)⁻¹ Z ((t+u)I + WᵀW)⁻¹ t^{1/N} dt
+    """
     case = Case.build(4, 3, r=2)
     manifold, W = FixedRank(2, Shifted(depth, u)), case.W
     xi = manifold.proju(W, randn(4, 3, seed=1))
@@ -214,6 +218,7 @@ def test_the_flow_decays_at_the_least_eigenvalue_of_the_hessian(name):
             distances.append(torch.linalg.vector_norm(flow.end_to_end(y) - best).item())
     fitted = math.log(distances[0] / distances[1]) / (50 * dt)
     assert fitted == pytest.approx(rate, rel=1e-4)
+    assert local_rate(problem, best, metric) == pytest.approx(rate, rel=1e-12)
 
 
 def test_a_metric_that_is_wrong_by_one_percent_is_found():
