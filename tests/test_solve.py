@@ -7,7 +7,7 @@ from deeplin import DeepLinear, init
 from deeplin.flows import LayerFlow
 from deeplin.integrators import RK4, Euler
 from deeplin.integrators.steppers import IntegratorStepper, OptimizerStepper, minibatch_indices
-from deeplin.loop import Every, GradientNormBelow, History, Result, Stagnation, drive
+from deeplin.loop import Every, GradientNormBelow, History, Kind, Result, Stagnation, drive
 from deeplin.runner.observables import layer_observables
 
 
@@ -48,7 +48,7 @@ def test_observables_are_stacked_along_the_saved_times():
 def test_stop_function_ends_the_run():
     def stop(history):
         small = float(history.records[-1].observed["norm"]) < 0.5
-        return Result("converged", "small.") if small else None
+        return Result(Kind.CONVERGED, "small.") if small else None
 
     solution = deeplin.solve(
         Decay(),
@@ -59,7 +59,7 @@ def test_stop_function_ends_the_run():
         observe=lambda t, y: {"norm": y[0].norm()},
         stop=stop,
     )
-    assert solution.result == Result("converged", "small.")
+    assert solution.result == Result(Kind.CONVERGED, "small.")
     assert float(solution.t[-1]) == 2.0
 
 

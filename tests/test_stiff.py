@@ -212,7 +212,7 @@ def test_runs_resume_bit_for_bit(randn, integrator):
     flow = EndToEndFlow(problem, 3)
     y0 = flow.init_state(randn(2, 4, 2) @ randn(2, 2, 5), 2)
     whole, first, second = (
-        AdaptiveStepper(flow, y0, dt=0.3, rtol=1e-5, integrator=integrator) for _ in range(3)
+        AdaptiveStepper(flow, y0, stretch=0.3, rtol=1e-5, integrator=integrator) for _ in range(3)
     )
     for _ in range(6):
         whole.advance(9.0)

@@ -7,7 +7,7 @@ import torch
 
 import deeplin
 from deeplin import DeepLinear, LeastSquares, init
-from deeplin.loop import History, Record, Result
+from deeplin.loop import History, Kind, Record, Result
 from deeplin.runner.observables import layer_observables
 from deeplin.runner.verdict import fitted_rate, judge
 
@@ -82,7 +82,7 @@ def problem(randn):
 
 
 def verdict(problem, history, prediction, kind="converged", **options):
-    result = Result(kind, "it ended.")
+    result = Result(Kind(kind), "it ended.")
     return judge(problem, prediction, history, result, seconds=1.0, **options).summary["verdict"]
 
 
@@ -140,7 +140,7 @@ def test_summary_of_repeats_names_the_worst(problem):
         [Record(0, 0.0, 0.1, observe(0.0, [W])), Record(9, 1.0, 0.1, observe(1.0, [W]))]
     )
     prediction = deeplin.predict(problem, 2, problem.minimizer(2))
-    summary = judge(problem, prediction, history, Result("time", "end."), seconds=2.0).summary
+    summary = judge(problem, prediction, history, Result(Kind.TIME, "end."), seconds=2.0).summary
     assert summary["rank"] == 1
     assert summary["repeats"]["rank"] == [2, 1, 2]
     assert summary["loss"] == pytest.approx(float(problem.optimal_loss(1)))

@@ -25,6 +25,8 @@ class OjaFlow(Flow):
     Raises: ValueError if C is not square or a state does not fit it.
     """
 
+    autonomous = True
+
     def __init__(self, C: Inexact[Tensor, "d d"]):
         if C.ndim != 2 or C.shape[0] != C.shape[1]:
             raise ValueError(

@@ -28,11 +28,14 @@ class Flow(ABC):
 
     - `logarithmic_parts`: the indices of those tensors of a state that hold logarithms, whose
       errors are relative already.
+    - `autonomous`: whether the field is the same at all times, so that methods need not ask how it
+      depends on t.
     - `normalises`: whether `normalised` does anything; methods then cannot reuse the field at the
       end of a step as that at the start of the next.
     """
 
     logarithmic_parts: tuple[int, ...] = ()
+    autonomous: bool = False
     normalises: bool = False
 
     @abstractmethod

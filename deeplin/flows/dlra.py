@@ -38,6 +38,8 @@ class DLRAFlow(TangentFlow):
     Cost: O((m + n)r² + r³) and the gradient's products with r columns.
     """
 
+    autonomous = True
+
     def __init__(self, problem: Problem, rescaled: bool = False):
         self.problem, self.rescaled = problem, rescaled
 

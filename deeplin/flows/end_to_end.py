@@ -55,6 +55,7 @@ class EndToEndFlow(Flow):
     """
 
     # Errors of ℓ, logarithms, are relative already: `adaptive` measures them against 1.
+    autonomous = True
     logarithmic_parts = (1,)
     normalises = True
 

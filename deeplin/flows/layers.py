@@ -35,6 +35,8 @@ class LayerFlow(Flow):
     steps of them are several times faster in compiled code (`integrators.Compiled`).
     """
 
+    autonomous = True
+
     def __init__(self, problem: Problem, *, balanced_rank: int | None = None):
         self.problem, self.balanced_rank = problem, balanced_rank
         self.normalises = balanced_rank is not None

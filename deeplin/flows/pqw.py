@@ -33,6 +33,8 @@ class PQWFlow(Flow):
     Raises: ValueError unless depth is an integer >= 2.
     """
 
+    autonomous = True
+
     def __init__(self, problem: Problem, depth: int):
         if depth != int(depth) or depth < 2:
             raise ValueError(f"PQWFlow(depth=...) must be an integer >= 2; got {depth}.")

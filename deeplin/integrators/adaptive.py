@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from deeplin.flows.contract import Flow, State
-from deeplin.integrators.contract import ErrorControlled
+from deeplin.integrators.contract import ErrorControlled, Memory
 from deeplin.integrators.explicit import DormandPrince
 
 __all__ = ["AdaptiveStepper"]
 
 _LEAST, _MOST, _SAFETY, _MEMORY = 0.2, 10.0, 0.9, 0.2
+
+
+class _Saved(TypedDict):
+    t: float
+    goal: float
+    stretches: int
+    state: list[Tensor]
+    ends: list[Tensor]
+    begins: list[Tensor]
+    stages: list[list[Tensor]] | None
+    clocks: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    memory: Memory | None
 
 
 class AdaptiveStepper:
@@ -35,16 +47,16 @@ class AdaptiveStepper:
     but on one flat tensor of features and without a place to renew a flow's coordinates
     (`flow.normalised`) between steps, which is where rank and sign are kept.
 
-    `advance` is one *stretch* of the loop, of length at most dt, over as many steps as it takes;
-    `step` counts stretches, `steps_taken` the accepted steps of each trajectory.
+    `advance` is one *stretch*, of length at most `stretch`, over as many steps as it takes.
+    `steps_taken` counts the accepted steps of each trajectory, `step` is the largest of them; `dt`
+    is the last accepted step, in a batch the smallest, before the first the one to be tried.
 
-    Shapes: batch dimensions are those that the flow's end-to-end matrix has before its last two;
-    a flow without that method has one trajectory.
+    Shapes: batch dimensions are those of `flow.batch_shape`.
     Accuracy: the local error per step is below the tolerance; the global one usually near it.
-    Raises: ValueError for tolerances that are not >= 0 and dt <= 0.
+    Raises: ValueError for tolerances that are not >= 0 and stretch <= 0.
     """
 
-    max_steps = 1_000_000
+    most_attempts = 1_000_000  # in one stretch
 
     def __init__(
         self,
@@ -53,19 +65,20 @@ class AdaptiveStepper:
         *,
         rtol: float = 1e-6,
         atol: float = 1e-9,
-        dt: float = math.inf,
+        stretch: float = math.inf,
         integrator: ErrorControlled | None = None,
     ):
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not 0 <= value < math.inf or max(rtol, atol) == 0:
                 raise ValueError(f"{name} must be >= 0, and one of rtol, atol > 0; got {value}.")
-        if not dt > 0:
-            raise ValueError(f"dt must be positive; got {dt}.")
-        self.flow, self.rtol, self.atol, self.dt = flow, rtol, atol, dt
-        # A copy: what a method remembers belongs to this run.
-        self.integrator = DormandPrince() if integrator is None else copy.copy(integrator)
-        self.t, self.step, self.state = 0.0, 0, tuple(y0)
-        zero = y0[0].new_zeros(flow.batch_shape(self.state), dtype=torch.float64)
+        if not stretch > 0:
+            raise ValueError(f"stretch must be positive; got {stretch}.")
+        self.flow, self.rtol, self.atol, self.stretch = flow, rtol, atol, stretch
+        self.integrator = DormandPrince() if integrator is None else integrator.fresh()
+        self.t, self.stretches, self.state = 0.0, 0, tuple(y0)
+        self._goal = stretch  # where the stretch under way ends
+        zero = y0[0].real.new_zeros(flow.batch_shape(self.state), dtype=torch.float64)
+        self._dtype = y0[0].real.dtype  # of the times and steps that the field is given
         self._times, self._ends = zero, self.state  # each trajectory's own time, and state then
         self._begins, self._spans, self._stages = self.state, zero, None
         self._h, self._memory = self._first_step(zero), torch.full_like(zero, 1e-4)
@@ -74,23 +87,43 @@ class AdaptiveStepper:
 
     # -- the loop's side -----------------------------------------------------------------------
 
-    def advance(self, target: float) -> None:
-        """All trajectories to min(target, t + dt), each by its own steps."""
-        goal = min(target, self.t + self.dt)
+    @property
+    def step(self) -> int:
+        """The number of accepted steps of the trajectory that took most."""
+        return int(self.steps_taken.max())
+
+    @property
+    def dt(self) -> float:
+        """The smallest of the trajectories' last steps."""
+        return float(torch.where(self.steps_taken > 0, self._spans, self._h).min())
+
+    def advance(self, target: float, max_steps: int | None = None) -> None:
+        """All trajectories to min(target, the end of the stretch), each by its own steps."""
+        goal = min(target, self._goal)
         count = 0
         while bool((behind := self._times < goal).any()):
+            if max_steps is not None and self.step >= max_steps:
+                self._halt()
+                return
             self._attempt(behind)
             count += 1
             small = behind & (self._h < 1e-14 * (self._times.abs() + 1e-300))
-            if bool(small.any()) or count > self.max_steps:
+            if bool(small.any()) or count > self.most_attempts:
                 self._trouble = (
                     f"the steps that rtol = {self.rtol:.2g}, atol = {self.atol:.2g} ask for fell "
                     f"to {float(self._h.min()):.2g} at t = {float(self._times.min()):.6g}: the "
                     "solution ends there, or the tolerance is below round-off; take a larger rtol."
                 )
-                goal = float(self._times.min())
-                break
-        self.t, self.step, self.state = goal, self.step + 1, self._at(goal)
+                self._halt()
+                return
+        self.t, self.state = goal, self._at(goal)
+        self._goal, self.stretches = goal + self.stretch, self.stretches + 1
+
+    def _halt(self) -> None:
+        """To the time that all have reached, if it lies in everybody's last step; else stay."""
+        reached = float(self._times.min())
+        if reached >= float((self._times - self._spans).max()):
+            self.t, self.state = reached, self._at(reached)
 
     def fault(self) -> str | None:
         """Why it cannot go on, if so."""
@@ -99,10 +132,11 @@ class AdaptiveStepper:
     def remark(self) -> str | None:
         return self.flow.remark(self.state)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {
             "t": self.t,
-            "step": self.step,
+            "goal": self._goal,
+            "stretches": self.stretches,
             "state": list(self.state),
             "ends": list(self._ends),
             "begins": list(self._begins),
@@ -111,25 +145,29 @@ class AdaptiveStepper:
             "memory": self.integrator.memory,
         }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.t, self.step = saved["t"], saved["step"]
-        self.state, self._ends = tuple(saved["state"]), tuple(saved["ends"])
-        self._begins = tuple(saved["begins"])
-        stages = saved["stages"]
+    def load_state_dict(self, saved: Mapping[str, object]) -> None:
+        moment = cast(_Saved, saved)
+        self.t, self._goal = moment["t"], moment["goal"]
+        self.stretches = moment["stretches"]
+        self.state, self._ends = tuple(moment["state"]), tuple(moment["ends"])
+        self._begins = tuple(moment["begins"])
+        stages = moment["stages"]
         self._stages = None if stages is None else [tuple(k) for k in stages]
-        self._times, self._spans, self._h, self._memory, self.steps_taken = saved["clocks"]
-        self.integrator.memory = saved.get("memory")
+        self._times, self._spans, self._h, self._memory, self.steps_taken = moment["clocks"]
+        self.integrator.memory = moment["memory"]
 
     # -- one step ------------------------------------------------------------------------------
 
     def _attempt(self, active: Tensor) -> None:
         """One step of every active trajectory, kept where its error is within the tolerance."""
         y, length = self._ends, self.integrator.limited(self._h)
-        h = torch.where(active, length, 0.0).to(y[0].dtype)
+        h = torch.where(active, length, 0.0).to(self._dtype)
         k1 = None
         if self.integrator.reuses_last_stage and not self.flow.normalises and self._fresh:
             k1 = None if self._stages is None else self._stages[-1]
-        end, error, stages = self.integrator.stages(self.flow, 0.0, y, h, k1)
+        end, error, stages = self.integrator.stages(
+            self.flow, self._times.to(self._dtype), y, h, k1
+        )
         ratio = self._ratio(error, y, end, length)
         settled = self.flow.normalised(end, y)
         finite = torch.isfinite(ratio)
@@ -164,8 +202,8 @@ class AdaptiveStepper:
         worst = torch.zeros_like(self._times)
         motion = worst
         if self.integrator.motion_tol:
-            parts = [(b - a).flatten(dims).double() for a, b in zip(y, end, strict=True)]
-            motion = torch.linalg.vector_norm(torch.cat(parts, -1), dim=-1)
+            parts = [(b - a).flatten(dims) for a, b in zip(y, end, strict=True)]
+            motion = torch.linalg.vector_norm(torch.cat(parts, -1), dim=-1).double()
         for i, (e, a, b) in enumerate(zip(error, y, end, strict=True)):
             norms = [v.flatten(dims).norm(dim=-1).double() for v in (e, a, b)]
             size = torch.maximum(norms[1], norms[2])
@@ -179,7 +217,7 @@ class AdaptiveStepper:
 
     def _first_step(self, like: Tensor) -> Tensor:
         """A hundredth of the time in which the state would change by itself."""
-        velocity = self.flow.velocity(0.0, self.state)
+        velocity = self.flow.velocity(like.to(self._dtype), self.state)
         h = torch.full_like(like, math.inf)
         for part, rate in zip(self.state, velocity, strict=True):
             size, speed = (v.flatten(like.ndim).norm(dim=-1).double() for v in (part, rate))
@@ -197,9 +235,11 @@ class AdaptiveStepper:
         if self._stages is None:
             return self.state
         theta = 1 - (self._times - t) / torch.where(self._spans > 0, self._spans, 1.0)
-        dtype = self.state[0].dtype
         inside = self.integrator.dense(
-            self._begins, self._spans.to(dtype), self._stages, theta.clamp(0, 1).to(dtype)
+            self._begins,
+            self._spans.to(self._dtype),
+            self._stages,
+            theta.clamp(0, 1).to(self._dtype),
         )
         settled = self.flow.normalised(inside, self._begins)
         return self._chosen(theta < 1, settled, self._ends)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 from torch import Tensor
 
@@ -20,11 +22,18 @@ class Integrator(ABC):
     """A one-step method.
 
     `order` is its order of convergence; `stability_limit` the largest h·L for which it is stable
-    on ẏ = −Ly.
+    on ẏ = −Ly; `memory` what the method carries from step to step, for checkpoints.
     """
 
     order: int
     stability_limit: float
+    memory: Memory | None = None
+
+    def fresh(self) -> Self:
+        """A copy that remembers nothing: each run has its own."""
+        own = copy.copy(self)
+        own.memory = None
+        return own
 
     @abstractmethod
     def step(self, flow: Flow, t: float, y: State, dt: float) -> State:
@@ -39,15 +48,13 @@ class ErrorControlled(Integrator):
 
     `error_order` is q where the estimate of a step's error is O(h^q). Where
     `reuses_last_stage`, the last of the stages is the field at the end of the step, and the first
-    of the next. With a `motion_tol` the error is held below what `tolerated` says, too. `memory`
-    is what the method carries from step to step, for checkpoints.
+    of the next. With a `motion_tol` the error is held below what `tolerated` says, too.
     """
 
     error_order: int
     stability_limit = math.inf
     reuses_last_stage = False
     motion_tol = 0.0
-    memory: Memory | None = None
 
     @abstractmethod
     def stages(

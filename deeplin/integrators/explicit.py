@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deeplin.flows.contract import Flow, State
 from deeplin.integrators.contract import ErrorControlled, Integrator
-from deeplin.integrators.states import by_trajectory, combined, shifted
+from deeplin.integrators.states import by_trajectory, combined, shifted, stage_times
 
 __all__ = ["RK4", "DormandPrince", "Euler", "OneLine"]
 
@@ -98,11 +98,12 @@ class DormandPrince(ErrorControlled):
         self, flow: Flow, t: float | Tensor, y: State, dt: Tensor, k1: State | None = None
     ) -> tuple[State, State, list[State]]:
         """(y(t + dt), the estimate of its error, the seven stages); dt broadcasts by trajectory."""
+        at = stage_times(flow, t, dt)
         k = [flow.velocity(t, y) if k1 is None else k1]
         end = y
-        for row in self._A:
+        for row, c in zip(self._A, self._C, strict=True):
             end = combined(y, dt, row, k)
-            k.append(flow.velocity(t, end))
+            k.append(flow.velocity(at(c), end))
         zero = tuple(torch.zeros_like(part) for part in y)
         return end, combined(zero, dt, self._E, k), k
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from deeplin.flows.contract import Flow, State
 from deeplin.integrators.contract import ErrorControlled
-from deeplin.integrators.states import Packing
+from deeplin.integrators.states import Packing, stage_times
 
 __all__ = ["Rosenbrock", "jacobian"]
 
@@ -101,12 +100,29 @@ _STAGES = len(_C)
 _PIECE = 1 << 22
 
 
+def _clock() -> tuple[list[float], list[float]]:
+    """(α_i, γ_i): stage i is at t + α_i h and takes γ_i h ∂F/∂t; what `_A` and `_C` imply.
+
+    On ẏ = 1 all (I/(γh) − J)k_i are 1 + Σ_j c_ij k_j/h: so k_i = γ_i h, and the stage's argument
+    has moved by α_i h = Σ_j a_ij k_j.
+    """
+    nodes: list[float] = []
+    slopes: list[float] = []
+    for a, c in zip(_ROWS, _C, strict=True):
+        nodes.append(sum(w * g for w, g in zip(a, slopes, strict=True)))
+        slopes.append(_GAMMA * (1 + sum(w * g for w, g in zip(c, slopes, strict=True))))
+    return nodes, slopes
+
+
+_ROWS = (*_A, (*_A[-1], 1.0), (*_A[-1], 1.0, 1.0))
+_NODES, _SLOPES = _clock()
+
+
 @lru_cache
 def _weights(dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], Tensor]:
     """For each stage the rows (a_ij), (c_ij), (2, i); and those of the dense output."""
-    rows = [*_A, (*_A[-1], 1.0), (*_A[-1], 1.0, 1.0)]
     pairs = [
-        torch.tensor([a, c], dtype=dtype, device=device) for a, c in zip(rows, _C, strict=True)
+        torch.tensor([a, c], dtype=dtype, device=device) for a, c in zip(_ROWS, _C, strict=True)
     ]
     return pairs, torch.tensor(_D, dtype=dtype, device=device)
 
@@ -114,12 +130,15 @@ def _weights(dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], Te
 class Rosenbrock(ErrorControlled):
     """RODAS5P, of orders 5(4): L-stable and stiffly accurate; no step is limited by stability.
 
-    The eight stages solve (I/(γh) − J)k_i = F(y + Σ_j a_ij k_j) + Σ_j c_ij k_j/h with one matrix,
-    J the derivative of the field at y. J is dense, by differences of the field: a batch of D + 1
-    states per trajectory, D the number of entries of a state, evaluated at once.
+    The eight stages solve
+    (I/(γh) − J)k_i = F(t + α_i h, y + Σ_j a_ij k_j) + Σ_j c_ij k_j/h + γ_i h ∂F/∂t
+    with one matrix, J the derivative of the field at y. J is dense, by differences of the field: a
+    batch of D + 1 states per trajectory, D the number of real entries of a state, evaluated at
+    once; ∂F/∂t, where the flow is not `autonomous`, is one more difference.
 
     Source: Steinebach 2023 (Rodas5P); Hairer, Wanner, Solving ODEs II (1996), §IV.7 for the form.
-    Cost: eight fields on the batch and one on D + 1 times it, and a factorisation, ⅔D³ flops.
+    Cost: eight fields on the batch and one on D + 1 times it, one more if not autonomous, and a
+    factorisation, ⅔D³ flops.
     Accuracy: order 5, dense output of order 4; J is good to about 1e-7 of its norm in float64.
     Raises: ValueError for states with D > max_size.
     """
@@ -141,12 +160,24 @@ class Rosenbrock(ErrorControlled):
                 f"dense Jacobian; got {size}: take RKC(), or the end-to-end flow at a small rank."
             )
 
-        def field(vector: Tensor) -> Tensor:
-            return packing.packed(flow.velocity(t, packing.unpacked(vector)))
+        def field(time: float | Tensor, vector: Tensor) -> Tensor:
+            return packing.packed(flow.velocity(time, packing.unpacked(vector)))
+
+        def at_start(vector: Tensor) -> Tensor:
+            each = t[..., None].expand(vector.shape[:-1]) if isinstance(t, Tensor) else t
+            return field(each, vector)
 
         start = packing.packed(y)
-        F, J = jacobian(field, start, _scales(packing, y, flow.logarithmic_parts))
+        F, J = jacobian(at_start, start, _scales(packing, start, flow.logarithmic_parts))
         h = torch.where(dt > 0, dt, 1.0)[..., None]
+        at, drift = stage_times(flow, t, dt), None
+        if not flow.autonomous:
+            # Between the round-off of t and of F, and what F_tt adds: their geometric mean.
+            eps = torch.finfo(start.dtype).eps
+            now = torch.as_tensor(t, dtype=dt.dtype, device=dt.device)
+            later = now + (eps * h[..., 0] * torch.maximum(now.abs(), h[..., 0])).sqrt()
+            drift = h * (field(later, start) - F) / (later - now)[..., None]
+            F = F + _SLOPES[0] * drift
         J.neg_().diagonal(dim1=-2, dim2=-1).add_(1 / (_GAMMA * h))
         LU, pivots, _ = torch.linalg.lu_factor_ex(J)
         pairs, dense = _weights(start.dtype, start.device)
@@ -156,7 +187,9 @@ class Rosenbrock(ErrorControlled):
         for i in range(1, _STAGES):
             moved, pulled = (pairs[i] @ k[:i]).view(2, *start.shape)
             argument = start + moved
-            right = field(argument).addcdiv_(pulled, h)
+            right = field(at(_NODES[i]), argument).addcdiv_(pulled, h)
+            if drift is not None:
+                right.add_(drift, alpha=_SLOPES[i])
             k[i] = torch.linalg.lu_solve(LU, pivots, right[..., None]).flatten()
         last = k[-1].view(start.shape)
         end, error = packing.unpacked(argument + last), packing.unpacked(last)
@@ -172,11 +205,10 @@ class Rosenbrock(ErrorControlled):
         return tuple(result)
 
 
-def _scales(packing: Packing, y: State, logarithmic: Sequence[int]) -> Tensor:
+def _scales(packing: Packing, y: Tensor, logarithmic: Sequence[int]) -> Tensor:
     """The size of each entry: the root mean square of its tensor, 1 for logarithms and zeros."""
     sizes = []
-    for i, (part, shape) in enumerate(zip(y, packing.shapes, strict=True)):
-        flat = part.flatten(part.ndim - len(shape))
+    for i, flat in enumerate(y.split(packing.sizes, -1)):
         size = flat.square().mean(-1, keepdim=True).sqrt()
         if i in logarithmic:
             size = torch.ones_like(size)
@@ -185,7 +217,9 @@ def _scales(packing: Packing, y: State, logarithmic: Sequence[int]) -> Tensor:
 
 
 def jacobian(
-    field: Any, y: Float[Tensor, "*batch D"], scales: Float[Tensor, "*batch D"]
+    field: Callable[[Tensor], Tensor],
+    y: Float[Tensor, "*batch D"],
+    scales: Float[Tensor, "*batch D"],
 ) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D D"]]:
     """(F(y), DF(y)) by forward differences, of steps eps^{1/2} times the scale of each entry.
 

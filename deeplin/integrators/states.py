@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from deeplin.flows.contract import State
+from deeplin.flows.contract import Flow, State
 
-__all__ = ["Packing", "by_trajectory", "combined", "hermite", "shifted"]
+__all__ = ["Packing", "by_trajectory", "combined", "hermite", "shifted", "stage_times"]
 
 
 class Packing:
-    """States as vectors (*batch, D), D the number of entries of a trajectory, and back."""
+    """States as real vectors (*batch, D), D the number of real entries of a trajectory, and back.
+
+    A complex entry is two real ones: what is done to the vectors, derivatives and norms among it,
+    needs no field that is differentiable in the complex sense.
+    """
 
     def __init__(self, y: State, dims: int):
-        self.shapes = [part.shape[dims:] for part in y]
+        self.is_complex = [part.is_complex() for part in y]
+        self.shapes = [part.shape[dims:] for part in self._real(y)]
         self.sizes = [shape.numel() for shape in self.shapes]
-        self.dims = dims
 
     def packed(self, y: State) -> Tensor:
         return torch.cat(
             [
                 part.reshape(*part.shape[: part.ndim - len(shape)], -1)
-                for part, shape in zip(y, self.shapes, strict=True)
+                for part, shape in zip(self._real(y), self.shapes, strict=True)
             ],
             -1,
         )
@@ -32,10 +36,28 @@ class Packing:
     def unpacked(self, vector: Tensor) -> State:
         """Views of the vector; dimensions before the last are all batch."""
         pieces = vector.split(self.sizes, -1)
-        return tuple(
+        real = [
             piece if len(shape) == 1 else piece.unflatten(-1, shape)
             for piece, shape in zip(pieces, self.shapes, strict=True)
+        ]
+        return tuple(
+            # view_as_complex asks for even strides.
+            torch.view_as_complex(part.contiguous()) if paired else part
+            for part, paired in zip(real, self.is_complex, strict=True)
         )
+
+    def _real(self, y: State) -> list[Tensor]:
+        pairs = zip(y, self.is_complex, strict=True)
+        return [torch.view_as_real(part.resolve_conj()) if c else part for part, c in pairs]
+
+
+def stage_times(
+    flow: Flow, t: float | Tensor, dt: float | Tensor
+) -> Callable[[float], float | Tensor]:
+    """c ↦ t + c·dt, the time of a stage; t itself where the field does not depend on it."""
+    if flow.autonomous:
+        return lambda c: t
+    return lambda c: t + c * dt
 
 
 def hermite(y: State, end: State, dt: Tensor, f0: State, f1: State, theta: Tensor) -> State:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from deeplin.flows.contract import Flow, State
-from deeplin.integrators.contract import Integrator, bound
+from deeplin.integrators.contract import Integrator, Memory, bound
 
 __all__ = ["IntegratorStepper", "OptimizerStepper", "Stepper", "minibatch_indices"]
 
 
 class Stepper(Protocol):
     """What `deeplin.loop.drive` advances."""
-
-    step: int
-    dt: float
 
     @property
     def t(self) -> float:
@@ -31,15 +28,38 @@ class Stepper(Protocol):
         """The current state; not to be changed by the caller."""
         ...
 
-    def advance(self, target: float) -> None:
-        """One step, of length at most `dt`, towards the time `target`."""
+    @property
+    def step(self) -> int:
+        """The number of steps taken; in a batch that of the trajectory that took most."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    @property
+    def dt(self) -> float:
+        """The length of the step taken last, in a batch the smallest; at first of that to come."""
+        ...
+
+    @property
+    def stretch(self) -> float:
+        """How far `advance` goes at most."""
+        ...
+
+    @property
+    def stretches(self) -> int:
+        """The number of stretches that `advance` has completed: what `Every` counts."""
+        ...
+
+    def advance(self, target: float, max_steps: int | None = None) -> None:
+        """One stretch towards the time `target`, broken off once `step` is `max_steps`.
+
+        A stretch is one step, of length at most `stretch`, where steps are fixed.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, object]:
         """Everything that the next steps depend on, as tensors and plain Python values."""
         ...
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, object]) -> None:
         """Continue from what `state_dict` returned."""
         ...
 
@@ -52,24 +72,43 @@ class Stepper(Protocol):
         ...
 
 
+class _Moment(TypedDict):
+    t: float
+    dt: float
+    step: int
+    state: list[Tensor]
+    memory: Memory | None
+
+
+class _Optimized(TypedDict):
+    step: int
+    state: list[Tensor]
+    optimizer: dict[str, object]
+
+
 class IntegratorStepper:
     """An integrator on a flow. What remains to a target is divided into equal steps of at most dt.
 
     So every target is met exactly, and asking for more of them changes the result only within the
-    order of the integrator. A flow that offers `normalised(y, before)` has it called after each
-    step; `remark(y)`, if it offers that, goes into the result.
+    order of the integrator. `stretch` is the dt asked for, `dt` the step taken last.
     """
 
     def __init__(self, flow: Flow, y0: State, integrator: Integrator, dt: float):
-        self.flow, self.integrator, self.dt = flow, integrator, _check_dt(dt)
+        self.flow, self.integrator = flow, integrator.fresh()
+        self.stretch = self.dt = _check_dt(dt)
         self.t, self.step, self.state = 0.0, 0, tuple(y0)
-        self._step = bound(integrator, flow)
+        self._step = bound(self.integrator, flow)
 
-    def advance(self, target: float) -> None:
-        steps = max(1, math.ceil((target - self.t) / self.dt - 1e-9))
+    @property
+    def stretches(self) -> int:
+        return self.step
+
+    def advance(self, target: float, max_steps: int | None = None) -> None:
+        steps = max(1, math.ceil((target - self.t) / self.stretch - 1e-9))
         h = (target - self.t) / steps
         self.state = self._step(self.t, self.state, h)
         self.t = target if steps == 1 else self.t + h
+        self.dt = h
         self.step += 1
 
     def fault(self) -> str | None:
@@ -78,12 +117,21 @@ class IntegratorStepper:
     def remark(self) -> str | None:
         return self.flow.remark(self.state)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"t": self.t, "step": self.step, "state": list(self.state)}
+    def state_dict(self) -> dict[str, object]:
+        return {
+            "t": self.t,
+            "dt": self.dt,
+            "step": self.step,
+            "state": list(self.state),
+            "memory": self.integrator.memory,
+        }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.t, self.step = saved["t"], saved["step"]
-        self.state = tuple(new.to(old) for new, old in zip(saved["state"], self.state, strict=True))
+    def load_state_dict(self, saved: Mapping[str, object]) -> None:
+        moment = cast(_Moment, saved)
+        self.t, self.dt, self.step = moment["t"], moment["dt"], moment["step"]
+        pairs = zip(moment["state"], self.state, strict=True)
+        self.state = tuple(new.to(old) for new, old in pairs)
+        self.integrator.memory = moment["memory"]
 
 
 class OptimizerStepper:
@@ -102,7 +150,12 @@ class OptimizerStepper:
         dt: float,
     ):
         self.parameters, self.optimizer, self.loss = parameters, optimizer, loss
-        self.dt, self.step = _check_dt(dt), 0
+        self.stretch = self.dt = _check_dt(dt)
+        self.step = 0
+
+    @property
+    def stretches(self) -> int:
+        return self.step
 
     @property
     def t(self) -> float:
@@ -112,7 +165,7 @@ class OptimizerStepper:
     def state(self) -> State:
         return tuple(p.detach() for p in self.parameters)
 
-    def advance(self, target: float) -> None:
+    def advance(self, target: float, max_steps: int | None = None) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(self.step).backward()
         self.optimizer.step()
@@ -124,18 +177,19 @@ class OptimizerStepper:
     def remark(self) -> str | None:
         return None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {
             "step": self.step,
             "state": [p.detach().clone() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
         }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.step = saved["step"]
-        self.optimizer.load_state_dict(saved["optimizer"])
+    def load_state_dict(self, saved: Mapping[str, object]) -> None:
+        moment = cast(_Optimized, saved)
+        self.step = moment["step"]
+        self.optimizer.load_state_dict(moment["optimizer"])
         with torch.no_grad():
-            for p, value in zip(self.parameters, saved["state"], strict=True):
+            for p, value in zip(self.parameters, moment["state"], strict=True):
                 p.copy_(value)
 
 

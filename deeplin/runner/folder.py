@@ -16,7 +16,7 @@ from matplotlib.image import imsave
 from omegaconf import DictConfig, OmegaConf
 
 from deeplin.integrators.steppers import Stepper
-from deeplin.loop import History, Record, Result
+from deeplin.loop import History, Kind, Record, Result
 
 __all__ = ["FORMAT", "Checkpoint", "Checkpointer", "RunFolder"]
 
@@ -101,7 +101,10 @@ class RunFolder:
                 f"{self.checkpoint} cannot be read as a checkpoint: start the run anew."
             ) from error
         self._check_format(number)
-        result = None if saved["result"] is None else Result(*saved["result"])
+        result = None
+        if saved["result"] is not None:
+            kind, sentence = saved["result"]
+            result = Result(Kind(kind), sentence)
         history = History.from_state_dict(saved["history"])
         return Checkpoint(saved["stepper"], history, saved["seconds"], result)
 

@@ -143,13 +143,12 @@ def make_stepper(
         for key in ("rtol", "atol"):
             if not isinstance(method[key], (int, float)) or not 0 <= method[key] < math.inf:
                 raise ValueError(f"method.{key} must be a number >= 0; got {method[key]!r}.")
-        stretch = t1 / cfg.log.records
         return AdaptiveStepper(
             flow,
             state,
             rtol=method.rtol,
             atol=method.atol,
-            dt=stretch,
+            stretch=t1 / cfg.log.records,
             integrator=controlled[method.name],
         )
     integrators: dict[str, Integrator] = {

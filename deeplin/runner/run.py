@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deeplin.flows import LayerFlow
 from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
-from deeplin.loop import Every, GradientNormBelow, History, Result, Stagnation, Stop, drive
+from deeplin.loop import Every, GradientNormBelow, History, Kind, Result, Stagnation, Stop, drive
 from deeplin.runner import figures
 from deeplin.runner.build import Experiment, build, flatten
 from deeplin.runner.folder import Checkpoint, Checkpointer, RunFolder
@@ -81,11 +81,11 @@ def _is_finished(saved: Checkpoint, cfg: DictConfig) -> bool:
         return False
     kind, last = saved.result.kind, saved.history.records[-1]
     t1 = cfg.method.t1
-    if kind == "time" and isinstance(t1, (int, float)) and t1 > last.t * (1 + 1e-9):
+    if kind == Kind.TIME and isinstance(t1, (int, float)) and t1 > last.t * (1 + 1e-9):
         return False
-    if kind == "steps" and (cfg.stop.max_steps is None or cfg.stop.max_steps > last.step):
+    if kind == Kind.STEPS and (cfg.stop.max_steps is None or cfg.stop.max_steps > last.step):
         return False
-    return kind != "interrupted"
+    return kind != Kind.INTERRUPTED
 
 
 def _report_again(folder: RunFolder) -> None:
@@ -113,21 +113,25 @@ def _drive(
     log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
     log.text("config", OmegaConf.to_yaml(cfg), "yaml")
     log.text("provenance", json.dumps(provenance(), indent=2), "json")
-    log.text("axes", f"by_step: the number of steps. by_flow_time: t in units of {TIME_UNIT:g}.")
+    log.text(
+        "axes",
+        "by_step: the number of steps taken, of the repeat that took most. "
+        f"by_flow_time: t in units of {TIME_UNIT:g}.",
+    )
     checkpointer = Checkpointer(folder, stepper, history, cfg.log.checkpoint_seconds)
     if saved is not None:
         checkpointer.elapsed_before = saved.seconds
     progress = Progress(experiment.t1, stepper.t)
-    steps = math.ceil(experiment.t1 / stepper.dt)
+    stretches = math.ceil(experiment.t1 / stepper.stretch)
     if cfg.stop.max_steps is not None:
-        steps = min(steps, cfg.stop.max_steps)
+        stretches = min(stretches, cfg.stop.max_steps)
     with Interruption() as interruption:
         result = ended
         if result is None:
             result, history = drive(
                 stepper,
                 experiment.t1,
-                record_at=Every(max(1, math.ceil(steps / cfg.log.records))),
+                record_at=Every(max(1, math.ceil(stretches / cfg.log.records))),
                 observe=experiment.observe,
                 stop=_stops(cfg, experiment.t1),
                 max_steps=cfg.stop.max_steps,
@@ -136,13 +140,13 @@ def _drive(
                 history=history,
             )
         progress.close()
-        if result.kind != "diverged" and ended is None:
+        if result.kind != Kind.DIVERGED and ended is None:
             checkpointer.save(result)
         _conclude(experiment, folder, log, history, result, checkpointer.seconds, draw)
         log.close()
     if interruption.signal is not None:
         return 128 + interruption.signal
-    return int(result.kind == "diverged")
+    return int(result.kind == Kind.DIVERGED)
 
 
 def _stops(cfg: DictConfig, t1: float) -> list[Stop]:
@@ -167,7 +171,7 @@ def _steps(experiment: Experiment) -> str:
     method = experiment.cfg.method
     if "rtol" in method:
         return f"rtol = {method.rtol:.3g}"
-    return f"dt = {experiment.stepper.dt:.3g}"
+    return f"dt = {experiment.stepper.stretch:.3g}"
 
 
 def _headline(experiment: Experiment, folder: RunFolder, resumed_at: Tensor | None) -> str:
@@ -191,7 +195,7 @@ def _conclude(
     """Figures, summary, hyperparameters and the table on the terminal."""
     cfg, problem = experiment.cfg, experiment.data.problem
     prediction = experiment.prediction
-    if isinstance(experiment.flow, LayerFlow) and result.kind != "diverged":
+    if isinstance(experiment.flow, LayerFlow) and result.kind != Kind.DIVERGED:
         prediction = prediction.arrived(problem, experiment.stepper.state)
     passed = _plateaus(experiment, history)
     stochastic = cfg.method.get("batch_size") is not None
@@ -223,7 +227,7 @@ def _conclude(
     print(verdict.sentence)
     images = f", or {folder.path / 'figures'}" if draw else ""
     print(f"Look: tensorboard --logdir {folder.path.parent}{images}")
-    if result.kind == "diverged":
+    if result.kind == Kind.DIVERGED:
         print(f"error: {result.sentence}", file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deeplin.landscape import Plateau
-from deeplin.loop import History, Result
+from deeplin.loop import History, Kind, Result
 from deeplin.prediction import Prediction
 from deeplin.problems.contract import Problem
 from deeplin.problems.spectrum import Spectrum
@@ -282,7 +282,7 @@ def _sentence(
     stochastic: bool,
     rest: str | None,
 ) -> str:
-    if result.kind == "diverged":
+    if result.kind == Kind.DIVERGED:
         return f"No verdict: the run {result.sentence}"
     if seen.excess is None or seen.distance is None:
         return f"No verdict: {prediction.missing}; the run ended at {seen.state}."
@@ -308,7 +308,7 @@ def _sentence(
             f"No verdict: mini-batch noise holds W away from the optimum ({seen.state}); "
             "a smaller dt or full batches come closer."
         )
-    if result.kind in ("time", "steps", "interrupted"):
+    if result.kind in (Kind.TIME, Kind.STEPS, Kind.INTERRUPTED):
         return f"Unfinished: W is not yet at the predicted optimum ({seen.state})."
     if rest is not None:
         return (

@@ -1,0 +1,31 @@
+"""The loop: step, observe, stop, report. Every method of deeplin runs in it."""
+
+from deeplin.loop.driving import Listener, Observe, drive
+from deeplin.loop.records import Every, History, Record
+from deeplin.loop.results import Kind, Result
+from deeplin.loop.solving import Solution, solve
+from deeplin.loop.stops import (
+    GradientNormBelow,
+    LossBelow,
+    SingularValueBelow,
+    Stagnation,
+    Stop,
+)
+
+__all__ = [
+    "Every",
+    "GradientNormBelow",
+    "History",
+    "Kind",
+    "Listener",
+    "LossBelow",
+    "Observe",
+    "Record",
+    "Result",
+    "SingularValueBelow",
+    "Solution",
+    "Stagnation",
+    "Stop",
+    "drive",
+    "solve",
+]
