@@ -55,22 +55,22 @@ class _Shape:
     def __get__(self, problem: Problem | None, owner: type) -> tuple[int, int] | _Shape:
         if problem is None:
             return self
-        if "shape" not in problem.__dict__:
+        if "shape" not in vars(problem):
             raise TypeError(
                 f"{owner.__name__} must say the shape of its matrices: write shape = (m, n) in "
                 "the class, or set self.shape in __init__; it has none."
             )
-        return problem.__dict__["shape"]
+        return vars(problem)["shape"]
 
-    def __set__(self, problem: Problem, shape: tuple[int, int]) -> None:
-        problem.__dict__["shape"] = checked_shape(shape, type(problem).__name__)
+    def __set__(self, problem: Problem, shape: object) -> None:
+        vars(problem)["shape"] = checked_shape(shape, type(problem).__name__)
 
 
 def checked_shape(shape: object, owner: str) -> tuple[int, int]:
     """The shape as a pair of integers. Raises: ValueError unless it is two positive ones."""
     if isinstance(shape, tuple | list) and len(shape) == 2:
         m, n = shape
-        if all(isinstance(d, Integral) and not isinstance(d, bool) and d >= 1 for d in (m, n)):
+        if all(isinstance(d, Integral) and not isinstance(d, bool) and int(d) >= 1 for d in (m, n)):
             return int(m), int(n)
     raise ValueError(
         f"shape of {owner} must be two positive integers (m, n); got {shape!r}: "
@@ -138,10 +138,10 @@ class Problem(ABC):
         changed = False
         for name, value in vars(self).items():
             if any(isinstance(vars(c).get(name), cached_property) for c in type(self).__mro__):
-                del moved.__dict__[name]
+                del vars(moved)[name]
             else:
-                moved.__dict__[name] = _moved(value, args, kwargs)
-                changed |= moved.__dict__[name] is not value
+                vars(moved)[name] = _moved(value, args, kwargs)
+                changed |= vars(moved)[name] is not value
         return moved if changed else self
 
     # -- first order -----------------------------------------------------------------------------
@@ -180,10 +180,14 @@ class Problem(ABC):
     def egrad_products(
         self,
         U: Inexact[Tensor, "*#batch m k"],
-        S: Inexact[Tensor, "*#batch k k"] | Inexact[Tensor, "*#batch k"],
+        S: Tensor,
         V: Inexact[Tensor, "*#batch n k"],
     ) -> tuple[Inexact[Tensor, "*#batch m k"], Inexact[Tensor, "*#batch n k"]]:
-        """(GV, GᴴU) of G = ∇f(USVᴴ) at orthonormal U and V; S a matrix or the diagonal of one."""
+        """(GV, GᴴU) of G = ∇f(USVᴴ) at orthonormal U and V; S a matrix or the diagonal of one.
+
+        Shapes: S (*batch, k, k), or its diagonal (*batch, k): known by having one dimension less
+            than V.
+        """
         return self.egrad_times(_core_times(U, S, V), V, V, U)
 
     def egrad_pair(
@@ -235,12 +239,15 @@ class Problem(ABC):
     def hessian_products(
         self,
         U: Inexact[Tensor, "*#batch m k"],
-        S: Inexact[Tensor, "*#batch k k"] | Inexact[Tensor, "*#batch k"],
+        S: Tensor,
         V: Inexact[Tensor, "*#batch n k"],
         left: Inexact[Tensor, "*#batch m l"],
         right: Inexact[Tensor, "*#batch n l"],
     ) -> tuple[Inexact[Tensor, "*#batch m k"], Inexact[Tensor, "*#batch n k"]]:
-        """(HV, HᴴU) of H = D∇f(USVᴴ)[ξ] along ξ = left·rightᴴ, U and V orthonormal."""
+        """(HV, HᴴU) of H = D∇f(USVᴴ)[ξ] along ξ = left·rightᴴ, U and V orthonormal.
+
+        Shapes: S as in `egrad_products`.
+        """
         return self.hessian_times(_core_times(U, S, V), V, left, right, V, U)
 
     def curvature(self, W: Inexact[Tensor, "*#batch m n"]) -> float:

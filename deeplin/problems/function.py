@@ -32,7 +32,8 @@ class FromLoss(Problem):
         if field not in ("real", "complex"):
             raise ValueError(f"field must be 'real' or 'complex'; got {field!r}.")
         self.shape = shape
-        self._function, self._pair, self._field = loss, pair, field
+        self._function, self._pair = loss, pair
+        self._field: Literal["real", "complex"] = field
 
     @property
     def field(self) -> Literal["real", "complex"]:

@@ -167,12 +167,12 @@ class LeastSquares(Problem):
     def egrad_products(
         self,
         U: Inexact[Tensor, "*batch d_y k"],
-        S: Inexact[Tensor, "*batch k k"] | Float[Tensor, "*batch k"],
+        S: Tensor,
         V: Inexact[Tensor, "*batch d_x k"],
     ) -> tuple[Inexact[Tensor, "*batch d_y k"], Inexact[Tensor, "*batch d_x k"]]:
         """(GV, GᴴU) of G = ∇L¹(USVᴴ) at orthonormal U and V, without forming G.
 
-        S is a matrix or the diagonal of one.
+        Shapes: S (*batch, k, k), or its diagonal (*batch, k).
         Cost: the products of C and B with k columns. Accuracy: eps·(‖WC‖ + ‖B‖), absolute.
         """
         if S.ndim < V.ndim and S.shape[-1] == 1 and not V.is_complex():

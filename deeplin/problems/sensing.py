@@ -43,7 +43,7 @@ class MatrixSensing(Problem):
         values: Inexact[Tensor, "*batch p"],
     ):
         pair = isinstance(operators, tuple | list)
-        parts = list(operators) if pair else [operators]
+        parts = list(operators) if isinstance(operators, tuple | list) else [operators]
         for name, part in (*(("operators", part) for part in parts), ("values", values)):
             if not isinstance(part, Tensor) or not (part.is_floating_point() or part.is_complex()):
                 given = f"dtype {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
@@ -67,47 +67,39 @@ class MatrixSensing(Problem):
                 "MatrixSensing(operators, values) needs one value per operator; got operators of "
                 f"shape {given} and values of shape {tuple(values.shape)}."
             )
-        self._dense: Tensor | None = None if pair else parts[0]
-        self._sides: tuple[Tensor, Tensor] | None = (parts[0], parts[1]) if pair else None
+        self.operators: Tensor | tuple[Tensor, Tensor] = (parts[0], parts[1]) if pair else parts[0]
         self.values = values
         self.shape = (parts[0].shape[1], parts[-1].shape[-1])
 
     def measure(self, W: Inexact[Tensor, "*#batch m n"]) -> Inexact[Tensor, "*#batch p"]:
         """⟨A_l, W⟩ for each l."""
-        if self._sides is None:
-            return W.flatten(-2) @ self._operators.flatten(1).mH
-        a, b = self._sides
+        if isinstance(self.operators, Tensor):
+            return W.flatten(-2) @ self.operators.flatten(1).mH
+        a, b = self.operators
         return ((a.conj() @ W) * b).sum(-1)
 
     def _measure_pair(self, A: Tensor, B: Tensor) -> Tensor:
         """⟨A_l, ABᴴ⟩ for each l."""
-        if self._sides is None:
+        if isinstance(self.operators, Tensor):
             return self.measure(A @ B.mH)
-        a, b = self._sides
+        a, b = self.operators
         return ((a.conj() @ A) * (b.conj() @ B).conj()).sum(-1)
 
     def adjoint(self, weights: Inexact[Tensor, "*#batch p"]) -> Inexact[Tensor, "*#batch m n"]:
         """Σ_l weights_l A_l."""
-        if self._sides is None:
-            return (weights @ self._operators.flatten(1)).unflatten(-1, self.shape)
-        a, b = self._sides
+        if isinstance(self.operators, Tensor):
+            return (weights @ self.operators.flatten(1)).unflatten(-1, self.shape)
+        a, b = self.operators
         return (a.mT * weights[..., None, :]) @ b.conj()
 
     def _adjoint_times(self, weights: Tensor, P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
         """(EP, EᴴQ) of E = Σ_l weights_l A_l."""
-        if self._sides is None:
+        if isinstance(self.operators, Tensor):
             E = self.adjoint(weights)
             return E @ P, E.mH @ Q
-        a, b = self._sides
+        a, b = self.operators
         EP = a.mT @ (weights[..., None] * (b.conj() @ P))
         return EP, b.mT @ (weights.conj()[..., None] * (a.conj() @ Q))
-
-    @property
-    def _operators(self) -> Tensor:
-        if self._dense is None:
-            a, b = self._sides or ()
-            return a[:, :, None] * b.conj()[:, None, :]
-        return self._dense
 
     def loss(self, W: Inexact[Tensor, "*#batch m n"]) -> Float[Tensor, "*#batch"]:
         """½Σ_l |⟨A_l, W⟩ − b_l|²."""
@@ -144,9 +136,9 @@ class MatrixSensing(Problem):
 
     def _gram_times(self, x: Tensor) -> Tensor:
         """Kx with K_lk = ⟨A_l, A_k⟩, by rows; K itself is not kept."""
-        if self._sides is None:
+        if isinstance(self.operators, Tensor):
             return self.measure(self.adjoint(x.mT)).mT
-        a, b = self._sides
+        a, b = self.operators
         blocks = zip(a.split(_BLOCK), b.split(_BLOCK), strict=True)
         return torch.cat([((c.conj() @ a.mT) * (d @ b.mH)) @ x for c, d in blocks])
 
