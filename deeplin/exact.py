@@ -26,7 +26,7 @@ def two_layer_mode(
 ) -> Tensor:
     """u(t) for u̇ = 2u(s − λu): a singular value of W aligned with B, N = 2, C = λI.
 
-    Source: Saxe, McClelland, Ganguli 2014; theory: balanced layers, BRTW (9).
+    Source: [SMG14]; theory: balanced layers, BRTW (9).
     """
     t, u0, s = (torch.as_tensor(v, dtype=torch.float64) for v in (t, u0, s))
     growth = torch.exp(-2 * s * t)
@@ -90,7 +90,7 @@ def two_layer_product(
     With Z = (W_1ᵀ; W_2) and F = [[−gap/2·I, Bᵀ], [B, gap/2·I]]:
     ZZᵀ(t) = e^{Ft}Z_0[I + Z_0ᵀ(∫_0^t e^{2Fs}ds)Z_0]^{-1}Z_0ᵀe^{Ft}, whose lower left block is W.
 
-    Source: Braun, Dominé, Fitzgerald, Saxe 2022 (gap 0); Dominé et al. 2024.
+    Source: [BDFS22] (gap 0); [DAP24].
     Cost: one eigendecomposition of F.
     """
     d_0, d_2 = W1.shape[1], len(B)
@@ -104,7 +104,7 @@ def gram_flow(t: float, X: Float[Tensor, "n n"], V: Float[Tensor, "n r"]) -> Flo
     """VVᵀ(t) for V̇ = (X − VVᵀ)V with symmetric X, from any V(0).
 
     VVᵀ(t) = e^{Xt}V_0[I + 2V_0ᵀ(∫_0^t e^{2Xs}ds)V_0]^{-1}V_0ᵀe^{Xt}.
-    Source: a Riccati equation for VVᵀ, solved as in Yan, Helmke, Moore 1994.
+    Source: a Riccati equation for VVᵀ, solved as in [YHM94].
     """
     return _riccati(t, X, V, 2.0)
 
@@ -113,7 +113,7 @@ def oja(t: float, C: Float[Tensor, "d d"], V: Float[Tensor, "d r"]) -> Float[Ten
     """V(t)V(t)ᵀ of Oja's flow V̇ = (I − VVᵀ)CV from any V(0).
 
     e^{Ct}V_0[I − V_0ᵀV_0 + V_0ᵀe^{2Ct}V_0]^{-1}V_0ᵀe^{Ct}.
-    Source: Yan, Helmke, Moore 1994, for any V_0.
+    Source: [YHM94], for any V_0.
     """
     values, E = torch.linalg.eigh(C)
     grown = torch.exp(values * t)[:, None] * (E.mT @ V)
@@ -126,7 +126,7 @@ def special_start_product(
 ) -> Float[Tensor, "d d"]:
     """W(t) = −Σ_i u_iu_iᵀ/(2e^{2λ_i t} − 1): two layers from W_1 = U_rᵀ, W_2 = −U_r.
 
-    Source: BRTW Remark 42, (39), for any r.
+    Source: BRTW Remark 42, BRTW (39), for any r.
     """
     return -(vectors / (2 * torch.exp(2 * eigenvalues * t) - 1)) @ vectors.mT
 

@@ -96,7 +96,7 @@ def predict(problem: Problem, depth: float | Metric, start: Start) -> Prediction
     layers. Depth 1 is the flow of W itself, a real depth that of the metric of BRTW (8). Of a
     batch of starts the least rank counts.
 
-    Source: BRTW Prop. 12 (the rank), Theorem 39 and Prop. 32 (the limit); the rate by
+    Source: BRTW Prop. 12 (the rank), BRTW Theorem 39 and BRTW Prop. 32 (the limit); the rate by
     linearisation, `deeplin.landscape.local_rate`.
     Shapes: W (*batch, m, n), layers (*batch, d_j, d_{j−1}).
     Raises: ValueError for a depth that is not the number of layers, or a start of another shape.

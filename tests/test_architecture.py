@@ -1,40 +1,51 @@
 """The house rules that a reader relies on: who may import whom, how long a file may be."""
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted((ROOT / "deeplin").rglob("*.py"))
+PACKAGE = sorted((ROOT / "deeplin").rglob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+FILES = PACKAGE + SCRIPTS
 
-# A module imports only from the rows above its own.
-ROWS = [
-    {"linalg"},
-    {"geometry"},
-    {"problems"},
-    {"network", "exact"},
-    {"flows", "manifolds", "landscape"},
-    {"integrators", "optim"},
-    {"prediction"},
-    {"loop"},
-    {"estimators"},
-    {"runner"},
-]
-ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Libraries that one place alone knows.
 HOMES = {
-    "geoopt": {"manifolds", "optim"},
+    "geoopt": {"manifolds"},
     "hydra": {"runner"},
     "omegaconf": {"runner"},
     "matplotlib": {"runner"},
     "tqdm": {"runner"},
-    "sklearn": {"problems", "estimators"},
+    "sklearn": {"problems"},
 }
+# What only loads when it is used.
+HEAVY = ("geoopt", "tensorboard", "matplotlib", "hydra", "omegaconf", "sklearn")
+
+
+def layers(text: str) -> list[set[str]]:
+    """The rows of the figure of layers in CONTRIBUTING.md, the lowest first."""
+    figure = text.split("<!-- layers -->")[1].split("```")[1]
+    rows = [line.split("│")[1] for line in figure.splitlines() if line.startswith("│")]
+    return [set(row.split("—")[0].replace(",", " ").split()) for row in reversed(rows)]
+
+
+ROWS = layers((ROOT / ".github" / "CONTRIBUTING.md").read_text())
+ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT / "deeplin").with_suffix("").parts[0]
+
+
+def module_of(path: Path) -> str:
+    """The dotted name under which a file is imported."""
+    base = ROOT if path.is_relative_to(ROOT / "deeplin") else ROOT / "scripts"
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(path: Path) -> list[str]:
@@ -43,12 +54,48 @@ def imports(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
             found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def arrows(files: Iterable[Path]) -> dict[str, set[str]]:
+    """module -> the modules of the same files that it imports, by its own words."""
+    names = {module_of(path): path for path in files}
+    return {
+        name: {
+            target
+            for full in imports(path)
+            if (target := full if full in names else full.rpartition(".")[0]) in names
+        }
+        for name, path in names.items()
+    }
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A closed path in a graph; empty if there is none."""
+    done: set[str] = set()
+
+    def search(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(graph[name]):
+            if found := search(target, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := search(name, []))), [])
+
+
+def test_every_folder_stands_in_the_figure_of_layers():
+    assert {name_of(path) for path in PACKAGE} - {"__init__"} <= set(ROW)
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_downwards(path):
     own = name_of(path)
     for name in imports(path):
@@ -59,6 +106,19 @@ def test_imports_go_downwards(path):
             assert own in HOMES[parts[0]], f"{parts[0]} is imported in {own}"
         if name.startswith("torch.utils.tensorboard"):
             assert own == "runner"
+        assert parts[0] not in {"reproduction", "benchmarks"}, f"{own} imports {name}"
+
+
+def test_there_are_no_import_cycles():
+    assert cycle(arrows(FILES)) == []
+
+
+def test_cycles_are_found():
+    assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    graph = arrows(FILES)
+    assert "reproduction.ledger" in graph["reproduction.ledger_text"]
+    assert "deeplin.geometry.coordinates" in graph["deeplin.geometry.metric"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -67,14 +127,13 @@ def test_files_are_short_and_named_for_what_they_hold(path):
     assert path.stem not in {"utils", "helpers", "common", "manager", "misc"}
 
 
-def test_importing_the_package_is_light():
-    """Neither geoopt, nor TensorBoard, matplotlib or Hydra is needed to use the library."""
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, deeplin;"
-        "print([m for m in ('geoopt', 'tensorboard', 'matplotlib', 'hydra') if m in sys.modules])"
-    )
+def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_is_light():
+    """torch, and nothing else of weight."""
+    code = f"import sys, deeplin; print([m for m in {HEAVY} if m in sys.modules])"
+    assert run(code) == "[]"

@@ -19,7 +19,7 @@ class OjaFlow(Flow):
 
     Conserved: VᴴV, if V(0)ᴴV(0) = I; the range of V meets every invariant subspace of C in the
     same dimension at all times.
-    Source: BRTW §5, after Yan, Helmke, Moore 1994; closed form `deeplin.exact.oja`.
+    Source: BRTW §5, after [YHM94]; closed form `deeplin.exact.oja`.
     Shapes: C (d, d) Hermitian; a state is the tuple of one V (*batch, d, r).
     Cost: O(d²r).
     Raises: ValueError if C is not square or a state does not fit it.
@@ -104,7 +104,7 @@ class CoupledAutoencoderFlow(OjaFlow):
     force; the untied flow, `RiccatiFlow`, leaves it at once and regains it in the limit.
 
     Conserved: VᴴV, if V(0)ᴴV(0) = I.
-    Source: BRTW (25), (26), Prop. 21.
+    Source: BRTW (25), BRTW (26), BRTW Remark 21.
     Shapes, Cost, Raises: those of `OjaFlow`.
     """
 
@@ -128,7 +128,7 @@ class RiccatiFlow(OjaFlow):
     Ẇ_1ᴴ = CW_2 − CW_1ᴴ(W_2ᴴW_2),  Ẇ_2 = CW_1ᴴ − W_2(W_1CW_1ᴴ).
 
     Conserved: W_2ᴴW_2 − W_1W_1ᴴ.
-    Source: BRTW (53), Remark 50; (48).
+    Source: BRTW (53), BRTW Remark 50; BRTW (48).
     Shapes: C (d, d); a state is the tuple of one V (*batch, 2d, r).
     Cost: O(d²r).
     """

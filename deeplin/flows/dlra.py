@@ -33,7 +33,7 @@ class DLRAFlow(TangentFlow):
     method on the multiplicative form `EndToEndFlow(problem, depth=1)`.
 
     Conserved: UᴴU = VᴴV = I, the rank.
-    Source: HLZ (1), Lemma 2.6; rescaled: (DLRA*), Lemma 3.5.
+    Source: HLZ (1), HLZ Lemma 2.6; rescaled: HLZ (DLRA*), HLZ Lemma 3.5.
     Shapes: a state is (U, S, V): (*batch, m, r), (*batch, r, r), (*batch, n, r), real or complex.
     Cost: O((m + n)r² + r³) and the gradient's products with r columns.
     """
@@ -85,7 +85,7 @@ class DLRAFlow(TangentFlow):
     def gradient_step(self, y: State, h: float) -> Factors:
         """The nearest matrix of rank r to Z + h P_T(F), Riemannian gradient descent.
 
-        With h times σ_r if rescaled. Source: HLZ Lemma 2.4, (2).
+        With h times σ_r if rescaled. Source: HLZ Lemma 2.4, HLZ (2).
         """
         U, S, V = y
         GV, GhU = self.problem.egrad_products(U, S, V)
@@ -173,9 +173,9 @@ class PSDDLRAFlow(DLRAFlow):
     is U̇ = P_U^⊥XUS^{-1}, Ṡ = −S + UᴴXU. Its projected methods keep the top r *algebraic*
     eigenvalues: plain truncation to rank r leaves the cone.
 
-    Conserved: UᴴU = I, the rank, S positive definite: σ_r decays no faster than e^{−t} (Lemma
-    2.7), and under `rescaled` no faster than 1/(1/σ_0 + t) (Lemma 3.5, corrected).
-    Source: HLZ (DLRA), (DLRA*).
+    Conserved: UᴴU = I, the rank, S positive definite: σ_r decays no faster than e^{−t} (HLZ Lemma
+    2.7), and under `rescaled` no faster than 1/(1/σ_0 + t) (HLZ Lemma 3.5, corrected).
+    Source: HLZ (DLRA), HLZ (DLRA*).
     Shapes: a state is (U, S): (*batch, n, r), (*batch, r, r), S Hermitian.
     Raises: ValueError for a problem whose matrices are not square.
     """

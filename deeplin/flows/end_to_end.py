@@ -39,7 +39,8 @@ class EndToEndFlow(Flow):
     At N = ∞ the time is scaled by 1/N: only the core moves, row and column space stand still.
 
     Conserved: the rank k and, for k = m = n, the sign of det W.
-    Source: BRTW (9), (24), Prop. 12; N = 1: HLZ (1), (DLRA*). The multiplicative form is ours.
+    Source: BRTW (9), BRTW (24), BRTW Prop. 12; N = 1: HLZ (1), HLZ (DLRA*). The multiplicative form
+        is ours.
     Shapes: a state is (U, ℓ, V): (*batch, m, k), (*batch, k), (*batch, n, k); ℓ descends, U and V
     are orthonormal at the ends of steps.
     Cost: O((m+n)k² + k³) and the products of C and B with k columns, whatever the depth.

@@ -27,7 +27,7 @@ class LayerFlow(Flow):
     every j; to the order of the integrator, or, given `balanced_rank` = k, exactly: after each step
     the layers are replaced by balanced ones of the same W of rank k (`network.rebalance`). That is
     for balanced starts of rank k only.
-    Source: BRTW (5), Lemma 2.
+    Source: BRTW (5), BRTW Lemma 2.
     Shapes: a state is the tuple of the layers (*batch, d_j, d_{j−1}), real or complex.
     Cost: that of `network.layer_gradients`: products with as many columns as the narrowest width;
     with least squares nothing depends on the number of samples. Large batches of tiny layers are
@@ -63,7 +63,7 @@ class LayerFlow(Flow):
         return state
 
     def velocity(self, t: float | Tensor, y: State) -> Layers:
-        """(Ẇ_1, …, Ẇ_N) at the layers y; autonomous. Source: BRTW (5), Lemma 2(1)."""
+        """(Ẇ_1, …, Ẇ_N) at the layers y; autonomous. Source: BRTW (5), BRTW Lemma 2(1)."""
         return tuple(G_j.neg_() for G_j in layer_gradients(y, self.problem))
 
     def batch_shape(self, y: State) -> torch.Size:

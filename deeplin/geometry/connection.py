@@ -30,7 +30,7 @@ _NEAR = 0.5
 
 @cache
 def _gauss_legendre(count: int) -> tuple[list[float], list[float]]:
-    """Nodes in (−1, 1), and weights with the sum 1. Source: Golub, Welsch 1969."""
+    """Nodes in (−1, 1), and weights with the sum 1. Source: [GW69]."""
     k = torch.arange(1, count, dtype=torch.float64)
     off = k / (4 * k**2 - 1).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))

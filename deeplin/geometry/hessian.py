@@ -40,7 +40,7 @@ def embedded_hessian(
     P_W(D∇f[ξ]) + P_U^⊥ G V_p S⁻ᴴ Vᴴ + U S⁻ᴴ U_pᴴ G P_V^⊥, G = ∇f(W): the second and third term are
     the curvature of the manifold, and have the S⁻¹ that HLZ studies.
 
-    Source: Vandereycken 2013, §2.3. HLZ (4) has mismatched shapes and
+    Source: [Van13], §2.3. HLZ (4) has mismatched shapes and
         signs that flip between displays.
     Shapes: H the projection of D∇f[ξ]; GVp = G V_p (*batch, m, r), GhUp = Gᴴ U_p (*batch, n, r).
     Cost: O((m + n) r² + r³).
@@ -82,7 +82,7 @@ def riemannian_hessian(
     𝒜_W(Hess f(W)[ξ]) with the embedded Hessian, and the ``christoffel_terms`` of the metric, which
     vanish at critical points and for depth 1.
 
-    Source: Vandereycken 2013, §2.3, for depth 1; otherwise ours.
+    Source: [Van13], §2.3, for depth 1; otherwise ours.
     Cost: O((m + n) r² + r³) and the products of G and D∇f[ξ] with r columns.
     Accuracy: ε·σ_1/σ_r relative on the terms with G.
     Raises: ValueError where depth ∞ is no metric.

@@ -35,7 +35,7 @@ class Metric(ABC):
     of (I−VVᴴ)ZᴴU by d_j, and sends the rest to 0. `core` and `side` are required; from them follow
     the manifold, the flow, the Hessian and the local rate of the metric. A metric is a value.
 
-    >>> class ScaledGD(Metric):  # ∇f VVᴴ + UUᴴ ∇f: Tong, Ma, Chi 2021
+    >>> class ScaledGD(Metric):  # ∇f VVᴴ + UUᴴ ∇f: [TMC21]
     ...     def core(self, sigma):
     ...         return 2 * torch.ones_like(sigma[..., :, None] * sigma[..., None, :])
     ...     def side(self, sigma):
@@ -195,7 +195,7 @@ def metric_operator(point: Point, tangent: Tangent, metric: Metric) -> Tangent:
 
     𝒜_W(Z) = Σ_{j=1}^N (WWᴴ)^{(N−j)/N} Z (WᴴW)^{(j−1)/N}
 
-    Source: BRTW (8), (22). 𝒜_W annihilates the normal space (BRTW Lemma 8), so that
+    Source: BRTW (8), BRTW (22). 𝒜_W annihilates the normal space (BRTW Lemma 8), so that
         𝒜_W(Z) = 𝒜_W(P_W Z).
     Cost: O((m + n) r² + r³), whatever the depth.
     """
@@ -206,7 +206,7 @@ def metric_operator(point: Point, tangent: Tangent, metric: Metric) -> Tangent:
 def metric_inverse(point: Point, tangent: Tangent, metric: Metric) -> Tangent:
     """𝒜̄_W⁻¹(ξ), the inverse on the tangent space, where g_W(ξ, ·) = ⟨𝒜̄_W⁻¹ξ, ·⟩_F.
 
-    Source: BRTW Lemma 8, (18).
+    Source: BRTW Lemma 8, BRTW (18).
     Cost: O((m + n) r² + r³).
     Raises: ValueError where depth ∞ is no metric.
     """
@@ -222,7 +222,7 @@ def metric_inner(
 ) -> Float[Tensor, "*batch"]:
     """g_W(ξ, η) = ⟨𝒜̄_W⁻¹ξ, η⟩_F; the real part of it for complex matrices.
 
-    Source: BRTW Definition 9, (18).
+    Source: BRTW Definition 9, BRTW (18).
     Cost: O((m + n) r² + r³).
     Accuracy: a sum of terms, no differences; g_W(ξ, ξ) is never negative.
     Raises: ValueError where depth ∞ is no metric.

@@ -90,8 +90,8 @@ def svd_step(point: Point, tangent: Tangent) -> Step:
     eigenvalues are kept: truncation by absolute value leaves the cone. The new S is diagonal, in
     descending order. Order 2 for the embedded metric (depth 1), order 1 for the others.
 
-    Source: HLZ Definition 2.3 (Hermitian: not the definition, which leaves the cone); order: Absil,
-        Malick 2012.
+    Source: HLZ Definition 2.3 (Hermitian: not the definition, which leaves the cone); order:
+        [AM12].
     Cost: O((m + n) r² + r³).
     Accuracy: round-off relative to σ_1(W + ξ). Not differentiable: nothing is taped through an SVD.
     """
@@ -125,7 +125,7 @@ def orthographic_step(point: Point, tangent: Tangent) -> Step:
     of each side. Defined where T is invertible, at a Hermitian point positive definite. The new S
     is a full matrix. Order 2 for the embedded metric (depth 1), order 1 for the others.
 
-    Source: Absil, Malick 2012, §4.
+    Source: [AM12], §4.
     Cost: O((m + n) r² + r³).
     Accuracy: round-off times the condition number of T on the sides.
     """
@@ -292,7 +292,7 @@ def inverse_orthographic(start: Point, end: Point) -> Tangent:
 
     ξ = P_W(Y − W), defined for every Y of rank r whose UᴴYV is invertible.
 
-    Source: Absil, Malick 2012, §4.
+    Source: [AM12], §4.
     Cost: O((m + n) r²).
     """
     YV = end.U @ (end.S @ (end.V.mH @ start.V))

@@ -39,7 +39,7 @@ class RKC(ErrorControlled):
     of what the step moves (0: no such rule): with the default, rates of decay are good to about
     half a per cent, down to round-off.
 
-    Source: Sommeijer, Shampine, Verwer 1997 (RKC), damping ε = 2/13.
+    Source: [SSV98] (RKC), damping ε = 2/13.
     Shapes: in a batch the number of stages is the largest that a trajectory needs.
     Cost: s = 1 + (1 + 1.54 hρ)^{1/2} fields a step, and a few in 25 steps for ρ.
     Accuracy: order 2; 3 between the ends of a step. Round-off grows like s²·eps, and steps that

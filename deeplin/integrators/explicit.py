@@ -60,7 +60,7 @@ class DormandPrince(ErrorControlled):
 
     Alone it takes the steps that it is given; `adaptive.AdaptiveStepper` chooses them.
 
-    Source: Dormand, Prince 1980; dense output: Shampine 1986.
+    Source: [DP80]; dense output: [Sha86].
     """
 
     order = error_order = 5

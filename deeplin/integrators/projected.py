@@ -18,7 +18,7 @@ class ProjectedRungeKutta(Integrator):
     Z ← R(Z − α P_T∇f); on a `rescaled` flow its step is α σ_r(Z). Order 2 is the midpoint rule,
     order 4 the classical one.
 
-    Source: Kieri, Vandereycken 2019; order 1: HLZ Lemma 2.4, (2).
+    Source: [KV19]; order 1: HLZ Lemma 2.4, HLZ (2).
     Cost: for each stage the gradient's products with r columns and a truncation of rank 3r to 9r.
     Accuracy: of the stated order for h·‖P^⊥F‖ ≪ σ_r; towards σ_r = 0 the constant grows where F
     has a component normal to M_r, and the order degrades to 1. It never divides by σ_r.

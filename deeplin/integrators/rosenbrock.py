@@ -136,7 +136,7 @@ class Rosenbrock(ErrorControlled):
     batch of D + 1 states per trajectory, D the number of real entries of a state, evaluated at
     once; ∂F/∂t, where the flow is not `autonomous`, is one more difference.
 
-    Source: Steinebach 2023 (Rodas5P); Hairer, Wanner, Solving ODEs II (1996), §IV.7 for the form.
+    Source: [Ste23] (Rodas5P); [HW96], §IV.7 for the form.
     Cost: eight fields on the batch and one on D + 1 times it, one more if not autonomous, and a
     factorisation, ⅔D³ flops.
     Accuracy: order 5, dense output of order 4; J is good to about 1e-7 of its norm in float64.

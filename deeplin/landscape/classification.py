@@ -53,8 +53,8 @@ def classify(
     minimum" if all are positive, "degenerate" where some vanish and second order does not tell.
     Layers whose product has the rank r are what it is on M_r.
 
-    Source: BRTW Prop. 32, 33, 35, 36, 38; the rank condition is Achour, Malgouyres, Gerchinovitz
-    2024 ("tightened" points), there for distinct σ_j.
+    Source: BRTW Prop. 32, BRTW Prop. 33, BRTW Prop. 35, BRTW Prop. 36, BRTW Prop. 38;
+        the rank condition is [AMG24] ("tightened" points), there for distinct σ_j.
     Shapes: W (*batch, d_y, d_x) or layers (*batch, d_j, d_{j−1}); returns a string, or nested lists
     of them in the shape of the batch.
     Cost: a small matrix product each, and for layers O(N²) SVDs of blocks where rank decides;

@@ -40,7 +40,7 @@ class CriticalPoint:
     - `index`: the number of negative directions of the Hessian, #{(i, j): i ∈ J, j ∉ J, σ_j > σ_i};
     - `nullity`: the number of null directions, #{(i, j): i ∈ J, j ∉ J, σ_j = σ_i}. They are tangent
       to a continuum of critical points of that dimension, of which W is a representative: where
-      σ_j are repeated, the u_j, v_j of Prop. 32 may be those of any SVD of Q;
+      σ_j are repeated, the u_j, v_j of BRTW Prop. 32 may be those of any SVD of Q;
     - `kind`: "global minimum" (over all ranks), "minimum on M_k" or "strict saddle".
 
     For complex problems index and nullity count real dimensions, two for each pair (i, j).
@@ -71,7 +71,7 @@ class CriticalPoint:
     def negative_directions(self) -> Inexact[Tensor, "index d_y d_x"]:
         """As many independent directions as `index` in which L¹ falls to second order.
 
-        σ_i(u_jv_iᵀ + u_iv_jᵀ)C^{-1/2}: the tangent at 0 of the curve in the proof of Prop. 33,
+        σ_i(u_jv_iᵀ + u_iv_jᵀ)C^{-1/2}: the tangent at 0 of the curve in the proof of BRTW Prop. 33,
         along which the second derivative of L¹ is 2σ_i(σ_i − σ_j).
         """
         return self._directions(lambda outside, inside: outside < inside)
@@ -144,12 +144,12 @@ def point_kind(k: int, highest: int, *, optimal: bool) -> str:
 def saddle_curve(
     problem: Problem, J: Sequence[int], j0: int, j1: int
 ) -> Callable[[float | Tensor], Tensor]:
-    """The curve γ of Prop. 33 through W_J in M_k, along which L¹ falls if σ_{j1} > σ_{j0}.
+    """The curve γ of BRTW Prop. 33 through W_J in M_k, along which L¹ falls if σ_{j1} > σ_{j0}.
 
     γ(t) = (σ_{j0} u(t)v(t)ᵀ + Σ_{J∖j0} σ_j u_j v_jᵀ) C^{-1/2}, u(t) = t u_{j1} + √(1−t²) u_{j0},
     v(t) likewise; d²/dt² L¹(γ(t)) = 2σ_{j0}(σ_{j0} − σ_{j1}) at t = 0.
 
-    Source: BRTW, proof of Prop. 33.
+    Source: the proof of BRTW Prop. 33.
     Shapes: indices from 1; returns a function of t with |t| < 1, a float or a 0-dim tensor.
     Raises: ValueError unless j0 ∈ J and j1 ∉ J are indices of singular values; TypeError without a
     closed form.
@@ -204,8 +204,8 @@ def lift(
     if float(near.distance) > tol * optimum.scale:
         raise ValueError(
             "lift needs a critical point W, such as one of critical_points(problem, k); this one "
-            f"is {float(near.distance) / optimum.scale:.2g}·σ_1 away from the nearest: Prop. 34 "
-            "has no lift of others."
+            f"is {float(near.distance) / optimum.scale:.2g}·σ_1 away from the nearest: "
+            "BRTW Prop. 34 has no lift of others."
         )
     k, depth = int(near.rank), len(widths) - 1
     if k > min(widths):

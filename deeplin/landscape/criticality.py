@@ -26,7 +26,7 @@ def is_critical(
     closed form, and W is then critical if ‖(W − W_J)C^{1/2}‖_F <= tol·σ_1 for some J; else they are
     measured there: g = max(‖∇f(W)‖, λ‖W‖) and w = max(‖W‖, ‖∇f(W)‖/λ), λ = ‖Hess f(W)‖.
 
-    Source: BRTW Lemma 2(1), Prop. 32.
+    Source: BRTW Lemma 2(1), BRTW Prop. 32.
     Shapes: W (*batch, d_y, d_x) or layers (*batch, d_j, d_{j−1}) -> (*batch).
     Cost: one gradient; for W an SVD or a product with C^{1/2}; where λ is measured, the power
         iteration of `Problem.curvature`.

@@ -31,18 +31,20 @@ def escape_direction(
     M_k and the loss falls along curves in M_k, such as the nearest matrices of rank k to W + tV.
     With u, w = u_j, C^{-1/2}v_j for a j ∉ J and i ∈ J, σ_j > σ_i:
 
-    - W, J not optimal: V ~ (u_jv_iᴴ + u_iv_jᴴ)C^{-1/2} (Prop. 33); for an autoencoder the
-      symmetric u_ju_iᴴ + u_iu_jᴴ (Theorem 25 for W = VVᵀ, and 49);
-    - W a minimum on M_k, k < q: V ~ uwᴴ, which leaves M_k (Theorem 49);
-    - layers, J not optimal: V_1 ~ W_1C^{1/2}v_iv_jᴴC^{-1/2}, V_N ~ u_ju_iᴴW_N (Prop. 35);
-    - layers, N = 2, k < min(r, q): V_1 ~ κ^{-1}vwᴴ, V_2 ~ κuvᴴ, v ∈ ker W_1ᴴ or ker W_2 (Prop. 38);
+    - W, J not optimal: V ~ (u_jv_iᴴ + u_iv_jᴴ)C^{-1/2} (BRTW Prop. 33); for an autoencoder the
+      symmetric u_ju_iᴴ + u_iu_jᴴ (BRTW Theorem 25 for W = VVᵀ, and BRTW Theorem 49);
+    - W a minimum on M_k, k < q: V ~ uwᴴ, which leaves M_k (BRTW Theorem 49);
+    - layers, J not optimal: V_1 ~ W_1C^{1/2}v_iv_jᴴC^{-1/2}, V_N ~ u_ju_iᴴW_N (BRTW Prop. 35);
+    - layers, N = 2, k < min(r, q): V_1 ~ κ^{-1}vwᴴ, V_2 ~ κuvᴴ, v ∈ ker W_1ᴴ or ker W_2
+      (BRTW Prop. 38);
     - layers, another strict saddle: the lowest eigenvector of Hess L^N;
     - layers, a non-strict saddle: V_1 ~ a_1wᴴ, V_l ~ a_la_{l−1}ᴴ, V_N ~ ua_{N−1}ᴴ, a_l ∈ ker W_lᴴ ∩
-      ker W_{l+1}, along which the product is W + t^N uwᴴ (Prop. 36 for 0). Where there are no such
-      a_l, a direction found by descent on a sphere of a tenth of the layers' size: the loss is
+      ker W_{l+1}, along which the product is W + t^N uwᴴ (BRTW Prop. 36 for 0). Where there are no
+      such a_l, a direction found by descent on a sphere of a tenth of the layers' size: the loss is
       lower there, though not necessarily at all smaller t.
 
-    Source: BRTW Prop. 33, 35, 36, 38, Theorem 25 and 49.
+    Source: BRTW Prop. 33, BRTW Prop. 35, BRTW Prop. 36, BRTW Prop. 38, BRTW Theorem 25,
+        BRTW Theorem 49.
     Shapes: unbatched; V as the point: (d_y, d_x), or a tuple of (d_j, d_{j−1}).
     Cost: an SVD of each layer; eigenvectors of Hess L^N only for N ≥ 3.
     Raises: ValueError for a point that is not critical to `tol`, and for a batch;
@@ -112,7 +114,7 @@ def _normalised(directions: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _to_other_mode(
     optimum: Spectrum, near: Nearest, layers: list[Tensor], i: int, j: int
 ) -> list[Tensor]:
-    """From mode i towards mode j: BRTW Prop. 33, and (34) for layers."""
+    """From mode i towards mode j: BRTW Prop. 33, and BRTW (34) for layers."""
     u_i, u_j, v_i, v_j = near.U[:, i], near.U[:, j], near.V[:, i], near.V[:, j]
     row_i, row_j = optimum.over_root(torch.stack([v_i, v_j]).conj())  # v_iᴴC^{-1/2}, …
     if len(layers) < 2:

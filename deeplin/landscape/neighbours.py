@@ -62,7 +62,7 @@ def fan_around(point: SpuriousPoint, radius: float, count: int) -> Float[Tensor,
 
     w is orthogonal to the range of X. θ = 0 is the one direction along which descent stays at Z_#.
 
-    Source: HLZ Example 1.1, Fig. 1.
+    Source: HLZ Example 1.1, HLZ Fig. 1.
     Raises: ValueError unless radius > 0, Z_# is of rank r − 1 and r < n.
     """
     _check_radius(radius)

@@ -34,7 +34,7 @@ def graded_svd(
     perturb every σ_i by a few units in its own last place. An SVD of the product itself would
     lose whatever is below eps·σ_1, sign of the determinant included.
 
-    Source: Demmel, Gu, Eisenstat, Slapničar, Veselić, Drmač 1999, Algorithm 3.1.
+    Source: [DGE99], Algorithm 3.1.
     Shapes: P, Q (*batch, k, k) unitary; log σ (*batch, k), descending.
     Cost: O(k³); spectra within the factor `spread` go to LAPACK, whose accuracy eps·σ_1 is good
     enough for them, others through a few Jacobi sweeps. Under torch.func and torch.compile all go

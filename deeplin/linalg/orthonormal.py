@@ -28,7 +28,7 @@ def random_orthogonal(
     Cost: one QR decomposition, O(rows·columns²).
     """
     G = torch.randn((*batch_shape, rows, columns), dtype=dtype, device=device, generator=generator)
-    # QR is unique, and Q exactly Haar, once diag R > 0 (Mezzadri 2007).
+    # QR is unique, and Q exactly Haar, once diag R > 0 ([Mez07]).
     return _positive_qr(G)[0]
 
 
@@ -44,7 +44,7 @@ def orthonormal_factor(
     whole batch when a matrix of it is too ill-conditioned for the other, or rank-deficient; it is
     used always where that cannot be looked at, under torch.func and torch.compile.
 
-    Source: CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa, Fukaya 2015.
+    Source: CholeskyQR2: [YNYF15].
     Shapes: A (*batch, m, r) with m >= r, real or complex.
     Cost: O(m r²).
     Accuracy: ‖QᴴQ − I‖ and ‖A − QR‖/‖A‖ at round-off, on either path.

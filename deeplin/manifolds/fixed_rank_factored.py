@@ -21,7 +21,7 @@ class FixedRankFactored(FactoredManifold):
     triples. Tangent space: UMVᴴ + U_pVᴴ + UV_pᴴ with UᴴU_p = 0, VᴴV_p = 0, stored as the rows of
     U_p, V_p, M, so that momentum and state_dict just work.
 
-    Source: BRTW §4 (metric); HLZ (1), Koch, Lubich 2007 (coordinates).
+    Source: BRTW §4 (metric); HLZ (1), [KL07] (coordinates).
     Shapes: points and vectors (*batch, m+n+r, r); batch dimensions broadcast.
     Cost: O((m+n)r² + r³) in every operation; nothing m×n is formed but by ``to_dense``.
     Accuracy: round-off where S is diagonal, as ``random``, ``from_dense`` and ``retraction="svd"``

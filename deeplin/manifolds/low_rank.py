@@ -239,7 +239,7 @@ class LowRankManifold(Manifold):
     def inverse_orthographic(self, x: Tensor, y: Tensor) -> Tensor:
         """The u with R_x(u) = y for the orthographic retraction: P_x(y − x).
 
-        Source: Absil, Malick 2012, §4.
+        Source: [AM12], §4.
         """
         start = self._point(x)
         return self._store_tangent(start, retractions.inverse_orthographic(start, self._point(y)))
@@ -251,7 +251,7 @@ class LowRankManifold(Manifold):
     ) -> Tensor:
         """Hess^g f(W)[u] from the Euclidean gradient ∇f(W) and its derivative along u, anywhere.
 
-        Source: Vandereycken 2013, §2.3 (depth 1); deeplin.geometry.connection (other metrics).
+        Source: [Van13], §2.3 (depth 1); deeplin.geometry.connection (other metrics).
         Shapes: egrad and ehess are m×n matrices, or anything with ``@`` and ``.mH``, so that a
             factored manifold need not see one.
         Raises: ValueError where depth ∞ is no metric.

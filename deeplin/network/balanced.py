@@ -22,7 +22,7 @@ def compress(layers: DeepLinear | Sequence[Tensor], *, rtol: float = 1e-8) -> La
     an approximation. Σ^{1/N} and V are taken from W_1 itself and U follows through the layers, so
     that no fractional power of round-off is taken.
 
-    Source: BRTW, proof of Prop. 12.
+    Source: the proof of BRTW Prop. 12.
     Shapes: layers (*batch, d_j, d_{j−1}) -> (*batch, k, d_0), (*batch, k, k) …, (*batch, d_N, k);
     k is the largest rank of the batch.
     Cost: one SVD of W_1 and N thin products.
@@ -61,7 +61,7 @@ def rebalance(layers: Sequence[Tensor], rank: int) -> Layers:
     orthonormal factor of W_jO_{j−1}: for layers that are balanced up to a drift δ a change of
     size δ, and none in W.
 
-    Source: BRTW, proof of Prop. 12.
+    Source: the proof of BRTW Prop. 12.
     Shapes: (*batch, d_j, d_{j−1}) -> the same.
     Cost: an SVD of W and N − 1 thin QR decompositions.
     Accuracy: gaps of a few eps·‖W_j‖².

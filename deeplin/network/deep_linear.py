@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
 from deeplin.linalg import chain, matmul
@@ -84,7 +84,7 @@ def end_to_end(weights: Sequence[Tensor]) -> Inexact[Tensor, "*batch d_N d_0"]:
 def balancedness_gap(weights: Sequence[Tensor]) -> list[Inexact[Tensor, "*batch d_j d_j"]]:
     """[W_{j+1}ᴴW_{j+1} − W_jW_jᴴ for j = 1..N−1]; all zero iff the layers are balanced.
 
-    Source: BRTW Definition 1, Lemma 2(3).
+    Source: BRTW Definition 1, BRTW Lemma 2(3).
     """
     return [after.mH @ after - before @ before.mH for before, after in itertools.pairwise(weights)]
 

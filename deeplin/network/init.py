@@ -31,7 +31,7 @@ def balanced_(
     The hidden widths beyond k = rank W are filled with zeros; `rotate` draws instead a random
     k-dimensional subspace of each hidden layer, W_j = O_jΣ^{1/N}O_{j−1}ᴴ.
 
-    Source: BRTW, proof of Prop. 12.
+    Source: the proof of BRTW Prop. 12.
     Shapes: W (*batch, d_N, d_0), broadcast over the batch of the network.
     Cost: one SVD of W.
     Accuracy: gap 0 and product W, to round-off. Singular values below round-off are dropped: their
@@ -158,7 +158,7 @@ def special_(net: DeepLinear, V: Inexact[Tensor, "d k"], *, scale: float = 1.0) 
     W(0) = −s V_kV_kᴴ, gap 0. With V_k the leading eigenvectors of XXᴴ the exact flow tends to 0
     instead of V_kV_kᴴ: for N = 2 as −1/(2e^{2λ_i t} − 1) along each u_i.
 
-    Source: BRTW Remark 42, Fig. 4.
+    Source: BRTW Remark 42, BRTW Fig. 4.
     Shapes: V (d, k) with orthonormal columns, d = d_0 = d_N, k <= min_j d_j.
     Raises: ValueError where V does not fit the network, scale <= 0.
     """

@@ -19,7 +19,7 @@ __all__ = ["MatrixApproximation"]
 class MatrixApproximation(Problem):
     """f(W) = ½‖W − X‖_F², the distance to a given matrix.
 
-    Source: HLZ §1; the best matrix of rank k: Eckart, Young 1936.
+    Source: HLZ §1; the best matrix of rank k: [EY36].
     Shapes: X (*batch, m, n), real or complex; W broadcasts against it.
 
     >>> problem = MatrixApproximation(torch.diag(torch.tensor([3.0, 2.0, 1.0])))

@@ -26,9 +26,9 @@ class LeastSquares(Problem):
     below depends on their number m. With Q = YXᴴ(XXᴴ)^{-1/2} = Σ_j σ_j u_j v_jᴴ the critical
     points on the matrices of rank k are W_J = Σ_{j∈J} σ_j u_j v_jᴴ C^{-1/2}, |J| = k.
 
-    Source: BRTW (2), (4), (31), Prop. 32, for real matrices. Where XXᴴ is singular, inverse
-    powers of C are those of its pseudo-inverse and `rank_warning` says so: the papers assume full
-    rank.
+    Source: BRTW (2), BRTW (4), BRTW (31), BRTW Prop. 32, for real matrices. Where XXᴴ is singular,
+    inverse powers of C are those of its pseudo-inverse and `rank_warning` says so: the papers
+    assume full rank.
     Shapes: X (d_x, m), Y (d_y, m), a sample per column, real or complex; W (*batch, d_y, d_x).
     Cost: O(m d_x (d_x + d_y)) once; then O(d_y d_x²) for each loss or gradient.
     Raises: TypeError for what is no floating-point or complex tensor; ValueError for shapes that

@@ -56,7 +56,7 @@ class Spectrum(Optimum):
     a sum of u_j right_jᴴ. `C` and its eigenvectors of positive eigenvalues are None for C = I.
     Singular values that differ by at most √eps·σ_1 count as equal, everywhere.
 
-    Source: BRTW (31), Prop. 32; HLZ §1 for C = I.
+    Source: BRTW (31), BRTW Prop. 32; HLZ §1 for C = I.
     Shapes: U (*batch, m, q), s (*batch, q), V and right (*batch, n, q), residual (*batch); only
         `minimizer` and `optimal_loss` take a batch.
     """

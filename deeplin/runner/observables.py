@@ -45,7 +45,8 @@ def layer_observables(problem: Problem, limit: Tensor | None) -> Observables:
       max(d_x, d_y)·eps·σ_1
     - where the critical points are known `nearest_modes`: J of the W_J nearest to W, as a mask
       (BRTW Prop. 32), and `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
-    - `tie_gap`: ‖W_2 − W_1ᵀ‖_F, for two layers between equal widths only (BRTW Fig. 3, Lemma 46)
+    - `tie_gap`: ‖W_2 − W_1ᵀ‖_F, for two layers between equal widths only (BRTW Fig. 3,
+      BRTW Lemma 46)
 
     Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
     """
