@@ -1,5 +1,9 @@
 """Deep linear networks and low-rank Riemannian optimisation in PyTorch."""
 
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from deeplin import exact, flows, geometry, integrators, landscape, problems
 from deeplin.loop import Solution, solve
 from deeplin.network import DeepLinear, init
@@ -14,6 +18,12 @@ from deeplin.problems import (
     autoencoder,
     from_loss,
 )
+
+if TYPE_CHECKING:
+    from deeplin import manifolds
+
+# Imported when first asked for: they need libraries that the rest does without.
+_LAZY = ("manifolds",)
 
 __all__ = [
     "DeepLinear",
@@ -33,7 +43,18 @@ __all__ = [
     "init",
     "integrators",
     "landscape",
+    "manifolds",
     "predict",
     "problems",
     "solve",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return importlib.import_module(f"deeplin.{name}")
+    raise AttributeError(f"module 'deeplin' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

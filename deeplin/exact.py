@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.special
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -59,11 +58,13 @@ def deep_mode_time(u: float | Tensor, u0: float | Tensor, s: float, depth: float
     """
     if not depth > 2:
         raise ValueError(f"deep_mode_time needs depth > 2; got {depth}: use two_layer_mode.")
+    from scipy.special import hyp2f1  # half of what `import deeplin` would load beside torch
+
     b = 2 / depth - 1
 
     def F(value: float | Tensor) -> Tensor:
         x = np.asarray(torch.as_tensor(value, dtype=torch.float64))
-        return torch.as_tensor(x**b / (b * s) * scipy.special.hyp2f1(1, b, b + 1, x / s))
+        return torch.as_tensor(x**b / (b * s) * hyp2f1(1, b, b + 1, x / s))
 
     return (F(u) - F(u0)) / depth
 

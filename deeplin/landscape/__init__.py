@@ -8,7 +8,7 @@ from deeplin.landscape.curvature import LayerHessian, RiemannianHessian, hessian
 from deeplin.landscape.escape import escape_direction
 from deeplin.landscape.neighbours import fan_around, neighbours_of, spurious_point
 from deeplin.landscape.operators import Eigenpairs
-from deeplin.landscape.plateaus import Plateau, plateau_table, plateaus, plateaus_of_modes
+from deeplin.landscape.passages import Plateau, plateau_table, plateaus, plateaus_of_modes
 from deeplin.landscape.rates import layer_rate
 from deeplin.landscape.spurious import (
     ExtendedJacobian,

@@ -1,0 +1,53 @@
+"""What `import deeplin` loads, and that names of modules and of functions do not meet."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import deeplin
+
+HEAVY = ["geoopt", "scipy", "sklearn", "matplotlib", "tensorboard", "hydra", "omegaconf"]
+HEAVY += ["tqdm", "pandas", "joblib"]
+PACKAGES = ["deeplin"] + [
+    module.name for module in pkgutil.walk_packages(deeplin.__path__, "deeplin.") if module.ispkg
+]
+
+
+def in_a_fresh_process(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_package_loads_torch_and_nothing_else_of_weight():
+    """Nor does an attribute that exists only later: `deeplin.manifolds` brings geoopt."""
+    code = (
+        f"import sys, torch; heavy = {set(HEAVY)} - set(sys.modules)\nimport deeplin\n"
+        "print(*[m for m in heavy if m in sys.modules], 'then')\n"
+        "assert not hasattr(deeplin, 'nothing') and 'manifolds' in dir(deeplin)\n"
+        "deeplin.manifolds.FixedRank\n"
+        "print('geoopt' in sys.modules, deeplin.manifolds is sys.modules['deeplin.manifolds'])"
+    )
+    assert in_a_fresh_process(code) == ["then", "True", "True"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_bears_the_name_of_a_public_function(package):
+    """So that `import package.name as x` is what `from package import name` is."""
+    house = importlib.import_module(package)
+    modules = {module.name for module in pkgutil.iter_modules(house.__path__)}
+    for name in modules & set(vars(house)):
+        assert inspect.ismodule(vars(house)[name]), f"{package}.{name} is a module and is not"
+
+
+def test_everything_promised_is_there():
+    for name in deeplin.__all__:
+        assert getattr(deeplin, name) is not None
+    import deeplin.loop as loop
+
+    assert loop.solve is deeplin.solve
+    assert inspect.isfunction(deeplin.solve)
