@@ -213,7 +213,14 @@ def test_integer_depths_everywhere_by_taylor(depth, spectrum, psd, dtype):
 
 @pytest.mark.parametrize(
     ("depth", "psd", "m", "n"),
-    [(2, False, 3, 3), (3, False, 2, 3), (3.5, False, 3, 3), (1.5, True, 3, 3), (3.5, True, 4, 4)],
+    [
+        (2, False, 3, 3),
+        (3, False, 2, 3),
+        (3.5, False, 3, 3),
+        (math.inf, False, 2, 2),
+        (1.5, True, 3, 3),
+        (3.5, True, 4, 4),
+    ],
 )
 def test_every_depth_along_integrated_geodesics(depth, psd, m, n):
     """g(Hess f[ξ], ξ) is the second derivative of f along the geodesic of g_W."""
@@ -318,6 +325,33 @@ def test_hessians_are_batched_and_linear_losses_have_only_curvature():
     for i in range(3):
         wanted = packed.ehess2rhess(x[i], G, torch.zeros_like(G), u[i])
         assert relative(found[i], wanted) < 1e-12
+
+
+def batch_of(kind):
+    """A manifold of 5×5 matrices of rank 2, and the arguments of ehess2rhess for three of them."""
+    sizes = {FixedRankFactored: (5, 5), PSDFixedRankFactored: (5,)}.get(kind, ())
+    manifold = kind(*sizes, 2, 3.5)
+    shape = {FixedRankFactored: (12, 2), PSDFixedRankFactored: (7, 2)}.get(kind, (5, 5))
+    x = manifold.random(3, *shape, dtype=torch.float64, generator=generator(1))
+    x = x.detach().as_subclass(torch.Tensor)
+    u = manifold.proju(x, randn(3, *shape, seed=2))
+    return manifold, (x, randn(3, 5, 5, seed=3), randn(3, 5, 5, seed=4), u)
+
+
+@pytest.mark.parametrize("kind", [FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored])
+def test_hessians_of_batches_and_by_vmap(kind):
+    manifold, batch = batch_of(kind)
+    single = torch.stack([manifold.ehess2rhess(*parts) for parts in zip(*batch, strict=True)])
+    assert relative(manifold.ehess2rhess(*batch), single) < 1e-13
+    assert relative(torch.func.vmap(manifold.ehess2rhess)(*batch), single) < 1e-13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [FixedRankFactored, PSDFixedRank])
+def test_hessians_compile_without_breaks(kind):
+    manifold, batch = batch_of(kind)
+    compiled = torch.compile(manifold.ehess2rhess, backend="eager", fullgraph=True)
+    assert relative(compiled(*batch), manifold.ehess2rhess(*batch)) < 1e-13
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 10])

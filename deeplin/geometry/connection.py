@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -24,17 +23,19 @@ __all__ = ["MetricDerivative", "christoffel_terms", "squares_quotient"]
 
 # Over log σ from a to 2a this many nodes give round-off for a function that is analytic in
 # |Im log σ| < π/2, as functions of σ² + u with u ≥ 0 and powers of σ are.
-_NODES = 10
+_COUNT = 10
 _NEAR = 0.5
 
 
-@cache
 def _gauss_legendre(count: int) -> tuple[list[float], list[float]]:
     """Nodes in (−1, 1), and weights with the sum 1. Source: [GW69]."""
     k = torch.arange(1, count, dtype=torch.float64)
     off = k / (4 * k**2 - 1).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     return nodes.tolist(), (vectors[0] ** 2).tolist()
+
+
+_NODES, _WEIGHTS = _gauss_legendre(_COUNT)
 
 
 def squares_quotient(
@@ -53,8 +54,8 @@ def squares_quotient(
     near = low > _NEAR * high
     end = torch.where(near, low, high)
     middle, half = (high * end).sqrt(), (high / end).log() / 2
-    column = (_NODES, *(1,) * a.ndim)
-    nodes, weights = (a.new_tensor(part).view(column) for part in _gauss_legendre(_NODES))
+    column = (_COUNT, *(1,) * a.ndim)
+    nodes, weights = (a.new_tensor(part).view(column) for part in (_NODES, _WEIGHTS))
     points = middle * (half * nodes).exp()
     slopes = torch.func.jvp(f, (points,), (points,))[1]
     mean = (weights * slopes).sum(0)
