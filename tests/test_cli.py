@@ -5,7 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from runner import ROOT, SMALL, train
+
+from deeplin.runner.cli import visible
+from deeplin.runner.schema import OPTIONS, check
 
 BAD = {
     # names
@@ -54,6 +58,15 @@ BAD = {
     "problem=gaussian problem.d=20 problem.m=15": "give method.t1=<flow time>",
     "problem.target=labels init.tied=true": "tied=True needs d_0 = d_N",
     "problem.target=labels network.rank=4 init=special": "d = d_0 = d_N",
+    # what is called is no user's to name
+    "+problem._target_=os.system": "stands in its file in conf/ alone; got +problem._target_=os",
+    "problem._target_=os.system": "stands in its file in conf/ alone",
+    "~problem._target_": "stands in its file in conf/ alone",
+    "+problem.x={_target_:os.system}": "stands in its file in conf/ alone",
+    "init.matrix=[{_target_:os.system}]": "stands in its file in conf/ alone",
+    "method.integrator._target_=os.system": "stands in its file in conf/ alone",
+    "+method.optimizer={x:{_args_:[1]}}": "stands in its file in conf/ alone",
+    "problem.name=x": "stands in its file in conf/ alone",
     # files and folders
     "problem=file": "needs problem.path=",
     "problem=file problem.path=nowhere.csv": "nowhere.csv must be a file",
@@ -116,6 +129,33 @@ def test_unknown_value_in_a_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train("-m", "problem=gaussian,digit") == 2
     assert "there is no problem=digit; the nearest" in capsys.readouterr().err
+
+
+def test_help_says_what_every_option_means(capsys):
+    assert train("--help") == 0
+    page = capsys.readouterr().out
+    for key in visible(compose_default()):
+        assert f"  {key}=" in page
+        assert key in OPTIONS, f"{key} has no help"
+    assert "repeats=1\n        initial values at once" in page
+
+
+def compose_default():
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return compose("train")
+
+
+def test_every_option_of_every_file_is_in_the_schema():
+    """A value that a file of conf/ has by default is one that its option takes."""
+    for path in sorted((ROOT / "conf").glob("*/*.yaml")):
+        group = path.parent.name
+        if group == "experiment":
+            continue
+        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+            cfg = compose("train", [f"{group}={path.stem}"])
+        check(cfg)
+        missing = [key for key in visible(cfg) if key not in OPTIONS]
+        assert not missing, path
 
 
 def test_from_the_shell(tmp_path):

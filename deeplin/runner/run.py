@@ -13,13 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from deeplin.flows import LayerFlow
+from deeplin.integrators import AdaptiveStepper, Stepper
 from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
 from deeplin.loop import Every, GradientNormBelow, History, Kind, Result, Stagnation, Stop, drive
 from deeplin.runner import figures
-from deeplin.runner.build import Experiment, build, flatten
+from deeplin.runner.build import Experiment, build
 from deeplin.runner.folder import Checkpoint, Checkpointer, RunFolder
 from deeplin.runner.progress import Progress
 from deeplin.runner.provenance import provenance
+from deeplin.runner.schema import flatten, is_internal
 from deeplin.runner.signals import Interruption
 from deeplin.runner.tensorboard import TIME_UNIT, TensorBoardLog
 from deeplin.runner.verdict import judge
@@ -57,7 +59,7 @@ def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     files_of_run.write_config(cfg)
     files_of_run.write_json("provenance.json", provenance())
-    return _drive(experiment, files_of_run, saved, ended, draw)
+    return _drive(cfg, experiment, files_of_run, saved, ended, draw)
 
 
 # -- configuration ---------------------------------------------------------------------------------
@@ -97,18 +99,19 @@ def _report_again(folder: RunFolder) -> None:
 
 
 def _drive(
+    cfg: DictConfig,
     experiment: Experiment,
     folder: RunFolder,
     saved: Checkpoint | None,
     ended: Result | None,
     draw: bool,
 ) -> int:
-    cfg, stepper = experiment.cfg, experiment.stepper
+    stepper, title = experiment.stepper, _title(cfg, experiment)
     history = History()
     if saved is not None:
         stepper.load_state_dict(saved.stepper)
         history = saved.history
-    print(_headline(experiment, folder, resumed_at=history.t[-1] if saved else None), flush=True)
+    print(_headline(title, experiment, folder, history.t[-1] if saved else None), flush=True)
     shown = min(cfg.log.singular_values, *experiment.network.widths)
     log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
     log.text("config", OmegaConf.to_yaml(cfg), "yaml")
@@ -142,7 +145,7 @@ def _drive(
         progress.close()
         if result.kind != Kind.DIVERGED and ended is None:
             checkpointer.save(result)
-        _conclude(experiment, folder, log, history, result, checkpointer.seconds, draw)
+        _conclude(cfg, title, experiment, folder, log, history, result, checkpointer.seconds, draw)
         log.close()
     if interruption.signal is not None:
         return 128 + interruption.signal
@@ -158,24 +161,25 @@ def _stops(cfg: DictConfig, t1: float) -> list[Stop]:
     return stops
 
 
-def _title(experiment: Experiment) -> str:
-    cfg, network = experiment.cfg, experiment.network
+def _title(cfg: DictConfig, experiment: Experiment) -> str:
+    network = experiment.network
     repeats = f", {cfg.repeats} repeats" if cfg.repeats > 1 else ""
     return (
         f"{cfg.problem.name}, widths {'-'.join(map(str, network.widths))}, {cfg.init.name} start, "
-        f"{cfg.method.name} with {_steps(experiment)}{repeats}"
+        f"{cfg.method.name} with {_steps(experiment.stepper)}{repeats}"
     )
 
 
-def _steps(experiment: Experiment) -> str:
-    method = experiment.cfg.method
-    if "rtol" in method:
-        return f"rtol = {method.rtol:.3g}"
-    return f"dt = {experiment.stepper.stretch:.3g}"
+def _steps(stepper: Stepper) -> str:
+    if isinstance(stepper, AdaptiveStepper):
+        return f"rtol = {stepper.rtol:.3g}"
+    return f"dt = {stepper.stretch:.3g}"
 
 
-def _headline(experiment: Experiment, folder: RunFolder, resumed_at: Tensor | None) -> str:
-    lines = [f"deeplin: {_title(experiment)}"]
+def _headline(
+    title: str, experiment: Experiment, folder: RunFolder, resumed_at: Tensor | None
+) -> str:
+    lines = [f"deeplin: {title}"]
     lines += [f"  {note}" for note in experiment.notes]
     lines.append(f"  to flow time {experiment.t1:.6g}; log in {folder.path}")
     if resumed_at is not None:
@@ -184,6 +188,8 @@ def _headline(experiment: Experiment, folder: RunFolder, resumed_at: Tensor | No
 
 
 def _conclude(
+    cfg: DictConfig,
+    title: str,
     experiment: Experiment,
     folder: RunFolder,
     log: TensorBoardLog,
@@ -193,7 +199,7 @@ def _conclude(
     draw: bool,
 ) -> None:
     """Figures, summary, hyperparameters and the table on the terminal."""
-    cfg, problem = experiment.cfg, experiment.data.problem
+    problem = experiment.data.problem
     prediction = experiment.prediction
     if isinstance(experiment.flow, LayerFlow) and result.kind != Kind.DIVERGED:
         prediction = prediction.arrived(problem, experiment.stepper.state)
@@ -209,17 +215,20 @@ def _conclude(
         plateaus=passed,
     )
     if draw:
-        figure = figures.convergence(history, prediction, _title(experiment))
+        figure = figures.convergence(history, prediction, title)
         _show("convergence", figures.rendered(figure), folder, log)
     if passed and len(passed[verdict.shown]) > 1:
-        _show_plateaus(experiment, folder, log, history, passed, verdict.shown, draw)
+        shown = f"{title}, repeat {verdict.shown + 1}" if len(passed) > 1 else title
+        _show_plateaus(shown, folder, log, history, passed[verdict.shown], verdict.shown, draw)
     folder.write_json("summary.json", verdict.summary)
     metrics = {
         name: value
         for name, value in verdict.summary.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    parameters = {k: v for k, v in flatten(cfg).items() if not k.startswith("log.")}
+    parameters = {
+        k: v for k, v in flatten(cfg).items() if not (k.startswith("log.") or is_internal(k))
+    }
     log.hparams(parameters, metrics)
     log.text("verdict", f"{verdict}\n\n{verdict.sentence}")
     print(f"\n{verdict}\n")
@@ -252,19 +261,17 @@ def _plateaus(experiment: Experiment, history: History) -> list[list[Plateau]]:
 
 
 def _show_plateaus(
-    experiment: Experiment,
+    title: str,
     folder: RunFolder,
     log: TensorBoardLog,
     history: History,
-    passed: list[list[Plateau]],
-    shown: int,
+    report: list[Plateau],
+    repeat: int,
     draw: bool,
 ) -> None:
     """The table and the figure of the critical points that one trajectory passed."""
-    report = passed[shown]
     if draw:
-        title = _title(experiment) + (f", repeat {shown + 1}" if len(passed) > 1 else "")
-        figure = figures.saddle_to_saddle(history, report, title, repeat=shown)
+        figure = figures.saddle_to_saddle(history, report, title, repeat=repeat)
         _show("plateaus", figures.rendered(figure), folder, log)
     log.text("plateaus", plateau_table(report))
     print(f"\ncritical points passed:\n{plateau_table(report)}")

@@ -1,0 +1,89 @@
+"""The flows that a configuration names, at the layers of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from deeplin.flows import (
+    CoupledAutoencoderFlow,
+    DLRAFlow,
+    EndToEndFlow,
+    LayerFlow,
+    OjaFlow,
+    PQWFlow,
+    PSDDLRAFlow,
+    RiccatiFlow,
+    compress,
+)
+from deeplin.flows.contract import Flow, State
+from deeplin.network import DeepLinear, end_to_end
+from deeplin.problems import LeastSquares
+from deeplin.problems.contract import Problem
+
+__all__ = ["FLOWS", "make_flow"]
+
+_OF_MATRICES: dict[str, Callable[[Problem, int], Flow]] = {
+    "end_to_end": lambda problem, depth: EndToEndFlow(problem, depth),
+    "pqw": lambda problem, depth: PQWFlow(problem, depth),
+    "dlra": lambda problem, depth: DLRAFlow(problem),
+    "dlra_rescaled": lambda problem, depth: DLRAFlow(problem, rescaled=True),
+    "psd_dlra": lambda problem, depth: PSDDLRAFlow(problem),
+    "psd_dlra_rescaled": lambda problem, depth: PSDDLRAFlow(problem, rescaled=True),
+}
+_OF_TWO_LAYERS = ("oja", "coupled", "riccati")
+FLOWS = ("layers", "compressed", *_OF_MATRICES, *_OF_TWO_LAYERS)
+
+
+def make_flow(
+    name: str,
+    network: DeepLinear,
+    problem: Problem,
+    start_rank: int,
+    *,
+    rebalance: bool = False,
+    multiplicative: bool = False,
+) -> tuple[Flow, State]:
+    """(flow, its state at the network's layers) by the name of the flow.
+
+    - `rebalance`: the flow of layers projects them back onto exact balancedness
+    - `multiplicative`: the flows dlra and dlra_rescaled in coordinates moved by multiplication,
+      those of the end-to-end flow of depth 1
+
+    Raises: ValueError for a flow that does not fit the network or the problem.
+    """
+    weights = [W_j.detach() for W_j in network.weights]
+    if name == "layers":
+        flow = LayerFlow(problem, balanced_rank=start_rank if rebalance else None)
+        return flow, flow.init_state(network)
+    if name == "compressed":
+        flow = LayerFlow(problem)
+        return flow, flow.init_state(compress(weights))
+    if name in _OF_TWO_LAYERS:
+        return _two_layer_flow(name, problem, weights)
+    if multiplicative and name.startswith("dlra"):
+        flow = EndToEndFlow(problem, 1, rescaled=name.endswith("rescaled"))
+    else:
+        flow = _OF_MATRICES[name](problem, network.depth)
+    return flow, flow.init_state(end_to_end(weights), start_rank)
+
+
+def _two_layer_flow(name: str, problem: Problem, weights: Sequence[Tensor]) -> tuple[Flow, State]:
+    """Oja's flow, the coupled one of V = W_2 = W_1ᵀ, or the untied one of V = (W_1ᵀ; W_2)."""
+    autoencoder = isinstance(problem, LeastSquares) and problem.is_autoencoder
+    if len(weights) != 2 or not isinstance(problem, LeastSquares) or not autoencoder:
+        raise ValueError(
+            f"flow={name} is that of an autoencoder of two layers; got {len(weights)} layers"
+            f"{'' if autoencoder else ' and labels'}: use network.depth=2 with "
+            "problem=digits or gaussian."
+        )
+    W_1, W_2 = weights
+    if name == "riccati":
+        flow = RiccatiFlow(problem.C)
+        return flow, flow.init_state(torch.cat([W_1.mT, W_2], -2))
+    flow = OjaFlow(problem.C) if name == "oja" else CoupledAutoencoderFlow(problem.C)
+    if float((W_2 - W_1.mT).abs().max()) > 1e-12 * float(W_2.abs().max()):
+        raise ValueError(f"flow={name} needs tied layers, W_2 = W_1ᵀ: use init=orthogonal.")
+    return flow, flow.init_state(W_2)

@@ -1,0 +1,86 @@
+"""From the `_target_` of a configuration to what it names, called with its options.
+
+Only what is defined inside a trusted package is ever called, and classes of optimizers: a
+configuration from elsewhere, a stored run's for instance, cannot name anything else.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+__all__ = ["make", "options_of", "trust"]
+
+_trusted = {"deeplin"}
+# Their classes of optimizers, and nothing else of them.
+_OF_OPTIMIZERS = ("torch.optim", "geoopt.optim")
+
+
+def trust(package: str) -> None:
+    """Let configurations of this process name what a package of the user's own defines."""
+    _trusted.add(package)
+
+
+def make(group: Mapping[str, object], key: str, **offered: object) -> object:
+    """Call a group's target with its options, and with those of `offered` that it takes by name.
+
+    Raises: ValueError, with one sentence, for a target that is not trusted, or does not exist.
+    """
+    _check(group, key)
+    try:
+        partial = instantiate({**group, "_partial_": True, "_convert_": "all"})
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | TypeError):
+            raise error.__cause__ from None
+        raise ValueError(f"{key} cannot be made: {str(error).splitlines()[0]}") from error
+    assert isinstance(partial, functools.partial)
+    names = inspect.signature(partial.func).parameters
+    given = {name: value for name, value in offered.items() if name in names}
+    return partial(**given)
+
+
+def options_of(group: DictConfig, *without: str) -> dict[str, object]:
+    """The options of a group as plain values, without those that its builder keeps to itself."""
+    plain = OmegaConf.to_container(group, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items() if name not in without}
+
+
+def _check(node: object, key: str) -> None:
+    """Raise ValueError for a target anywhere in a node that is not trusted."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _resolved(node["_target_"], key)
+        for value in node.values():
+            _check(value, key)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _check(value, key)
+
+
+def _resolved(target: object, key: str) -> Callable[..., object]:
+    refusal = ValueError(
+        f"{key}._target_ must name something inside {' or '.join(sorted(_trusted))}, or an "
+        f"optimizer of torch.optim or geoopt.optim; got {target}."
+    )
+    if not isinstance(target, str):
+        raise refusal
+    optimizer = target.startswith(tuple(f"{package}." for package in _OF_OPTIMIZERS))
+    if not optimizer and target.split(".")[0] not in _trusted:
+        raise refusal
+    try:
+        found = get_object(target)
+    except Exception as error:  # Hydra raises whatever importing raises
+        raise ValueError(f"{key}._target_={target} does not exist.") from error
+    # A trusted module also holds what it imports: os, subprocess.
+    if optimizer and isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return found
+    if not callable(found) or str(found.__module__).split(".")[0] not in _trusted:
+        raise refusal
+    return found
