@@ -15,7 +15,7 @@ from deeplin.geometry.metric import DepthMetric, Metric, as_metric
 from deeplin.landscape import layer_rate, local_rate
 from deeplin.linalg import product_svdvals
 from deeplin.network import DeepLinear, end_to_end, gap_norm
-from deeplin.problems import LeastSquares, MatrixApproximation
+from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 
 __all__ = ["Prediction", "predict", "predict_flow", "rank_and_balance"]
@@ -83,7 +83,7 @@ class Prediction:
         if float(torch.linalg.matrix_norm(W - self.limit)) > self.distance_tolerance:
             return self
         dimension = min(W_j.shape[-2] for W_j in layers) * sum(W.shape)
-        if dimension > _LARGEST_EIGENPROBLEM or not isinstance(problem, LeastSquares):
+        if dimension > _LARGEST_EIGENPROBLEM:
             reason = f"the rate of unbalanced layers is an eigenproblem of dimension {dimension}"
             return replace(self, rate_missing=reason)
         return replace(self, rate=layer_rate(problem, layers), rate_missing="")
@@ -200,12 +200,10 @@ def _of_rank(
         missing = "the rank of W(0) exceeds rank Q: the limit lies on the boundary of M_k"
     elif isinstance(problem, LeastSquares) and problem.rank_X < problem.d_x:
         missing = "XXᵀ is singular"
-    elif not isinstance(metric, DepthMetric):
+    elif metric is None:
         missing = "the flow is none of those whose rate is known"
-    elif not isinstance(problem, LeastSquares | MatrixApproximation):
-        missing = f"the local rate of {type(problem).__name__} has no closed form"
     else:
-        pace = local_rate(problem, limit, metric.depth)
+        pace = local_rate(problem, limit, metric)
         if balanced:
             rate = pace
         else:

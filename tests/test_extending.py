@@ -99,6 +99,7 @@ def test_one_yaml_adds_a_loss_of_which_nothing_is_known(conf, flow, capsys):
     records = torch.load("run/checkpoint.pt", weights_only=True)["history"]["observed"]
     assert (records["loss"].diff() < 0).all()
     assert (conf.parent / "run" / "figures" / "convergence.png").exists()
+    shutil.rmtree("run")
     capsys.readouterr()
     assert train(conf, *words) == 2
     assert "give method.t1=<flow time>" in capsys.readouterr().err

@@ -180,7 +180,8 @@ def _singular_values(ax: Axes, t: np.ndarray, history: History, prediction: Pred
         )
     ax.set_ylabel(r"singular values of $W(t)$")
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False)
+    if prediction.limit is not None:
+        ax.legend(frameon=False)
 
 
 def _conservation(ax: Axes, t: np.ndarray, history: History) -> None:
