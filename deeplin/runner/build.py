@@ -88,7 +88,7 @@ def build(cfg: DictConfig) -> Experiment:
     if isinstance(stepper, IntegratorStepper):
         integrator = stepper.integrator
         if isinstance(integrator, ProjectedRungeKutta):
-            prediction = prediction.in_steps(stepper.dt, integrator.order)
+            prediction = prediction.in_steps(stepper.stretch, integrator.order)
     observe = flow_observables(flow, problem, prediction.limit, state)
     if cfg.log.factors:
         observe = with_factors(observe, flow)
