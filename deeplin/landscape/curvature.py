@@ -1,4 +1,4 @@
-"""Hessians at critical points, on M_k and of the layers, as operators, and the local rates."""
+"""Hessians on M_k and of the layers, as operators, and the local rates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.geometry import DepthMetric, Metric, Point, as_metric
+from deeplin.geometry import DepthMetric, Metric, Point, Tangent, as_metric
+from deeplin.geometry.connection import christoffel_terms
 from deeplin.landscape.closed_form import known
 from deeplin.landscape.criticality import check_tol, is_critical, numerical_rank
 from deeplin.landscape.operators import SymmetricOperator
@@ -21,24 +22,35 @@ Core = tuple[Tensor, Tensor, Tensor]
 
 
 class RiemannianHessian(SymmetricOperator):
-    """Hess^g f = 𝒜_W ∘ Hess at a critical point W of rank k, as a symmetric operator.
+    """Hess^g f at a W of rank k, as a symmetric operator.
 
-    The embedded Hessian is ξ ↦ P_W(D∇f[ξ]) + P_U^⊥ G V_p Σ^{-1} Vᴴ + U Σ^{-1} U_pᴴ G P_V^⊥ for
-    ξ = UMVᴴ + U_pVᴴ + UV_pᴴ and G = ∇f(W). It is represented by 𝒜^{1/2} Hess 𝒜^{1/2}, which has
-    the eigenvalues of Hess^g, in the coordinates (M, A, B) with U_p = U_⊥A, V_p = V_⊥B; those of
-    complex matrices over the reals, each eigenvalue with its real multiplicity.
+    Hess^g = 𝒜_W ∘ Hess at critical points, with the embedded Hessian
+    ξ ↦ P_W(D∇f[ξ]) + P_U^⊥ G V_p Σ^{-1} Vᴴ + U Σ^{-1} U_pᴴ G P_V^⊥ for ξ = UMVᴴ + U_pVᴴ + UV_pᴴ
+    and G = ∇f(W); at others, those that are not critical to `tol` as `is_critical` has it, the
+    derivative of the metric is added. It is represented by 𝒜^{-1/2} Hess^g 𝒜^{1/2}, which has the
+    same eigenvalues, in the coordinates (M, A, B) with U_p = U_⊥A, V_p = V_⊥B; those of complex
+    matrices over the reals, each eigenvalue with its real multiplicity.
 
-    Source: BRTW §6.3 (any metric has the same critical points); HLZ (4), corrected.
+    Source: BRTW §6.3 (any metric has the same critical points); HLZ (4), corrected;
+        `deeplin.geometry.connection` for the derivative of the metric.
     Shapes: W (d_y, d_x) of numerical rank k; coordinates (*batch, k(d_y + d_x − k)), twice as many
         for complex matrices.
     Cost: one full SVD; then O((d_x² + d_x d_y) k) for each application where the problem is known
-        in closed form, and `Problem.hessian_products` where it is not.
+        in closed form, and `Problem.hessian_products` where it is not. Off critical points
+        10·k³ evaluations of the metric's c as well.
     Raises: ValueError for k = 0, for a depth < 1, and where the metric is none at W.
     """
 
     factored_dimension = 8000
 
-    def __init__(self, problem: Problem, W: Inexact[Tensor, "d_y d_x"], depth: float | Metric):
+    def __init__(
+        self,
+        problem: Problem,
+        W: Inexact[Tensor, "d_y d_x"],
+        depth: float | Metric,
+        *,
+        tol: float = 1e-6,
+    ):
         metric, W = as_metric(depth), W.detach()
         G = problem.egrad(W)
         W = W.to(G.dtype)
@@ -48,9 +60,14 @@ class RiemannianHessian(SymmetricOperator):
             raise ValueError("W must not be 0: M_0 is a single point and has no Hessian.")
         super().__init__(((k, k), (len(U) - k, k), (len(V) - k, k)), W.dtype, W.device)
         self.k, self.sigma, self._problem, self._U, self._V = k, s[:k], problem, U, V
-        metric.require(Point(U[:, :k], torch.diag(s[:k]).to(W.dtype), V[:, :k]))
+        self._point = Point(U[:, :k], torch.diag(s[:k]).to(W.dtype), V[:, :k])
+        metric.require(self._point)
+        self._metric, self._gradient = metric, None
         self._core, self._sides = metric.core(s[:k]).sqrt(), metric.side(s[:k]).sqrt()
-        self._G22 = U[:, k:].mH @ G @ V[:, k:]
+        G = U.mH @ G @ V
+        self._G22 = G[k:, k:]
+        if metric != DepthMetric(1) and not bool(is_critical(problem, W, tol)):
+            self._gradient = Tangent(G[:k, :k], G[k:, :k], G[:k, k:].mH)
         self._optimum = known(problem)
         self._gram: Core | None = None
         if self._optimum is not None and self._optimum.C is not None:
@@ -81,7 +98,12 @@ class RiemannianHessian(SymmetricOperator):
         core, left, right = self._euclidean(M, A, B)
         left = left + self._G22 @ B / self.sigma
         right = right + self._G22.mH @ A / self.sigma
-        return self._vector((core * self._core, left * self._sides, right * self._sides))
+        core, left, right = core * self._core, left * self._sides, right * self._sides
+        if self._gradient is not None:  # the derivative of the metric sees coordinates alone
+            moved = christoffel_terms(self._point, Tangent(M, A, B), self._gradient, self._metric)
+            core = core + moved.M / self._core
+            left, right = left + moved.Up / self._sides, right + moved.Vp / self._sides
+        return self._vector((core, left, right))
 
     def tangent(self, x: Float[Tensor, "*batch dim"]) -> Inexact[Tensor, "*batch d_y d_x"]:
         """The tangent matrix 𝒜^{1/2}x: of an eigenvector x, the eigenvector of Hess^g itself.
@@ -124,14 +146,14 @@ class LayerHessian(SymmetricOperator):
 def hessian(
     problem: Problem, W: Inexact[Tensor, "d_y d_x"], depth: float | Metric, *, tol: float = 1e-6
 ) -> RiemannianHessian:
-    """Hess^g f at a critical point W, as an operator: `@`, `extreme` eigenpairs, `tangent`.
+    """Hess^g f at a W of M_k, as an operator: `@`, `extreme` eigenpairs, `tangent`, `dense`.
 
-    The metric is that of a depth, or any `Metric`; the problem any `Problem`.
+    The metric is that of a depth, or any `Metric`; the problem any `Problem`; W any matrix but 0,
+    on the manifold of its numerical rank.
 
-    Source: BRTW §6.3; at critical points Hess^g = 𝒜_W ∘ Hess of the embedded metric (depth = 1).
+    Source: BRTW §6.3; at points critical to `tol` Hess^g = 𝒜_W ∘ Hess of the embedded metric.
     Cost: one full SVD; the operator is not formed.
-    Raises: ValueError if W is not critical as `is_critical` has it (there the formula lacks the
-    derivative of the metric; depth 1 has none), for W = 0 or depth < 1.
+    Raises: ValueError for W = 0, for depth < 1 and where the metric is none at W.
 
     >>> from deeplin import autoencoder
     >>> problem = autoencoder(torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64)))
@@ -139,10 +161,8 @@ def hessian(
     >>> print(H.extreme(1).values)
     tensor([-1.7720], dtype=torch.float64)
     """
-    metric = as_metric(depth)
-    if metric != DepthMetric(1):
-        _require_critical("hessian", problem, W, tol, "use depth=1, whose formula holds everywhere")
-    return RiemannianHessian(problem, W, metric)
+    check_tol(tol)
+    return RiemannianHessian(problem, W, depth, tol=tol)
 
 
 def local_rate(
@@ -164,11 +184,11 @@ def local_rate(
     W may be a minimum but no strict one.
     """
     metric = as_metric(depth)
-    _require_critical("local_rate", problem, W, tol, "run the flow to its end, or raise tol")
+    _require_critical(problem, W, tol)
     optimum = known(problem)
     if optimum is not None:
-        return _rate_in_closed_form(problem, optimum, W, metric)
-    H = RiemannianHessian(problem, W, metric)
+        return _rate_in_closed_form(problem, optimum, W, metric, tol)
+    H = RiemannianHessian(problem, W, metric, tol=tol)
     least, largest = H.bounds()
     if not least > tol * largest:
         what = "a saddle" if least < -tol * abs(largest) else "no strict minimum"
@@ -179,8 +199,10 @@ def local_rate(
     return least
 
 
-def _rate_in_closed_form(problem: Problem, optimum: Spectrum, W: Tensor, metric: Metric) -> float:
-    H, near = RiemannianHessian(problem, W, metric), optimum.nearest(W)
+def _rate_in_closed_form(
+    problem: Problem, optimum: Spectrum, W: Tensor, metric: Metric, tol: float
+) -> float:
+    H, near = RiemannianHessian(problem, W, metric, tol=tol), optimum.nearest(W)
     if not bool(near.optimal):
         J = (near.modes.nonzero().ravel() + 1).tolist()
         raise ValueError(
@@ -191,18 +213,18 @@ def _rate_in_closed_form(problem: Problem, optimum: Spectrum, W: Tensor, metric:
     return float(H.extreme(nullity + 1).values[nullity])
 
 
-def _require_critical(what: str, problem: Problem, W: Tensor, tol: float, remedy: str) -> None:
+def _require_critical(problem: Problem, W: Tensor, tol: float) -> None:
     check_tol(tol)
     if bool(is_critical(problem, W, tol)):
         return
     optimum = known(problem)
     if optimum is None:
         raise ValueError(
-            f"{what} needs a critical point W; on the matrices of its rank the gradient at this "
-            f"one is more than {tol:g} of its natural size: {remedy}."
+            "local_rate needs a critical point W; on the matrices of its rank the gradient at this "
+            f"one is more than {tol:g} of its natural size: run the flow to its end, or raise tol."
         )
     distance = float(optimum.nearest(W).distance) / optimum.scale
     raise ValueError(
-        f"{what} needs a critical point W, such as one of critical_points(problem, k); this one is "
-        f"{distance:.2g}·σ_1 away from the nearest: {remedy}."
+        "local_rate needs a critical point W, such as problem.minimizer(k); this one is "
+        f"{distance:.2g}·σ_1 away from the nearest: run the flow to its end, or raise tol."
     )
