@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import os
-import shlex
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,6 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from deeplin.integrators.compiled.build import library
 
 __all__ = ["runge_kutta_step"]
 
@@ -24,7 +22,6 @@ _WIDEST = 8
 _LARGEST = 2048
 _REALS = {torch.float64: "double", torch.float32: "float"}
 _VECTOR_BYTES = 32
-_FLAGS = "-O3 -march=native -ffp-contract=fast -shared -fPIC"
 
 
 def runge_kutta_step(
@@ -40,7 +37,8 @@ def runge_kutta_step(
     K is the velocity of the layer flow for ∇L¹(W) = WC − B. All stages of a network are computed
     while its matrices are in the first cache, four networks of float64 at a time, on as many
     threads as torch has. The system's C compiler (cc, or what CC names) builds the code for the
-    widths at hand when they first come up, in well under a second. Not differentiable.
+    widths at hand when they first come up on a machine, in well under a second, and it is kept
+    (`build.library`). Not differentiable.
 
     Source: BRTW (5); the code is layer_steps.c.
     Shapes: layers (*batch, d_j, d_{j−1}), max d_j <= 8, on a CPU; C (d_0, d_0), B (d_N, d_0); the
@@ -66,14 +64,14 @@ def runge_kutta_step(
             "compiled steps are for float32 and float64 on a CPU; got layers of "
             f"{first.dtype} on {first.device}: use the integrator itself."
         )
-    library = _library(widths, _REALS[first.dtype])
+    steps = _steps(widths, _REALS[first.dtype])
     start = [W_j.to(first).movedim((-2, -1), (0, 1)).contiguous() for W_j in layers]
     end = [torch.empty_like(W_j) for W_j in start]
     n = batch.numel()
     stages, real = len(weights), ctypes.c_double
 
     def part(begin: int, stop: int) -> None:
-        library.step(
+        steps.step(
             _pointers(start),
             _pointers(end),
             ctypes.c_long(n),
@@ -107,32 +105,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 @cache
-def _library(widths: tuple[int, ...], real: str) -> ctypes.CDLL:
+def _steps(widths: tuple[int, ...], real: str) -> ctypes.CDLL:
     depth, widest = len(widths) - 1, max(widths)
     if widest > _WIDEST or depth * widest**2 > _LARGEST:
         raise ValueError(
             f"compiled steps are for tiny networks, max d_j <= {_WIDEST} and N·max d_j² <= "
             f"{_LARGEST}; got widths {list(widths)}: use the integrator itself."
         )
-    compiler = os.environ.get("CC", "cc")
     numbers = ",".join(str(width) for width in widths)
     macros = [f"-DDEPTH={depth}", f"-DWIDTHS={numbers}", f"-DWIDEST={widest}", f"-DREAL={real}"]
-    with tempfile.TemporaryDirectory() as folder:
-        target = str(Path(folder, "steps.so"))
-        source = str(Path(__file__).with_suffix(".c"))
-        command = [*shlex.split(compiler), *_FLAGS.split(), *macros, "-o", target, source]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise ValueError(_needs(compiler, error.strerror or str(error))) from error
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
-            raise ValueError(_needs(compiler, reason))
-        return ctypes.CDLL(target)
-
-
-def _needs(compiler: str, reason: str) -> str:
-    return (
-        f"compiled steps need a C compiler, cc or what CC names; got {compiler!r} ({reason}): "
-        "install gcc or clang, or use the integrator itself."
-    )
+    return library(Path(__file__).with_suffix(".c"), macros)
