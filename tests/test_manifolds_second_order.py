@@ -253,6 +253,19 @@ def test_real_depths_everywhere_by_taylor(depth, psd):
     assert not check_hessian(manifold, problem.loss, case.W, hess)
 
 
+@pytest.mark.parametrize("spectrum", ["tail 1e-3", "tail 1e-6", "tail 1e-9"])
+@pytest.mark.parametrize("depth", [1.5, 2, 3.5, 10])
+def test_self_adjoint_along_steps_however_small_the_singular_values(depth, spectrum):
+    """Along ξ = 𝒜_W(Z), as gradients and steps are, nothing is lost to σ_r."""
+    problem, W = Cubic(6, 5), Case.build(6, 5, spectrum, r=3).W
+    manifold = FixedRank(3, depth)
+    u, v = (manifold.metric_operator(W, randn(6, 5, seed=k)) for k in (1, 2))
+    Hu, Hv = (manifold.ehess2rhess(W, problem.egrad(W), problem.ehess(W, xi), xi) for xi in (u, v))
+    left, right = manifold.inner(W, Hu, v).item(), manifold.inner(W, u, Hv).item()
+    # Relative to the value; depth 1.5 is between 1, which loses ε·σ_1/σ_r, and 2.
+    assert left == pytest.approx(right, rel=1e-12)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("depth", [2, 3.5])
 def test_the_derivative_of_the_metric_operator(depth, dtype):

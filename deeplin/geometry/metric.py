@@ -46,11 +46,11 @@ class Metric(ABC):
 
     @abstractmethod
     def core(self, sigma: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r r"]:
-        """c_ij > 0, symmetric, from non-negative singular values."""
+        """c_ij = c(σ_i, σ_j) > 0, a symmetric smooth function of two singular values alone."""
 
     @abstractmethod
     def side(self, sigma: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
-        """d_j > 0."""
+        """d_j = d(σ_j) > 0, a smooth function of one singular value alone."""
 
     def side_ratio(self, sigma: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         """d_j/σ_j, which takes the partial derivative by U to the gradient's U_p."""
