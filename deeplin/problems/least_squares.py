@@ -178,8 +178,8 @@ class LeastSquares(Problem):
         if S.ndim < V.ndim and S.shape[-1] == 1 and not V.is_complex():
             # Rows times matrices: one product, where a batch of columns is many.
             u, v = U[..., 0], V[..., 0]
-            Cv = self._times_C(v)
-            Bv, Btu = (Cv, self._times_C(u)) if self.is_autoencoder else (v @ self.B.mT, u @ self.B)
+            Cv = v if self._white else v @ self.C
+            Bv, Btu = (Cv, u @ self.C) if self.is_autoencoder else (v @ self.B.mT, u @ self.B)
             Gv = torch.addcmul(-Bv, u, S * (v * Cv).sum(-1, keepdim=True))
             return Gv[..., None], (Cv * S - Btu)[..., None]
         if self.is_autoencoder:  # one product of rows with the Hermitian C, faster than two
