@@ -6,8 +6,8 @@ from typing import Self
 from beartype import BeartypeConf, FrozenDict, beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
 
-# The hook decorates methods one by one, where beartype cannot know what Self is.
-_CONF = BeartypeConf(hint_overrides=FrozenDict({Self: object}))
+# The hook decorates methods one by one, where beartype cannot know what Self is; an int is a float.
+_CONF = BeartypeConf(hint_overrides=FrozenDict({Self: object}), is_pep484_tower=True)
 
 
 def checked(function: Callable) -> Callable:

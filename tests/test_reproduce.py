@@ -15,6 +15,8 @@ from reproduction.report import headline, verdict_of
 from reproduction.runs import compositions, execute, finished, folder_of
 from runner import ROOT, train
 
+from deeplin.loop import Kind
+
 FILES = sorted((ROOT / "conf" / "experiment").glob("*/*.yaml"))
 # Runs that the configurations must make at the papers' sizes: how many, N and d among them.
 SIZES = {
@@ -95,6 +97,15 @@ def test_finished_runs_are_not_run_again_and_stopped_ones_go_on(tmp_path):
     before = (folder / "checkpoint.pt").stat().st_mtime_ns
     assert execute([cfg], tmp_path) == []
     assert (folder / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_whether_a_run_is_finished_is_asked_of_the_kind(tmp_path):
+    """Whatever its sentence says."""
+    (tmp_path / "checkpoint.pt").touch()
+    for kind in Kind:
+        summary = {"result": "interrupted, converged, reached", "result_kind": kind}
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        assert finished(tmp_path) is (kind is not Kind.INTERRUPTED)
 
 
 def test_a_run_that_cannot_be_made_is_a_sentence(tmp_path):

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 import deeplin.runner.cli as cli  # its resolvers stand in the configurations
-from deeplin.loop import History
+from deeplin.loop import History, Kind
 from deeplin.problems.data import Data
 from deeplin.runner.build import data_of
 from deeplin.runner.folder import FORMAT, Checkpoint, RunFolder
@@ -136,8 +136,8 @@ def finished(folder: Path) -> bool:
     files = RunFolder(folder)
     if not (files.checkpoint.exists() and files.summary.exists()):
         return False
-    result = json.loads(files.summary.read_text())["result"]
-    return not result.startswith("interrupted")
+    summary = json.loads(files.summary.read_text())
+    return Kind(summary["result_kind"]) is not Kind.INTERRUPTED
 
 
 def finished_runs(folders: Sequence[Path]) -> list[Run]:
