@@ -127,6 +127,30 @@ def test_files_are_short_and_named_for_what_they_hold(path):
     assert path.stem not in {"utils", "helpers", "common", "manager", "misc"}
 
 
+def untyped(path: Path) -> int:
+    """How many annotations say Any, and how many calls are hasattr or getattr."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [node.id for node in nodes if isinstance(node, ast.Name)]
+    strings = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    written = sum(isinstance(s, str) and s.strip("'\"") == "Any" for s in strings)
+    return written + sum(name in {"Any", "hasattr", "getattr"} for name in names)
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_contracts_are_asked_not_names(path):
+    """Nothing in the package is typed Any, or asked by name whether it has something."""
+    assert untyped(path) == 0
+
+
+def test_untyped_names_are_counted(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "from typing import Any\n\n"
+        "def f(x: Any, y: 'Any'):\n"
+        "    return getattr(x, 'a', hasattr(y, 'b'))\n"
+    )
+    assert untyped(tmp_path / "a.py") == 4
+
+
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

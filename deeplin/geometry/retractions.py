@@ -62,12 +62,12 @@ def validate_retraction(retraction: str, metric: Metric) -> str:
             f"retraction must be one of {', '.join(map(repr, RETRACTIONS))}; got {retraction!r}; "
             'write retraction="svd".'
         )
-    depth = metric.depth if isinstance(metric, DepthMetric) else metric
-    integer = isinstance(depth, int | float) and float(depth).is_integer()
-    if retraction == "layers" and not (integer and depth >= 2):
+    depth = metric.depth if isinstance(metric, DepthMetric) else 0
+    if retraction == "layers" and not (float(depth).is_integer() and depth >= 2):
         raise ValueError(
             "retraction='layers' is the product of depth layers and needs an integer depth >= 2 "
-            f"(one layer alone does not keep the rank); got depth={depth}; write retraction='svd'."
+            f"(one layer alone does not keep the rank); got depth={depth or metric}; "
+            "write retraction='svd'."
         )
     return retraction
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,14 @@ from deeplin.integrators.states import Packing, hermite, stage_times
 __all__ = ["RKC"]
 
 _DAMPING = 2 / 13
+
+
+class _Known(TypedDict):
+    """What is carried from step to step: ρ and its vector by trajectory, and for how many steps."""
+
+    radius: Tensor
+    vector: Tensor
+    age: int
 
 
 class RKC(ErrorControlled):
@@ -90,18 +99,24 @@ class RKC(ErrorControlled):
     def dense(self, y: State, dt: Tensor, k: Sequence[State], theta: Tensor) -> State:
         return hermite(y, k[0], dt, k[1], k[2], theta)
 
+    @property
+    def _known(self) -> _Known | None:
+        return cast("_Known | None", self.memory)
+
     def limited(self, dt: Tensor) -> Tensor:
-        if self.memory is None:
+        known = self._known
+        if known is None:
             return dt
         longest = (self.max_stages - 1) ** 2 - 1
-        return torch.minimum(dt, longest / (1.54 * self.memory["radius"].clamp(min=1e-300)))
+        return torch.minimum(dt, longest / (1.54 * known["radius"].clamp(min=1e-300)))
 
     def tolerated(self, allowed: Tensor, size: Tensor, motion: Tensor, dt: Tensor) -> Tensor:
-        if self.memory is None:
+        known = self._known
+        if known is None:
             return allowed
         # F is known to eps·ρ‖y‖, and so the estimate to h times that.
-        eps = torch.finfo(self.memory["vector"].dtype).eps
-        noise = 4 * eps * size * dt * self.memory["radius"].double()
+        eps = torch.finfo(known["vector"].dtype).eps
+        noise = 4 * eps * size * dt * known["radius"].double()
         return torch.minimum(allowed, torch.maximum(self.motion_tol * motion, noise))
 
     def judged(self, accepted: Tensor, active: Tensor) -> None:
@@ -122,10 +137,11 @@ class RKC(ErrorControlled):
 
         v ← y + δ(F(v) − F(y))/‖F(v) − F(y)‖, from the last vector found.
         """
-        known = self.memory
+        known = self._known
         if known is not None and known["age"] < self._renewal and known["vector"].shape == y.shape:
-            self.memory = {**known, "age": known["age"] + 1}
-            return known["radius"]
+            radius, age = known["radius"], known["age"] + 1
+            self.memory = {"radius": radius, "vector": known["vector"], "age": age}
+            return radius
         norm = _norm(y)
         size = torch.finfo(y.dtype).eps ** 0.5 * torch.where(norm > 0, norm, 1.0)
         if known is None or known["vector"].shape != y.shape:

@@ -43,7 +43,7 @@ class ProjectedRungeKutta(Integrator):
             )
         if self.order == 1:
             return flow.gradient_step(y, dt)
-        tangents = [flow.tangent_step(y, y)]
+        tangents, end = [flow.tangent_step(y, y)], y
         for row in (*self._A[self.order], self._B[self.order]):
             used = [(dt * a, T) for a, T in zip(row, tangents, strict=False) if a]
             end = flow.truncated(y, used)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -55,7 +54,7 @@ class Plateau:
             return f"{{{J[0]}..{J[-1]}}}"
         return f"{{{','.join(map(str, J))}}}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """For summary.json."""
         return {
             "J": list(self.J),

@@ -2,14 +2,15 @@
 
 In the spirit of Manopt's checkmanifold, checkgradient, checkhessian, but returning numbers and a
 verdict, so that they can be asserted on: ``assert check_gradient(manifold, loss, x)``. Points with
-a gauge (packed factors) are compared through ``to_dense`` and ``tangent_to_dense`` where the
-manifold has them. Run them in float64.
+a gauge (packed factors) are compared through ``to_dense`` and ``tangent_to_dense``, if the manifold
+has both. Run them in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from geoopt.manifolds.base import Manifold
@@ -82,14 +83,21 @@ def convergence_slope(steps: Sequence[float], errors: Sequence[float], floor: fl
     return slopes[len(slopes) // 2 :].median().item()
 
 
+@runtime_checkable
+class Gauged(Protocol):
+    """A manifold whose points have many packed forms, with what they all stand for."""
+
+    def to_dense(self, x: Tensor) -> Tensor: ...
+
+    def tangent_to_dense(self, x: Tensor, u: Tensor) -> Tensor: ...
+
+
 def _dense_point(manifold: Manifold, x: Tensor) -> Tensor:
-    to_dense = getattr(manifold, "to_dense", None)
-    return (x if to_dense is None else to_dense(x)).detach()
+    return (manifold.to_dense(x) if isinstance(manifold, Gauged) else x).detach()
 
 
 def _dense_vector(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
-    to_dense = getattr(manifold, "tangent_to_dense", None)
-    return (u if to_dense is None else to_dense(x, u)).detach()
+    return (manifold.tangent_to_dense(x, u) if isinstance(manifold, Gauged) else u).detach()
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

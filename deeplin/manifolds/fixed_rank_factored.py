@@ -72,7 +72,9 @@ class FixedRankFactored(FactoredManifold):
         batch = torch.broadcast_shapes(U.shape[:-2], S.shape[:-2], V.shape[:-2])
         return torch.cat([part.expand(*batch, *part.shape[-2:]) for part in (U, V, S)], dim=-2)
 
-    def unpack_tensor(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def unpack_tensor(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, tensor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The factors U, S, V of a point, to write a loss with: W = U S Vᴴ.
 
         Views, through which autograd sees the three partials; detached when ``gradient="taped"``.

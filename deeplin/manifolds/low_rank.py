@@ -384,6 +384,6 @@ class LowRankManifold(Manifold):
             )
         return None
 
-    def extra_repr(self) -> str:
+    def extra_repr(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         metric = f"metric={self.metric}" if self.depth is None else f"depth={self.depth}"
         return f"rank={self.rank}, {metric}, retraction={self.retraction!r}"

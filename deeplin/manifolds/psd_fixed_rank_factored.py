@@ -61,7 +61,9 @@ class PSDFixedRankFactored(FactoredManifold):
         batch = torch.broadcast_shapes(U.shape[:-2], S.shape[:-2])
         return torch.cat([part.expand(*batch, *part.shape[-2:]) for part in (U, S)], dim=-2)
 
-    def unpack_tensor(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+    def unpack_tensor(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, tensor: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The factors U, S of a point, to write a loss with: W = U S Uᴴ.
 
         Views, through which autograd sees the two partials; detached when ``gradient="taped"``.

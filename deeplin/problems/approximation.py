@@ -105,7 +105,7 @@ class MatrixApproximation(Problem):
         return torch.linalg.svdvals(self.X)
 
     @cached_property
-    def optimum(self) -> Spectrum:
+    def optimum(self) -> Spectrum:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The SVD of X and all that follows from it: minimizers, losses, critical points."""
         return Spectrum.of_matrix(self.X)
 

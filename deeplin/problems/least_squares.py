@@ -274,7 +274,7 @@ class LeastSquares(Problem):
     # -- optimum and critical points -----------------------------------------------------------
 
     @cached_property
-    def optimum(self) -> Spectrum:
+    def optimum(self) -> Spectrum:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The SVD of Q and all that follows from it: minimizers, losses, critical points."""
         if self._white and not self.is_autoencoder:
             return Spectrum.of_matrix(self.B, self.residual_loss)
