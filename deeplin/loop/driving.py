@@ -105,9 +105,11 @@ def drive(
         if result is None or result.kind != Kind.DIVERGED:
             for listener in listeners:
                 listener.on_step(stepper)
-    if result.kind != Kind.DIVERGED and history.records[-1].t != stepper.t:
-        final = make_record(scheduled=False)
-        result = final if final is not None and final.kind == Kind.DIVERGED else result
+    if result.kind != Kind.DIVERGED:
+        last = history.records[-1]
+        if (last.t, last.step) != (stepper.t, stepper.step):
+            final = make_record(scheduled=False)
+            result = final if final is not None and final.kind == Kind.DIVERGED else result
     remark = stepper.remark()
     if remark is not None and result.kind != Kind.DIVERGED:
         result = replace(result, sentence=f"{result.sentence} {remark}")
