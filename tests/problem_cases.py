@@ -100,8 +100,8 @@ def logistic(classes: int, samples: int, d: int) -> Case:
     return Case(LogisticRegression(x, labels), plain)
 
 
-def function(dtype: torch.dtype, *, pair: bool) -> Case:
-    T = draw(4, 3, seed=10, dtype=dtype)
+def function(dtype: torch.dtype, *, pair: bool, shape: tuple[int, int] = (4, 3)) -> Case:
+    T = draw(*shape, seed=10, dtype=dtype)
 
     def plain(W):
         return ((W - T) * (W - T).conj()).real.sum((-2, -1)).log1p()
@@ -110,7 +110,7 @@ def function(dtype: torch.dtype, *, pair: bool) -> Case:
         return plain(A @ B.mH)
 
     field = "complex" if dtype.is_complex else "real"
-    problem = from_loss(of_pair if pair else plain, (4, 3), pair=pair, field=field)
+    problem = from_loss(of_pair if pair else plain, shape, pair=pair, field=field)
     return Case(problem, plain, dtype)
 
 
@@ -134,5 +134,5 @@ CASES = {
     "own class": Case(Quartic(), plain_quartic),
     "function": function(F64, pair=False),
     "function of pairs": function(F64, pair=True),
-    "function of pairs, complex": function(C128, pair=True),
+    "function of pairs, complex": function(C128, pair=True, shape=(3, 5)),
 }

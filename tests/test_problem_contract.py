@@ -151,7 +151,7 @@ def test_products_with_the_hessian(case, batch, default):
 
 @every
 def test_curvature_is_the_largest_eigenvalue(case):
-    W = matrices(case) if case.problem.shape[1] < 10 else matrices(case)[..., :]
+    W = matrices(case)
     exact = float(plain_eigenvalues(case, W).abs().max())
     own, measured = case.problem.curvature(W), Problem.curvature(case.problem, W)
     assert 0.98 * exact <= measured <= exact * (1 + 1e-9)
@@ -201,7 +201,7 @@ def test_moved_problems_keep_their_values(case, dtype):
 
 @every
 def test_transforms(case):
-    """vmap, jvp, jacrev, no_grad, an outer tape and one graph of torch.compile, as without."""
+    """vmap, jvp, jacrev, no_grad and an outer tape, as without."""
     problem = case.problem
     W, xi = matrices(case, 4, *(1 for _ in case.batch)), matrices(case, seed=21)
     gradient = problem.egrad(W)
@@ -228,9 +228,7 @@ def test_transforms(case):
         torch.testing.assert_close(a[0], b, **TOL)
 
 
-@pytest.mark.parametrize(
-    "name", ["least squares", "completion", "logistic", "own class", "function of pairs"]
-)
+@pytest.mark.parametrize("name", ["least squares", "completion", "logistic", "own class"])
 def test_one_graph(name):
     case = CASES[name]
     A, B = factors(case)
@@ -357,7 +355,7 @@ def test_to_moves_what_a_problem_keeps_in_lists_and_drops_what_it_derived():
 @pytest.mark.parametrize("kind", ["completion", "sensing", "pairs"])
 def test_pairs_of_a_huge_matrix(kind):
     """200 000 × 200 000 numbers are 320 GB: whoever formed them would fail here."""
-    d, p = 200_000, 50
+    d, p = 200_000, 20
     rows, cols = torch.arange(p) * 19_997 % d, torch.arange(p) * 911 % d
     values = draw(p, seed=1)
     A, B = draw(d, 2, seed=2), draw(d, 2, seed=3)
