@@ -13,8 +13,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from deeplin.runner import cli
+from deeplin.runner import cli, targets
 
+# Packages of your own that hold what the files of conf/ name as `_target_`, beside deeplin.
+MINE: tuple[str, ...] = ()
 CONFIG = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -24,4 +26,6 @@ def train(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    for package in MINE:
+        targets.trust(package)
     sys.exit(cli.main(train, CONFIG, sys.argv[1:]))

@@ -6,7 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
+
+from deeplin.runner import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "method=rk4", "log.records=100"]
@@ -14,6 +17,18 @@ SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "method=rk4", "log
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CC", "cc").split()[0]) is None, reason="there is no C compiler"
 )
+
+
+def train_with(conf: Path, *arguments: str) -> int:
+    """The same with another folder of configurations."""
+
+    @hydra.main(version_base="1.3", config_path=str(conf), config_name="train")
+    def entry(cfg):
+        cli.job(cfg)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *arguments])
+        return cli.main(entry, conf, arguments)
 
 
 def train(*arguments: str, folder: Path | None = None) -> int:

@@ -1,14 +1,19 @@
 """The examples of CONTRIBUTING.md run as they stand, and it has a place for everything it names."""
 
+import json
 import re
 import shutil
+import sys
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 import reproduce
 import torch
 from reproduction import SUBJECTS, runs
-from runner import ROOT
+from runner import ROOT, train_with
+
+from deeplin.runner import targets
 
 PAGE = ROOT / ".github" / "CONTRIBUTING.md"
 TEXT = PAGE.read_text()
@@ -67,12 +72,20 @@ def names():
     import deeplin
 
     target = torch.randn(6, 5, dtype=torch.float64, generator=generator)
-    return {"torch": torch, "deeplin": deeplin, "generator": generator, "target": target}
+    return {
+        "__name__": "ours",
+        "torch": torch,
+        "deeplin": deeplin,
+        "generator": generator,
+        "target": target,
+    }
 
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A copy of conf/ to which the examples' configurations are added."""
+    """A copy of conf/ to which the examples' configurations are added; `ours` holds their code."""
+    monkeypatch.setattr(targets, "_trusted", {"deeplin", "ours"})
+    monkeypatch.setitem(sys.modules, "ours", ModuleType("ours"))
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     monkeypatch.setattr(runs, "CONFIG", tmp_path / "conf")
     known = dict(SUBJECTS)
@@ -87,12 +100,17 @@ def test_the_example_runs(heading, names, tree, capsys):
         if block.language == "python":
             code = compile("\n" * (block.line - 1) + block.code, str(PAGE), "exec")
             exec(code, names)
+            vars(sys.modules["ours"]).update(names)
         elif block.language == "yaml":
             file = re.search(r"^# (conf/\S+\.yaml)", block.code, re.M)
             assert file, "the first lines of a configuration name its file"
             path = tree / file[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.code)
+        elif block.code.startswith("python scripts/train.py"):
+            arguments = [*block.code.split()[2:], f"hydra.run.dir={tree / 'run'}"]
+            assert train_with(tree / "conf", *arguments) == 0
+            assert "verdict" in json.loads((tree / "run" / "summary.json").read_text())
         else:
             program, script, *arguments = block.code.split()
             assert (program, script) == ("python", "scripts/reproduce.py")

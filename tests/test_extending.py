@@ -2,18 +2,16 @@
 
 import json
 import shutil
-import sys
 
-import hydra
 import pytest
 import torch
-from runner import ROOT, SMALL
+from runner import ROOT, SMALL, train_with
 
 from deeplin import DeepLinear, from_loss
 from deeplin.integrators import Integrator
 from deeplin.network import init
 from deeplin.problems.data import Data
-from deeplin.runner import cli, targets
+from deeplin.runner import targets
 
 FIXED = (
     "_target_: deeplin.runner.methods.fixed_steps\nintegrator: {_target_: test_extending.Heun}\n"
@@ -62,13 +60,7 @@ def conf(tmp_path, monkeypatch):
 
 
 def train(conf, *arguments):
-    @hydra.main(version_base="1.3", config_path=str(conf), config_name="train")
-    def entry(cfg):
-        cli.job(cfg)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py", *arguments, "hydra.run.dir=run"])
-        return cli.main(entry, conf, [*arguments, "hydra.run.dir=run"])
+    return train_with(conf, *arguments, "hydra.run.dir=run")
 
 
 def end_of(conf):
