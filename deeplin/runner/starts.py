@@ -107,7 +107,7 @@ def spurious(
 ) -> None:
     """A W(0) for each repeat, near the spurious Z_# that keeps these eigenvalues of X.
 
-    Source: HLZ §5, Example 1.1.
+    Source: HLZ §5; HLZ Example 1.1.
     """
     if not isinstance(problem, LeastSquares) or not _is_identity(problem.C):
         raise ValueError(
