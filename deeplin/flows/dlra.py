@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from deeplin.flows.ahead import largest_curvature, look_ahead
+from deeplin.flows.ahead import explicit_rate
 from deeplin.flows.contract import Start, State, TangentFlow
 from deeplin.flows.starts import start_matrix
 from deeplin.geometry.coordinates import Point, Tangent, project_products
+from deeplin.geometry.metric import DepthMetric
 from deeplin.geometry.points import low_rank_factors
-from deeplin.linalg import hermitian_part, plus_tall_times, random_orthogonal
+from deeplin.linalg import hermitian_part, plus_tall_times, random_orthogonal, values_known
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step
 from deeplin.problems.contract import Problem
 
@@ -147,23 +148,15 @@ class DLRAFlow(TangentFlow):
         return squares.sum(0).sqrt()
 
     def curvature(self, y: State) -> float:
-        """The rate that limits explicit steps: λ_1(Hess f) and ‖P^⊥F‖/σ_r, times σ_r if rescaled.
+        """The rate that limits explicit steps: the larger of two, both times σ_r if rescaled.
 
-        The first and its σ_r are the largest at y and at the point that a descent leads to
-        (`flows.look_ahead`); where an optimum is known the loss is taken to be quadratic. The
-        second is that at y, the price of S^{-1}: projected methods need only the first.
+        `flows.ahead.explicit_rate` of the embedded metric, from the curvature of f at y and at the
+        end of a descent; and ‖P^⊥F‖/σ_r at y, the price of S^{-1}, which projected methods do not
+        pay.
         """
-        point = self.point(y)
-        norm = max(float(torch.linalg.matrix_norm(v, 2).amax()) for v in self.velocity(0.0, y))
-        if not self.rescaled and self.problem.optimum is not None:
-            return max(self.problem.pair_curvature(point.U @ point.S, point.V), norm)
-        factors = (point.U, point.S, point.V)
-        ahead = look_ahead(self.problem, *factors)
-        rate = largest_curvature(self.problem, *factors, ahead)
-        if self.rescaled:
-            smallest = (self.singular_values(y), ahead.sigma)
-            rate *= max(float(s[..., -1].amax()) for s in smallest)
-        return max(rate, norm)
+        rate = explicit_rate(self.problem, DepthMetric(1), self.point(y), rescaled=self.rescaled)
+        norms = [torch.linalg.matrix_norm(part, 2).amax() for part in self.velocity(0.0, y)]
+        return max(rate, *map(float, norms))
 
 
 class PSDDLRAFlow(DLRAFlow):
@@ -230,7 +223,7 @@ class PSDDLRAFlow(DLRAFlow):
         For a loss that offers `egrad_split`, a quadratic one: there one matrix is enough.
         """
         if self._hermitian is None:
-            if torch.compiler.is_compiling():
+            if not values_known():
                 return False
             shape, generator = (U.shape[-2], S.shape[-1]), torch.Generator().manual_seed(0)
             V = random_orthogonal(*shape, dtype=U.dtype, generator=generator).to(U.device)

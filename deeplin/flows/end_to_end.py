@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from deeplin.flows.ahead import largest_curvature, look_ahead
+from deeplin.flows.ahead import explicit_rate
 from deeplin.flows.contract import Flow, Start, State
 from deeplin.flows.starts import start_matrix
+from deeplin.geometry.coordinates import Point
 from deeplin.geometry.metric import Metric, as_metric
 from deeplin.geometry.points import low_rank_factors
 from deeplin.linalg import graded_svd, tall_times
@@ -101,8 +102,8 @@ class EndToEndFlow(Flow):
         g = U.mH @ GV
         p, weights = self.metric.growth(log_s)
         beyond = weights - p  # what the core has more than its share of GVΣ^{1−2/N}
-        M_U = tall_times(U, g * beyond).addcmul_(GV, p)
-        M_V = tall_times(V, g.mH * beyond).addcmul_(GtU, p)
+        M_U = torch.addcmul(tall_times(U, g * beyond), GV, p)
+        M_V = torch.addcmul(tall_times(V, g.mH * beyond), GtU, p)
         if self.rescaled:
             scale = log_s.exp()[..., -1:, None]
             return scale * M_U, scale * M_V
@@ -169,28 +170,16 @@ class EndToEndFlow(Flow):
         )
 
     def curvature(self, y: State) -> float:
-        """The rate that limits explicit steps: max(c, d)·λ_1(Hess f), largest at y and at the end.
+        """The rate that limits explicit steps: the larger of two.
 
-        c_ij and d_j of the metric (Nσ^{2−2/N} at most) and the curvature of f, each the largest at
-        y and at the point of rank k that a descent leads to (`flows.look_ahead`); and the norm of
-        the generators at y: a step multiplies by about 1 − hM.
+        `flows.ahead.explicit_rate`, from the metric and the curvature of f at y and at the end of a
+        descent, and the norm of the generators at y: a step multiplies by about 1 − hM.
         """
         U, log_s, V = y
-        s = log_s.exp()
-        factors = (U, torch.diag_embed(s).to(U), V)
-        ahead = look_ahead(self.problem, *factors)
-        rate = largest_curvature(self.problem, *factors, ahead)
-        rate *= max(self._speed(s), self._speed(ahead.sigma))
-        if self.rescaled:
-            rate *= max(float(s.amax()), float(ahead.sigma.amax()))
-        norms = [
-            float(torch.linalg.matrix_norm(M, 2).amax()) for M in self._generators(U, log_s, V)
-        ]
-        return max(rate, *norms)
-
-    def _speed(self, sigma: Tensor) -> float:
-        """The norm of 𝒜_W."""
-        return max(float(self.metric.core(sigma).amax()), float(self.metric.side(sigma).amax()))
+        point = Point(U, torch.diag_embed(log_s.exp()).to(U), V)
+        rate = explicit_rate(self.problem, self.metric, point, rescaled=self.rescaled)
+        norms = [torch.linalg.matrix_norm(M, 2).amax() for M in self._generators(U, log_s, V)]
+        return max(rate, *map(float, norms))
 
     def batch_shape(self, y: State) -> torch.Size:
         return y[1].shape[:-1]

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.flows.ahead import look_ahead
+from deeplin.flows.ahead import explicit_rate, look_ahead
 from deeplin.flows.contract import Flow, Start, State
 from deeplin.flows.starts import start_layers
+from deeplin.geometry.coordinates import Point
+from deeplin.geometry.metric import DepthMetric
 from deeplin.linalg import batch_last
 from deeplin.network import balancedness_gap, end_to_end, layer_gradients, rebalance
 from deeplin.problems.contract import Problem
@@ -86,25 +88,36 @@ class LayerFlow(Flow):
 
         max(‖Hess L^N(y)‖, ‖Hess L^N(y*)‖), y* balanced layers of the W* of the rank of the layers
         that a descent of L¹ leads to, the optimum where it is known; at that of an autoencoder this
-        is Nλ_1(C). Steps of length limit/curvature, limit being the integrator's (2 for Euler), are
-        stable near both ends; layers that grow on the way, as unbalanced ones can, need shorter
-        ones, and so does a loss that is more curved between the ends.
+        is Nλ_1(C). Where no optimum is known also that of the end-to-end flow,
+        `flows.ahead.explicit_rate`, which bounds what balanced layers meet between the ends. Steps
+        of length limit/curvature, limit being the integrator's (2 for Euler), are stable near both
+        ends; layers that grow on the way, as unbalanced ones can, need shorter ones.
 
-        Cost: 2 × 40 Hessian-vector products, and `flows.look_ahead` where no optimum is known;
-        accurate to a few per cent, from below.
+        Cost: 2 × 40 Hessian-vector products, and the descent where no optimum is known; accurate
+        to a few per cent, from below.
         """
         here = float(curvature(self.problem, y).amax())
-        if len(y) == 1 and self.problem.optimum is not None:
+        known = self.problem.optimum is not None
+        if known and len(y) == 1:
             return here
         k = min(y[0].shape[-1], *(W_j.shape[-2] for W_j in y))
         U, s, Vh = torch.linalg.svd(end_to_end(y), full_matrices=False)
         core = torch.diag_embed(s[..., :k]).to(U)
-        ahead = look_ahead(self.problem, U[..., :k], core, Vh[..., :k, :].mH)
-        root = (ahead.sigma ** (1 / len(y)))[..., None]
-        right, left = root * ahead.V.mH, ahead.U * root.mT
-        middle = [torch.diag_embed(root[..., 0]).to(U)] * (len(y) - 2)
-        end = (right, *middle, left) if len(y) > 1 else (left @ (root * right),)
-        return max(here, float(curvature(self.problem, end).amax()))
+        point = Point(U[..., :k], core, Vh[..., :k, :].mH)
+        if not known:
+            here = max(here, explicit_rate(self.problem, DepthMetric(len(y)), point))
+        end = look_ahead(self.problem, point)
+        return max(here, float(curvature(self.problem, _balanced(end, len(y))).amax()))
+
+
+def _balanced(point: Point, depth: int) -> Layers:
+    """Balanced layers of the product W: Σ^{1/N}Vᴴ, Σ^{1/N}, …, UΣ^{1/N}."""
+    if depth == 1:
+        return (point.dense(),)
+    P, sigma, Q = point.spectrum
+    root = torch.diag_embed(sigma ** (1 / depth)).to(P)
+    right, left = root @ (point.V @ Q).mH, (point.U @ P) @ root
+    return (right, *[root] * (depth - 2), left)
 
 
 def curvature(

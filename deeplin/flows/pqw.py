@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.flows.ahead import largest_curvature, look_ahead
+from deeplin.flows.ahead import explicit_rate
 from deeplin.flows.contract import Flow, Start, State
 from deeplin.flows.starts import start_matrix
+from deeplin.geometry.coordinates import Point
+from deeplin.geometry.metric import DepthMetric
 from deeplin.geometry.points import low_rank_factors
 from deeplin.problems.contract import Problem
 
@@ -77,19 +79,12 @@ class PQWFlow(Flow):
         }
 
     def curvature(self, y: State) -> float:
-        """Nσ^{2−2/N}λ_1(Hess f), the rate of the largest singular value.
-
-        σ and the curvature of f each the largest at y and at the point of the rank of W that a
-        descent leads to (`flows.look_ahead`).
-        """
+        """That of the end-to-end flow at the rank of W, `flows.ahead.explicit_rate`."""
         U, s, Vh = torch.linalg.svd(y[2], full_matrices=False)
         noise = max(y[2].shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
         k = max(1, int((s > noise).sum(-1).amax()))
-        factors = (U[..., :k], torch.diag_embed(s[..., :k]).to(U), Vh[..., :k, :].mH)
-        ahead = look_ahead(self.problem, *factors)
-        sigma = max(float(s.amax()), float(ahead.sigma.amax()))
-        rate = self.depth * sigma ** (2 - 2 / self.depth)
-        return rate * largest_curvature(self.problem, *factors, ahead)
+        point = Point(U[..., :k], torch.diag_embed(s[..., :k]).to(U), Vh[..., :k, :].mH)
+        return explicit_rate(self.problem, DepthMetric(self.depth), point)
 
     def batch_shape(self, y: State) -> torch.Size:
         return y[2].shape[:-2]

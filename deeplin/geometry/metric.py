@@ -146,7 +146,7 @@ class DepthMetric(Metric):
         row = log_sigma.unsqueeze(-2)
         p, difference = (power * row).exp(), row - row.mT
         # At an x as small as this the quotient has its limit for x = 0 to the last digit.
-        x = torch.minimum(difference, difference.mT).clamp_(max=-1e-30)
+        x = torch.minimum(difference, difference.mT).clamp(max=-1e-30)
         divisor = 2 * x if infinite else torch.expm1(x * (2 / self.depth))
         larger = torch.maximum if power >= 0 else torch.minimum
         core = larger(p, p.mT) * torch.expm1(x) / divisor

@@ -90,7 +90,7 @@ def balancedness_gap(weights: Sequence[Tensor]) -> list[Inexact[Tensor, "*batch 
 
 
 def gap_norm(weights: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
-    """max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F; 0 for balanced layers and for a single layer."""
+    """max_j ‖W_{j+1}ᴴW_{j+1} − W_jW_jᴴ‖_F; 0 for balanced layers and for a single layer."""
     norms = [torch.linalg.matrix_norm(gap) for gap in balancedness_gap(weights)]
     if not norms:
         return weights[0].new_zeros(weights[0].shape[:-2], dtype=weights[0].real.dtype)
@@ -136,7 +136,8 @@ def layer_gradients(
 def _narrowest(weights: Sequence[Tensor]) -> int:
     """The index p of the least width d_p; of equal ones an end, which needs fewer products."""
     widths = [weights[0].shape[-1], *(W_j.shape[-2] for W_j in weights)]
-    return min(range(len(widths)), key=lambda j: (widths[j], 0 < j < len(weights)))
+    least = min(widths)
+    return len(weights) if widths[-1] == least != widths[0] else widths.index(least)
 
 
 def _gradient_products(
