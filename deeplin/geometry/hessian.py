@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ __all__ = [
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 
 
+@runtime_checkable
 class Matrix(Protocol):
     """What a Hessian needs of an m×n matrix: its products, and those of its adjoint."""
 
