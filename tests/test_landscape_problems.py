@@ -219,3 +219,51 @@ def test_what_needs_a_closed_form_names_the_problem(call, randn):
     problem = problem_of("completion", randn)
     with pytest.raises(TypeError, match="MatrixCompletion knows none: use is_critical"):
         call(problem, torch.zeros(4, 3, dtype=F64))
+
+
+@pytest.mark.parametrize("name", ["complex least squares", "complex approximation"])
+@pytest.mark.parametrize("widths", [[3, 2, 4], [3, 3, 4], [3, 2, 3, 4]])
+def test_complex_layers_against_their_dense_hessian(name, widths, randn):
+    """Lifts of critical points, tight and padded by zeros: kinds, and directions of escape."""
+    problem = problem_of(name, randn)
+    kinds = set()
+    for k in range(min(widths) + 1):
+        for point in critical_points(problem, k):
+            for balanced in (False, True):
+                layers = lift(problem, point.W, widths, balanced=balanced)
+                torch.testing.assert_close(chain(layers), point.W)
+                H = LayerHessian(problem, layers)
+                kind = classify(problem, layers)
+                kinds.add(kind)
+                assert (kind == "strict saddle") == (H.smallest_eigenvalue() < -1e-8)
+                assert (kind == "global minimum") == (tuple(range(1, min(widths) + 1)) == point.J)
+                direction = escape_direction(problem, layers)
+                if direction is None:
+                    assert kind == "global minimum"
+                    continue
+                t = 1e-3 if kind == "strict saddle" else 0.1
+                moved = chain([W + t * V for W, V in zip(layers, direction, strict=True)])
+                assert float(problem.loss(moved)) < float(point.loss) - 1e-9
+    assert kinds == {"strict saddle", "global minimum"} | (
+        {"non-strict saddle"} if len(widths) > 3 else set()
+    )
+
+
+@pytest.mark.parametrize("name", ["complex least squares", "complex approximation"])
+def test_complex_critical_points_against_charts(name, randn):
+    problem = problem_of(name, randn)
+    for k in (1, 2):
+        for point in critical_points(problem, k):
+            gradient, H = Chart(point.W, k).derivatives(problem)
+            values = torch.linalg.eigvalsh(H)
+            assert float(gradient.norm()) < 1e-9
+            assert int((values < -1e-7).sum()) == point.index
+            assert float(problem.loss(point.W)) == pytest.approx(float(point.loss), rel=1e-10)
+            assert len(point.negative_directions()) == point.index
+            for V in point.negative_directions():
+                U, s, Vh = torch.linalg.svd(point.W + 1e-3 * V / V.norm())
+                assert float(problem.loss((U[:, :k] * s[:k]) @ Vh[:k])) < float(point.loss)
+            if point.index:
+                V = escape_direction(problem, point.W)
+                U, s, Vh = torch.linalg.svd(point.W + 1e-3 * V)
+                assert float(problem.loss((U[:, :k] * s[:k]) @ Vh[:k])) < float(point.loss)
