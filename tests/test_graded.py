@@ -64,3 +64,41 @@ def test_batches_are_the_single_ones(randn):
         for j in range(3):
             alone = graded_svd(A[i, j], log_s[i, j], A[i, j])[1]
             torch.testing.assert_close(together[i, j], alone, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("exponents", [[0], [0, -40], [0, -1, -20, -132]])
+def test_complex_ones_have_the_same_accuracy(randn, exponents):
+    k = len(exponents)
+    eye = torch.eye(k, dtype=torch.complex128)
+    A, B = (eye + 0.3 * torch.complex(randn(k, k), randn(k, k)).triu() for _ in range(2))
+    if k == 1:
+        A = A * torch.tensor(1j)
+    log_s = torch.tensor(exponents, dtype=torch.float64) * math.log(10)
+    P, log_sigma, Q = graded_svd(A, log_s, B)
+    with mpmath.workdps(400):
+        core = mpmath.matrix(A.tolist())
+        core = core * mpmath.diag([mpmath.exp(v) for v in log_s.tolist()])
+        core = core * mpmath.matrix(B.tolist()).H
+        oracle = sorted((mpmath.log(v) for v in mpmath.svd_c(core, compute_uv=False)), reverse=True)
+    oracle = torch.tensor([float(v) for v in oracle], dtype=torch.float64)
+    torch.testing.assert_close(log_sigma, oracle, rtol=1e-14, atol=1e-13)
+    torch.testing.assert_close(P.mH @ P, eye, rtol=0, atol=1e-13)
+    torch.testing.assert_close(Q.mH @ Q, eye, rtol=0, atol=1e-13)
+    scaled = A * log_s.exp()
+    product = (P * log_sigma.exp()) @ Q.mH
+    torch.testing.assert_close(product, scaled @ B.mH, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
+def test_under_transforms_it_is_the_same(randn, k):
+    """Spectra within the factor that plain code leaves to LAPACK, equal ones, and steep ones."""
+    A, B = (torch.stack([triangular(randn, k) for _ in range(9)]) for _ in range(2))
+    log_s = -torch.arange(k, dtype=torch.float64) * torch.tensor([0.0, 0.1, 40.0])[:, None]
+    log_s = log_s.repeat(3, 1)
+    compiled = torch.compile(graded_svd, fullgraph=True, backend="eager")
+    oracle = torch.stack([graded_svd(*parts)[1] for parts in zip(A, log_s, B, strict=True)])
+    for P, log_sigma, Q in (torch.func.vmap(graded_svd)(A, log_s, B), compiled(A, log_s, B)):
+        torch.testing.assert_close(log_sigma, oracle, rtol=1e-13, atol=1e-13)
+        product = (P * log_sigma.exp()[:, None, :]) @ Q.mT
+        wanted = (A * log_s.exp()[:, None, :]) @ B.mT
+        torch.testing.assert_close(product, wanted, rtol=0, atol=1e-13)

@@ -223,6 +223,19 @@ def test_a_psd_step_out_of_the_cone_is_halved_until_inside(n):
 
 
 @pytest.mark.parametrize("retraction", ALL)
+@pytest.mark.parametrize("size", [1e2, 1e6, 1e12])
+def test_what_four_halvings_do_not_help_is_shortened_to_a_safe_length(retraction, size):
+    """ξ = −size·W points out of the cone; what is left of σ_r is at least a half of it."""
+    case = Case.build(6, 6, "tail 1e-6", r=3, psd=True)
+    manifold = PSDFixedRank(3, 3, retraction)
+    y = manifold.retr(case.W, -3 * size * case.W)
+    assert manifold.check_point_on_manifold(y, atol=1e-13, rtol=1e-13)
+    kept = torch.linalg.eigvalsh(y).flip(-1)[:3] / case.sigma
+    assert float(kept.min()) > 0.5
+    assert float(kept.max()) < 1 - 1e-3  # not the point itself, for that it need not be
+
+
+@pytest.mark.parametrize("retraction", ALL)
 def test_a_step_that_is_not_finite_moves_nothing_and_says_so(retraction):
     for manifold, W in (
         (FixedRank(2, 2, retraction), Case.build(5, 4, r=2).W),

@@ -161,3 +161,25 @@ def test_indefinite_core_falls_to_the_largest_algebraic_eigenvalues(randn):
     W = U @ T @ U.mT + Up @ U.mT + U @ Up.mT
     torch.testing.assert_close(new_U @ S @ new_U.mT, nearest_psd(W, 2), rtol=0, atol=1e-13)
     assert is_orthonormal(new_U)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_under_transforms_the_steps_are_the_same_matrices(randn, size):
+    U, V = orthonormal(randn(12, 8, 3)), orthonormal(randn(12, 7, 3))
+    H = randn(12, 3, 3)
+    T = H @ H.mT + 0.1 * torch.eye(3, dtype=F64)
+    Up, Vp = (size * perpendicular(A, randn(*A.shape)) for A in (U, V))
+
+    def general(*factors):
+        new_U, S, new_V = tangent_step(*factors)
+        return new_U @ S @ new_V.mT
+
+    def semidefinite(*factors):
+        new_U, S = psd_tangent_step(*factors)
+        return new_U @ S @ new_U.mT
+
+    for f, factors in ((general, (U, T, V, Up, Vp)), (semidefinite, (U, T, Up))):
+        bound = 1e-12 * (1 + size)
+        one_graph = torch.compile(f, fullgraph=True, backend="eager")
+        torch.testing.assert_close(torch.func.vmap(f)(*factors), f(*factors), rtol=0, atol=bound)
+        torch.testing.assert_close(one_graph(*factors), f(*factors), rtol=0, atol=bound)

@@ -259,30 +259,28 @@ def retract(point: Point, tangent: Tangent, retraction: str, metric: Metric) -> 
 
     A pure function: it neither raises nor warns. A ξ with nan or inf entries moves nothing, and
     ``finite`` says where that was; ``kept`` is False, and the point NaN, where W itself has no
-    rank r. The seven steps are all made under torch.func and torch.compile; elsewhere no more than
-    are needed.
+    rank r.
 
-    Cost: that of one step, nearly always.
+    Cost: that of one step, as a rule; where a step must be shortened, and always under torch.func
+    and torch.compile, that of eight on a batch.
     """
     step = step_of(retraction, metric)
     finite = _finite(tangent)
     if finite is not None:
         tangent = _where_finite(tangent, finite)
-    new, kept = step(point, tangent)
-    if values_known() and bool(kept.all()):
-        return Landing(new, finite, None)
-    layers = metric.depth if retraction == "layers" and isinstance(metric, DepthMetric) else 1
-    factor = torch.ones_like(kept, dtype=new.S.real.dtype)
-    for halving in range(_HALVINGS + 2):
-        shorter = factor / 2
-        if halving == _HALVINGS:
-            shorter = torch.minimum(_safe_length(point, tangent, layers), shorter)
-        elif halving > _HALVINGS:
-            shorter = torch.zeros_like(factor)
-        factor = torch.where(kept, factor, shorter)
-        new, kept = step(point, tangent.scaled(factor[..., None, None]))
-        if values_known() and bool(kept.all()):
+    if values_known():
+        new, kept = step(point, tangent)
+        if bool(kept.all()):
             return Landing(new, finite, None)
+    layers = metric.depth if retraction == "layers" and isinstance(metric, DepthMetric) else 1
+    with torch.no_grad():
+        safe = _safe_length(point, tangent, layers)
+        halved = [torch.full_like(safe, 0.5**k) for k in range(_HALVINGS + 1)]
+        safe = torch.minimum(safe, halved[-1] / 2)
+        lengths = torch.stack([*halved, safe, torch.zeros_like(safe)])
+        kept = step(point, tangent.scaled(lengths[..., None, None]))[1]
+        length = torch.where(kept, lengths, 0.0).amax(0)
+    new, kept = step(point, tangent.scaled(length[..., None, None]))
     S = torch.where(kept[..., None, None], new.S, math.nan)
     return Landing(Point(new.U, S, new.V), finite, kept)
 

@@ -67,9 +67,9 @@ def _jacobi(F: Tensor, log_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tolerance = torch.finfo(F.dtype).eps ** 0.5 / k
     # t is γ·b/a to round-off long before b/a leaves the format: nothing depends on it there.
     far = -0.4 * math.log(torch.finfo(F.dtype).max)
-    rounds = _rounds(k)
     F = F.clone()
     known = values_known()
+    rounds = _kept_rounds(k) if known else _rounds(k)  # a trace looks into no cache
     for _ in range(_MAX_SWEEPS if known else _BLIND_SWEEPS):
         largest = None
         for first, second in rounds:
@@ -109,7 +109,6 @@ def _squares(x: Tensor) -> Tensor:
     return (x.conj() * x).real.sum(-2) if x.is_complex() else x.square().sum(-2)
 
 
-@lru_cache
 def _rounds(k: int) -> tuple[tuple[list[int], list[int]], ...]:
     """All pairs of 0..k−1 in rounds of disjoint pairs: a round-robin tournament."""
     players = list(range(k + k % 2))
@@ -121,3 +120,6 @@ def _rounds(k: int) -> tuple[tuple[list[int], list[int]], ...]:
         rounds.append(([i for i, _ in pairs], [j for _, j in pairs]))
         players = [players[0], players[-1], *players[1:-1]]
     return tuple(rounds)
+
+
+_kept_rounds = lru_cache(_rounds)

@@ -206,7 +206,7 @@ class LowRankManifold(Manifold):
 
     def _judge_step(self, finite: Tensor | None, kept: Tensor | None) -> None:
         """Says what a step met; outside of every transform."""
-        if kept is not None:
+        if kept is not None and not bool(kept.all()):
             raise RuntimeError(
                 f"retr(x, u) with retraction={self.retraction!r} needs a point x of rank "
                 f"{self.rank}; no step however short along u kept that rank; call projx(x) or "
