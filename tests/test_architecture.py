@@ -23,7 +23,7 @@ HOMES = {
     "sklearn": {"problems"},
 }
 # What only loads when it is used.
-HEAVY = ("geoopt", "tensorboard", "matplotlib", "hydra", "omegaconf", "sklearn")
+HEAVY = ("geoopt", "tensorboard", "matplotlib", "hydra", "omegaconf", "sklearn", "scipy")
 
 
 def layers(text: str) -> list[set[str]]:
