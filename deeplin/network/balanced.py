@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deeplin.linalg import orthonormal_factor
 from deeplin.network.deep_linear import DeepLinear, balancedness_gap, end_to_end
 
 __all__ = ["compress", "rebalance"]
@@ -76,7 +77,7 @@ def rebalance(layers: Sequence[Tensor], rank: int) -> Layers:
     root = s[..., :rank] ** (1 / len(layers))
     frames = [Vh[..., :rank, :].mH]
     for W_j in layers[:-1]:
-        frames.append(torch.linalg.qr(W_j @ frames[-1]).Q)
+        frames.append(orthonormal_factor(W_j @ frames[-1])[0])  # R > 0: no change of sign
     frames.append(U[..., :rank])
     return tuple(
         (after * root[..., None, :]) @ before.mH for before, after in itertools.pairwise(frames)
