@@ -13,10 +13,7 @@ __all__ = ["OPTIONS", "Option", "check", "check_kind", "flatten", "is_internal"]
 
 @dataclass(frozen=True)
 class Option:
-    """What an option means, what its values must be, in words, and whether a value is.
-
-    `range` says the same for --help where the words for errors are short.
-    """
+    """What an option means, what its values must be, in words, and whether a value is."""
 
     help: str
     must: str = ""
