@@ -10,6 +10,7 @@ from deeplin.linalg import (
     chain,
     expm1_ratio,
     matmul,
+    orthonormal_factor,
     plus_tall_times,
     power_divided_difference,
     product_svdvals,
@@ -151,3 +152,15 @@ def test_one_matrix_times_a_batch(randn, batch):
     A, B = randn(5, 4), randn(*batch, 4, 3)
     torch.testing.assert_close(matmul(A, B), A @ B, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(matmul(A, B.mT.contiguous().mT), A @ B, rtol=1e-13, atol=1e-13)
+
+
+def test_orthonormal_factors_under_vmap_are_the_same(randn):
+    """Cholesky QR looks at its pivots, which a transform hides: Householder's takes its place."""
+    A = randn(6, 7, 3)
+    oracle = orthonormal_factor(A)
+    for ours in (
+        torch.func.vmap(lambda B: orthonormal_factor(B, cholesky=True))(A),
+        orthonormal_factor(A, cholesky=True),
+    ):
+        for part, wanted in zip(ours, oracle, strict=True):
+            torch.testing.assert_close(part, wanted, rtol=0, atol=1e-13)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from manifold_oracles import Case, dot, generator, randn, relative
 
+from deeplin.geometry import DepthMetric, Metric
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
 
 DTYPES = [torch.float64, torch.complex128]
@@ -342,6 +343,24 @@ def test_copies_pickles_and_state_dicts(manifold, shape):
     optimizer.load_state_dict(saved[1])
     steps(resumed, optimizer, 3)
     assert torch.equal(straight, resumed)
+
+
+def test_a_metric_in_place_of_a_depth_is_printed_as_one():
+    class ScaledGD(Metric):
+        def core(self, sigma):
+            return 2 * torch.ones_like(sigma[..., :, None] * sigma[..., None, :])
+
+        def side(self, sigma):
+            return torch.ones_like(sigma)
+
+    for metric, printed, depth in (
+        (ScaledGD(), "metric=ScaledGD()", None),
+        (DepthMetric(3), "depth=3", 3),
+        (math.inf, "depth=inf", math.inf),
+    ):
+        for manifold, _ in manifolds(depth=metric):
+            assert f"rank=2, {printed}, retraction='svd'" in repr(manifold)
+            assert manifold.depth == depth
 
 
 def test_log_and_dist_are_not_implemented_and_expmap_is_retr():

@@ -103,9 +103,10 @@ def compiled(f, backend="eager"):
     return torch.compile(f, fullgraph=True, backend=backend)
 
 
-# The gap σ_r − σ_{r+1} of W + ξ and the condition of the core multiply round-off: 1e-9 is 1e-15
-# times what the steepest of 10^4 draws has of both.
-CLOSE = 1e-9
+# Round-off, times a factor of a thousand for the condition of the core and for the gap between
+# σ_r and σ_{r+1} of W + ξ, where plain code and transforms take different ways to the nearest
+# matrix; elsewhere they do the same operations.
+CLOSE = 1e-12
 
 
 @pytest.mark.parametrize(("depth", "retraction"), PAIRS)
