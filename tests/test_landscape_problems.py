@@ -231,6 +231,10 @@ def test_complex_layers_against_their_dense_hessian(name, widths, randn):
         for point in critical_points(problem, k):
             for balanced in (False, True):
                 layers = lift(problem, point.W, widths, balanced=balanced)
+                for j in range(len(layers) - 1):  # null spaces of complex vectors
+                    d = len(layers[j])
+                    Q = torch.linalg.qr(torch.complex(randn(d, d), randn(d, d))).Q
+                    layers[j], layers[j + 1] = Q @ layers[j], layers[j + 1] @ Q.mH
                 torch.testing.assert_close(chain(layers), point.W)
                 H = LayerHessian(problem, layers)
                 kind = classify(problem, layers)
