@@ -82,7 +82,7 @@ class _PairHessian(SymmetricOperator):
         return self._vector(self._through(pulled[-len(moved) :], adjoints))
 
 
-def _transport(layers: Sequence[Inexact[Tensor, "a b"]]) -> Inexact[Tensor, "c c"]:
+def _transport(layers: Sequence[Tensor]) -> Inexact[Tensor, "c c"]:
     """The matrix of Z ↦ Σ_j A_jA_jᴴ Z E_jᴴE_j, A_j the layers after j, E_j those before it."""
     before = [torch.eye(layers[0].shape[-1], dtype=layers[0].dtype, device=layers[0].device)]
     for W_j in layers[:-1]:
