@@ -144,7 +144,10 @@ class DepthMetric(Metric):
         infinite = math.isinf(self.depth)
         power = 1.0 if infinite else 1 - 2 / self.depth
         row = log_sigma.unsqueeze(-2)
-        p, difference = (power * row).exp(), row - row.mT
+        p = (power * row).exp()
+        if row.shape[-1] == 1:
+            return (torch.zeros_like(p), p / 2) if infinite else (p, self.depth / 2 * p)
+        difference = row - row.mT
         # At an x as small as this the quotient has its limit for x = 0 to the last digit.
         x = torch.minimum(difference, difference.mT).clamp(max=-1e-30)
         divisor = 2 * x if infinite else torch.expm1(x * (2 / self.depth))

@@ -244,9 +244,10 @@ class LeastSquares(Problem):
         """A sentence if XXᴴ is singular, against the papers' assumption; None if it is not."""
         if self.rank_X == self.d_x:
             return None
+        adjoint = "ᴴ" if self.field == "complex" else "ᵀ"
         return (
-            f"XXᴴ has rank {self.rank_X} of {self.d_x}, but the theory assumes full rank: W is "
-            f"not determined on the {self.d_x - self.rank_X} directions that the data never "
+            f"XX{adjoint} has rank {self.rank_X} of {self.d_x}, but the theory assumes full rank: "
+            f"W is not determined on the {self.d_x - self.rank_X} directions that the data never "
             "excite. Project onto the range of X, or whiten X."
         )
 
