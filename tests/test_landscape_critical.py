@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from landscape_oracles import CASES, F64, chart_hessian, problem_of
+from landscape_oracles import CASES, F64, chart_hessian, problem_of, square_root
 
 import deeplin
 from deeplin.landscape import (
@@ -76,7 +76,7 @@ def test_repeated_singular_values_give_continua(randn, seen):
     assert (point.nullity, point.is_isolated, point.kind) == (1, False, "minimum on M_k")
     assert points[2, 3].is_isolated
     U, s, V = (problem.svd_Q[0], problem.singular_values, problem.svd_Q[2].mT)
-    root = torch.linalg.inv(deeplin.linalg.psd_power(problem.C, 0.5))
+    root = torch.linalg.inv(square_root(problem.C))
     for angle in (0.3, 1.2, 2.5):  # around the continuum
         a = torch.tensor([math.cos(angle), math.sin(angle)], dtype=F64)
         u, v = U[:, 1:3] @ a, V[:, 1:3] @ a

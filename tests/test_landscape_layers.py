@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from landscape_oracles import CASES, F64, layers_gradient, layers_hessian, problem_of
+from landscape_oracles import CASES, F64, layers_gradient, layers_hessian, problem_of, square_root
 
 import deeplin
 from deeplin import LeastSquares
@@ -119,7 +119,7 @@ def test_zero_is_a_saddle_strict_for_two_layers_alone(randn, depth, seen):
 def structured_tuples(problem, widths, k, generator):
     """A tuple whose product is the minimum on M_k, with random other entries that multiply to 0."""
     U, s, Vh = torch.linalg.svd(problem.Q)
-    inner = torch.linalg.inv(deeplin.linalg.psd_power(problem.C, 0.5))
+    inner = torch.linalg.inv(square_root(problem.C))
     bases = [torch.linalg.qr(torch.randn(d, d, dtype=F64, generator=generator)).Q for d in widths]
     out, product = [], None
     for n, (cols, rows) in enumerate(itertools.pairwise(widths), start=1):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from landscape_oracles import square_root
 from runner import train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -115,7 +116,7 @@ def run_batch(problem, layers, t1, dt, tol):
 def names_by_enumeration(problem, W, tol):
     """(k, J optimal) of the nearest of all 2^q critical points, None if none is within tol·σ_1."""
     q = len(problem.singular_values)
-    root = deeplin.linalg.psd_power(problem.C, 0.5)
+    root = square_root(problem.C)
     sets = [J for k in range(q + 1) for J in itertools.combinations(range(1, q + 1), k)]
     points = torch.stack([problem.critical_point(J) for J in sets])
     distance = torch.linalg.matrix_norm((W[:, None] - points) @ root)

@@ -14,7 +14,6 @@ from deeplin.linalg import (
     plus_tall_times,
     power_divided_difference,
     product_svdvals,
-    psd_power,
     random_orthogonal,
     tall_times,
 )
@@ -81,14 +80,6 @@ def test_divided_difference_at_zero(depth):
     zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     assert power_divided_difference(one, zero, depth) == (0 if depth == math.inf else 1)
     assert power_divided_difference(zero, zero, depth) == (1 if depth == 1 else 0)
-
-
-def test_psd_power_lives_on_the_range(randn):
-    A = randn(6, 3)
-    A = A @ A.mT
-    root = psd_power(A, 0.5)
-    torch.testing.assert_close(root @ root, A, rtol=0, atol=1e-13 * float(A.norm()))
-    torch.testing.assert_close(psd_power(A, -1.0), torch.linalg.pinv(A), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("widths", [[4, 3], [4, 2, 5], [3, 5, 2, 6], [2, 6, 5, 4], [6, 5, 4, 2]])

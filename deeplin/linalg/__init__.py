@@ -1,7 +1,7 @@
 """Pure functions on matrices: products, powers, orthonormal factors, graded SVDs, truncation."""
 
 from deeplin.linalg.graded import graded_svd
-from deeplin.linalg.hermitian import hermitian_part, psd_power
+from deeplin.linalg.hermitian import hermitian_part
 from deeplin.linalg.lanczos import largest_modulus
 from deeplin.linalg.orthonormal import orthonormal_factor, random_orthogonal
 from deeplin.linalg.powers import expm1_ratio, power_divided_difference
@@ -28,7 +28,6 @@ __all__ = [
     "plus_tall_times",
     "power_divided_difference",
     "product_svdvals",
-    "psd_power",
     "psd_tangent_step",
     "random_orthogonal",
     "tall_times",
