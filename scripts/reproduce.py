@@ -13,6 +13,7 @@ runs/reproduce/<time>/report.html and report.md. Exit status 1 if a claim fails 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -23,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reproduction import SUBJECTS, Claim, Subject, brtw_limits, brtw_rates, brtw_special, hlz
+from reproduction.ledger import NoLedger, Row, gathered, ledger
 from reproduction.ledger import failures as failing
-from reproduction.ledger import gathered, ledger
 from reproduction.ledger_text import show, summary
 from reproduction.report import Chapter, Report, headline, save_figure, verdict_of, work_of
 from reproduction.runs import Run, compositions, execute, finished_runs, folder_of, workers
@@ -67,7 +68,7 @@ def chapter(name: str, folders: Sequence[Path], folder: Path, quick: bool) -> Ch
     claims: list[Claim] = []
     if len(runs) < expected:
         missing = f"{expected - len(runs)} of {expected} runs are not finished"
-        claims.append(Claim(name, subject.title, missing, "all", None))
+        claims.append(Claim("ours", name, subject.title, missing, "all", None))
     png = None
     if runs:
         stem = folder / "figures" / name.replace("/", "-")
@@ -77,7 +78,10 @@ def chapter(name: str, folders: Sequence[Path], folder: Path, quick: bool) -> Ch
 
 
 def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Path) -> int:
-    """Run, draw, judge, report; the exit status. A run of everything has the ledger, too."""
+    """Run, draw, judge, report; the exit status. A run of everything has the ledger, too.
+
+    The report is written before the ledger is made, which may need more than is installed.
+    """
     start, jobs = time.monotonic(), root / "jobs"
     partial = {s.name for s in subjects} < set(SUBJECTS)
     with workers(processes) as pool:
@@ -90,25 +94,38 @@ def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Pa
         found = (map if pool is None else pool.map)(told, plan, folders)
         chapters = list(tqdm(found, total=len(plan), unit="figure", disable=None))
     claims = [claim for c in chapters for claim in c.claims]
-    rows = None if quick or partial else ledger(gathered(claims))
-    Report(chapters, provenance(), time.monotonic() - start, rows).write(folder)
+    report = Report(chapters, provenance(), time.monotonic() - start, not (quick or partial))
+    report.write(folder)
     for claim in claims:
-        print(f"{verdict_of(claim):22}{claim.source}: {claim.statement}: {claim.measured}")
+        told = f"{claim.source}: {claim.statement}: {claim.measured}"
+        print(f"{verdict_of(claim):22}{claim.whose:7}{told}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    print(f"\n{headline(claims)}.")
-    if rows is not None:
-        print(summary(rows))
-    print(f"Report: {_short(folder / 'report.html')}")
+    print(f"\n{headline(claims)}")
+    print(f"Report: {_short(folder / 'report.html')}", flush=True)
+    rows = with_ledger(report, folder, start) if report.whole else None
     failed = any(c.holds is not None and not c.expected for c in claims)
     return int(bool(failures) or failed or bool(rows and failing(rows)))
+
+
+def with_ledger(report: Report, folder: Path, start: float) -> Sequence[Row] | None:
+    """The rows of the ledger, added to a report; None, with the reason there, if it needs more."""
+    try:
+        rows = ledger(gathered(report.claims))
+    except NoLedger as error:
+        print(error)
+        dataclasses.replace(report, no_ledger=str(error)).write(folder)
+        return None
+    dataclasses.replace(report, wall=time.monotonic() - start, ledger=rows).write(folder)
+    print(summary(rows))
+    return rows
 
 
 def last_claims(root: Path) -> list[Claim]:
     """The claims of the newest report of everything; none if there is none yet."""
     for file in sorted(root.glob("*/claims.json"), reverse=True):
         saved = json.loads(file.read_text())
-        if saved["whole"]:
+        if saved["whole"] and all("whose" in claim for claim in saved["claims"]):
             return [Claim(**claim) for claim in saved["claims"]]
     return []
 

@@ -55,7 +55,7 @@ def test_gaussian_data(generator, seen):
 
 
 @pytest.mark.statement("BRTW §7.2")
-@pytest.mark.statement("BRTW §7.2, erratum")
+@pytest.mark.statement("BRTW §7.2, E8")
 def test_teacher_data(generator, seen):
     source = data.teacher(20, rank=2, depth=5, generator=generator)
     problem = source.problem

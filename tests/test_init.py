@@ -52,7 +52,7 @@ def test_orthogonal_start(net, generator, scale, rank, seen):
     seen.below(gap(net), 1e-13)
 
 
-@pytest.mark.statement("BRTW §7.1.1, erratum")
+@pytest.mark.statement("BRTW §7.1.1, E6")
 def test_tied_ends_satisfy_condition_37_and_free_ends_rarely_do(generator, seen):
     net = DeepLinear([8, 4, 6, 8], batch_shape=(4000,), dtype=torch.float64)
     U = torch.linalg.qr(torch.randn(8, 4, dtype=torch.float64, generator=generator)).Q

@@ -66,7 +66,7 @@ def test_no_critical_points_beyond_rank_Q_and_laziness(randn):
 
 
 @pytest.mark.statement("BRTW Prop. 32(1)")
-@pytest.mark.statement("BRTW Prop. 32(1), erratum")
+@pytest.mark.statement("BRTW Prop. 32(1), E7")
 def test_repeated_singular_values_give_continua(randn, seen):
     """Any singular vectors of a repeated σ give critical points, not those of one SVD alone."""
     problem = problem_of("repeated", randn)

@@ -153,7 +153,7 @@ def names_by_enumeration(problem, W, tol):
                 True,
                 marks=[
                     pytest.mark.statement("BRTW Theorem 40"),
-                    pytest.mark.statement("BRTW Conjecture 41(c), erratum"),
+                    pytest.mark.statement("BRTW Conjecture 41(c), E10"),
                 ],
             )
             for depth in (2, 3)
@@ -281,7 +281,7 @@ def test_limits_of_riemannian_gradient_descent_are_named(generator, dtype):
 # -- a counterexample to Conjecture 41(b) ----------------------------------------------------------
 
 
-@pytest.mark.statement("BRTW Conjecture 41(b), erratum")
+@pytest.mark.statement("BRTW Conjecture 41(b), E11")
 @pytest.mark.parametrize(("depth", "t1"), [(2, 20.0), (3, 300.0)])
 def test_the_counterexample_ends_at_the_saddle_of_rank_one(depth, t1, seen):
     problem = deeplin.autoencoder(torch.diag(torch.tensor([2.0, 1.0], dtype=F64)).sqrt())

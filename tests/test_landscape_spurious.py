@@ -71,7 +71,7 @@ def dlra_star(X, U, S):
 @pytest.mark.statement("HLZ Lemma 3.7")
 @pytest.mark.statement("HLZ Lemma 3.8")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.statement("HLZ Lemma 3.8, erratum")
+@pytest.mark.statement("HLZ Lemma 3.8, C1")
 def test_jacobian_of_the_rescaled_flow_by_finite_differences(generator, dtype, seen):
     X = target(6, [3.0, 2.0, 1.0], dtype, generator)
     for point in spurious_points(X, 2):
@@ -132,7 +132,7 @@ def iterate(Z, X, alpha, r):
     return (E[:, -r:] * values[-r:]) @ E[:, -r:].mH
 
 
-@pytest.mark.statement("HLZ Lemma 4.1, erratum")
+@pytest.mark.statement("HLZ Lemma 4.1, E1")
 def test_the_stretch_is_one_plus_alpha_d(seen):
     """1.69993 at ε = 1e-4 for α = 0.7, D_2 = 1; the lemma's first display has 1 + 2αD_2 = 2.4."""
     X = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=F64))

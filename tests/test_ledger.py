@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from reproduction import ledger as book
 from reproduction import ledger_text
+from reproduction.statement import label_of
 from reproduction.statements import PAPERS, STATEMENTS, Statement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +55,33 @@ def test_every_number_of_the_papers_is_there_once_and_in_order():
     sections = {"1": 1, "2": 13, "3": 8, "4": 2, "A": 1, "B": 2}
     expected = [f"{section}.{n}" for section, last in sections.items() for n in range(1, last + 1)]
     assert numbers("HLZ") == expected
-    assert all(s.is_erratum == (s in PAPERS["Errata"]) for s in STATEMENTS)
+
+
+def test_errors_slips_and_cautions_are_apart():
+    """E1 to E11, S1, C1 to C3, each in its own part, and no other statement is labelled."""
+    expected = {
+        "Errors": [f"E{n}" for n in range(1, 12)],
+        "Slips": ["S1"],
+        "Cautions": ["C1", "C2", "C3"],
+    }
+    for part, group in PAPERS.items():
+        labels = [label_of(s.source) for s in group]
+        found = sorted(set(labels) - {""}, key=lambda label: int(label[1:]))
+        assert found == expected.get(part, []), part
+        assert "" not in labels or part not in expected, part
+
+
+def test_every_error_shows_its_number():
+    """Of the tests of an error, a slip or a caution one at least notes a number for the ledger."""
+    noted = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                called = (c.func for c in ast.walk(node) if isinstance(c, ast.Call))
+                if any(isinstance(f, ast.Attribute) and f.attr == "number" for f in called):
+                    noted.add(f"{path.stem}::{node.name}")
+    for source, tests in book.markers().items():
+        assert not label_of(source) or noted & set(tests), source
 
 
 def test_a_statement_is_checked_or_has_a_reason():
@@ -112,9 +139,14 @@ def test_rows(rows):
 def test_claims_of_experiments():
     """What is known to be wrong must fail; a statement does not fail with it."""
 
-    def claim(holds, wrong=""):
+    def claim(holds, wrong="", whose="paper"):
         return SimpleNamespace(
-            source="BRTW Lemma 1", statement="A", measured="1", holds=holds, wrong=wrong
+            whose=whose,
+            source="BRTW Lemma 1",
+            statement="A",
+            measured="1",
+            holds=holds,
+            wrong=wrong,
         )
 
     for claims, verdict in (
@@ -129,6 +161,11 @@ def test_claims_of_experiments():
         (row,) = book.ledger(gathered, results={}, statements=EXAMPLES[:1])
         assert (row.verdict, row.by) == (verdict, ("experiment",))
         assert gathered["BRTW Lemma 1"][0][0] == "A: 1"
+    # Ours decide no statement of a paper: they have rows of their own.
+    gathered = book.gathered([claim(False, whose="ours"), claim(True)])
+    paper, ours = book.ledger(gathered, results={}, statements=EXAMPLES[:1])
+    assert (paper.part, paper.verdict) == ("BRTW", "holds")
+    assert (ours.part, ours.source, ours.verdict) == ("Ours", "BRTW Lemma 1", "fails")
 
 
 def test_a_residual_that_is_no_number_is_the_worst():
@@ -173,6 +210,8 @@ def test_renderings(rows):
     assert "C &lt; D." in ledger_text.fragment(rows)
     told = ledger_text.summary(rows)
     assert "5 rows: 1 holds, 1 fails, 1 unfinished, 1 unchecked, 1 nothing." in told
+    labelled = [book.Row("Errors", f"HLZ Lemma {n}, E{n}", "A.", "B.") for n in (1, 2, 2)]
+    assert "(E1, E2): 3 rows: 3 nothing." in ledger_text.summary(labelled)
     assert "nor a reason: BRTW Lemma 4." in told
 
 
@@ -196,7 +235,10 @@ def test_results_are_kept_until_a_source_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(
         book.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 2})()
     )
-    with pytest.raises(RuntimeError, match="did not run to their end"):
+    with pytest.raises(book.NoLedger, match="did not run to their end"):
+        book.run_tests(file, fresh=True)
+    monkeypatch.setattr(book, "NEEDS", ("pytest", "no_such_module"))
+    with pytest.raises(book.NoLedger, match=r"need no_such_module: type pip install .*\[test\]"):
         book.run_tests(file, fresh=True)
 
 

@@ -85,7 +85,7 @@ def test_riesz_down_to_the_smallest_singular_values(depth, spectrum):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("r", [1, 2, 4, 5])
 @pytest.mark.statement("HLZ Lemma 2.1(3)")
-@pytest.mark.statement("HLZ Lemma 2.1(3), erratum")
+@pytest.mark.statement("HLZ Lemma 2.1(3), E3")
 def test_dimension_from_the_gram_matrix(r, dtype, seen):
     """HLZ Lemma 2.1 prints other complex dimensions."""
     for manifold, shape in manifolds(rank=r):

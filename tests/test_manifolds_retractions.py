@@ -29,7 +29,7 @@ def test_svd_is_the_nearest_matrix_of_rank_r(m, n, r, dtype, seen):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-@pytest.mark.statement("HLZ Definition 2.3, erratum")
+@pytest.mark.statement("HLZ Definition 2.3, C1")
 def test_svd_on_psd_matrices_keeps_the_largest_algebraic_eigenvalues(dtype, seen):
     """A step whose negative eigenvalue is larger in size than a positive one."""
     case = Case.build(6, 6, r=2, dtype=dtype, psd=True)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +84,8 @@ def test_quick(name, tmp_path, capsys):
     claims = json.loads((report.parent / "claims.json").read_text())["claims"]
     assert claims
     assert all(claim["measured"] for claim in claims)
-    assert "0 against expectation" in capsys.readouterr().out
+    assert all(claim["whose"] in ("paper", "ours") for claim in claims)
+    assert capsys.readouterr().out.count(" 0 against expectation") == 2  # papers' and ours
 
 
 def test_finished_runs_are_not_run_again_and_stopped_ones_go_on(tmp_path):
@@ -128,6 +131,54 @@ def test_one_more_subject_keeps_the_ledger_in_the_full_report(tmp_path, monkeypa
         assert json.loads(saved.read_text())["whole"] is whole, names
 
 
+WITHOUT_PYTEST = """
+import importlib.util, sys
+sys.path.insert(0, {scripts!r})
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name in ("pytest", "xdist") else found(name, *a)
+import reproduce
+from pathlib import Path
+from reproduction import Subject, SUBJECTS, ledger
+ledger.run_tests.__defaults__ = (Path({root!r}) / "no.json", False)
+SUBJECTS.clear()
+SUBJECTS["ours/a"] = Subject("ours/a", "A figure", lambda runs: None, lambda runs, others: [])
+reproduce.compositions = lambda name, changes: []
+arguments = ["--processes", "1", "--root", {root!r}]
+sys.exit(10 * reproduce.main(["ledger", *arguments]) + reproduce.main(arguments))
+"""
+
+
+def test_without_pytest_the_report_is_whole_and_the_ledger_says_what_it_needs(tmp_path):
+    """As after `pip install -e .`: no traceback; 2 for the ledger alone, 0 for the full report."""
+    scripts, root = str(ROOT / "scripts"), str(tmp_path)
+    code = WITHOUT_PYTEST.format(scripts=scripts, root=root)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 20, done.stderr
+    needs = "need pytest, xdist: type pip install"
+    assert done.stderr.count(needs) == done.stdout.count(needs) == 1
+    assert "Traceback" not in done.stderr
+    (page,) = tmp_path.glob("*/report.html")
+    (text,) = tmp_path.glob("*/report.md")
+    for file in (page, text):
+        assert "ours/a: A figure" in file.read_text()
+        assert needs in file.read_text()
+    assert json.loads((page.parent / "claims.json").read_text())["whole"] is True
+
+
+def test_the_report_is_written_before_the_ledger_is_made(tmp_path, monkeypatch):
+    """What stops the ledger, a signal too, leaves a report behind."""
+
+    def stopped(verdicts):
+        assert len(list(tmp_path.glob("*/report.html"))) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "compositions", lambda name, changes: [])
+    monkeypatch.setattr(reproduce, "ledger", stopped)
+    assert reproduce.main(["--processes", "1", "--root", str(tmp_path)]) == 130
+    (page,) = tmp_path.glob("*/report.html")
+    assert "Not made yet: python scripts/reproduce.py ledger" in page.read_text()
+
+
 def test_unknown_names(capsys):
     assert reproduce.main(["brtw/fig99"]) == 2
     assert "there is no experiment brtw/fig99; choose among brtw, hlz" in capsys.readouterr().err
@@ -141,17 +192,23 @@ def test_a_sweep_from_its_configuration(tmp_path, monkeypatch):
 
 
 def test_verdicts():
-    holds, fails = (Claim("s", "c", "1", "2", value) for value in (True, False))
-    known, news = (Claim("s", "c", "1", "2", value, wrong="why") for value in (False, True))
-    open_ = Claim("s", "c", "1", "2", None)
+    holds, fails = (Claim("paper", "s", "c", "1", "2", value) for value in (True, False))
+    known, news = (Claim("paper", "s", "c", "1", "2", v, wrong="why") for v in (False, True))
+    open_ = Claim("paper", "s", "c", "1", "2", None)
+    ours = [Claim("ours", "s", "c", "1", "2", value) for value in (True, True, False)]
     assert [c.expected for c in (holds, fails, known, news, open_)] == [
         True, False, True, False, False,
     ]  # fmt: skip
     assert verdict_of(known) == "fails, as known"
     assert verdict_of(news) == "holds, against theory"
-    assert headline([holds, fails, known, news, open_]) == (
-        "5 claims: 1 hold, 1 fail as known to be wrong, 2 against expectation, 1 unfinished"
+    assert headline([holds, *ours, fails, known, news, open_]) == (
+        "Papers' claims: 5: 1 hold, 1 fail as known to be wrong (s), 2 against expectation, "
+        "1 unfinished. Ours: 3: 2 hold, 1 against expectation, 0 unfinished."
     )
+    with pytest.raises(ValueError, match="only a paper's claim can be known to be wrong"):
+        Claim("ours", "s", "c", "1", "2", False, wrong="why")
+    with pytest.raises(ValueError, match="whose must be paper or ours"):
+        Claim("theirs", "s", "c", "1", "2", True)  # type: ignore[arg-type]
 
 
 class Decay:

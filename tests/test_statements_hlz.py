@@ -70,7 +70,7 @@ def test_branches_of_the_manifolds(randn, seen):
     seen(len(signatures) - 4, 0)
 
 
-@pytest.mark.statement("HLZ Lemma 2.1(2), erratum")
+@pytest.mark.statement("HLZ Lemma 2.1(2), E3")
 def test_invertible_real_matrices_have_two_branches(randn, seen):
     """On any path from det > 0 to det < 0 lies a singular matrix: found by bisection."""
     for _ in range(100):
@@ -87,6 +87,7 @@ def test_invertible_real_matrices_have_two_branches(randn, seen):
             positive = float(torch.linalg.det(curve(middle))) > 0
             low, high = (middle, high) if positive else (low, middle)
         seen(least(curve(low), 3), 1e-14)
+        seen.number("least σ_3 on each of 100 paths", least(curve(low), 3))
 
 
 # -- gradient flows --------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def test_rescaled_field_vanishes_on_the_fibre_with_one_escaping_eigenvalue(randn
         strict.number("escaping eigenvalues", (image[0] * xi).sum())
 
 
-@pytest.mark.statement("HLZ Lemma 3.5, erratum")
+@pytest.mark.statement("HLZ Lemma 3.5, C1")
 def test_the_last_eigenvalue_decays_algebraically(seen):
     """From diag(2, 0, 1) towards diag(2, 0, 0): σ' = −σ², the bound is attained."""
     X = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=F64))
@@ -214,7 +215,7 @@ def test_the_last_eigenvalue_decays_algebraically(seen):
     seen.number("e^{0.01 t}·σ_min at t = 1e4", math.exp(100) / (1 + 1e4))
 
 
-@pytest.mark.statement("HLZ Lemma 3.7, erratum")
+@pytest.mark.statement("HLZ Lemma 3.7, E3")
 def test_limit_of_the_derivative_has_a_minus(randn, seen):
     """ψ(S, η) = ∇(S^{-1}σ_min)[η], η = p_ip_rᵀ + p_rp_iᵀ (S stays symmetric), near S_#."""
     P, d = orthonormal(randn, 3, 3), [3.0, 2.0]
@@ -238,7 +239,7 @@ def test_limit_of_the_derivative_has_a_minus(randn, seen):
 
 
 @pytest.mark.statement("HLZ (4)")
-@pytest.mark.statement("HLZ (4), erratum")
+@pytest.mark.statement("HLZ (4), E2")
 def test_hessian_of_the_distance_by_second_differences(randn, seen):
     """⟨ξ, Hess f[ξ]⟩ = d²/dt² f(R(Z + tξ)): R, the nearest matrix, is of second order."""
     n, r = 6, 2
@@ -304,7 +305,7 @@ def test_varying_steps_do_not_vanish_and_any_alpha_escapes(randn, seen):
     assert float(torch.stack(farthest).amax(0).min()) > 0.1
 
 
-@pytest.mark.statement("HLZ Lemma 4.1, erratum 2")
+@pytest.mark.statement("HLZ Lemma 4.1, C1")
 @pytest.mark.parametrize(("alpha", "reaches"), [(1.98, True), (2.02, False)])
 def test_convergence_to_the_target_bounds_alpha(alpha, reaches, randn, seen):
     """σ_r(X) = 1, X = diag(2, 1, 0): the iteration's multiplier at X is 1 − ασ_r(X)."""

@@ -279,7 +279,7 @@ def test_starts_below_the_best_saddle_find_the_optimum(randn, generator, seen):
 # -- errata ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.statement("BRTW Prop. 32(1), erratum")
+@pytest.mark.statement("BRTW Prop. 32(1), E7")
 def test_a_critical_point_of_no_singular_vectors_at_hand(seen):
     """Q = I_2 and k = 1: any uuᵀ is critical, but e_1e_1ᵀ and e_2e_2ᵀ are those of one SVD."""
     eye, u = torch.eye(2, dtype=F64), torch.tensor([[1.0], [1.0]], dtype=F64) / math.sqrt(2)
@@ -291,7 +291,8 @@ def test_a_critical_point_of_no_singular_vectors_at_hand(seen):
     assert min(float((W - L).norm()) for L in listed) > 0.9
 
 
-@pytest.mark.statement("BRTW §5, erratum")
+@pytest.mark.statement("BRTW §5, C2")
+@pytest.mark.statement("BRTW §7.3, S1")
 def test_untied_layers_lose_their_symmetry_and_regain_it(randn, seen):
     _, C = covariance(randn)
     flow = LayerFlow(LeastSquares.from_moments(C, C, C.trace()))
@@ -304,7 +305,7 @@ def test_untied_layers_lose_their_symmetry_and_regain_it(randn, seen):
     seen(end, 1e-8)
 
 
-@pytest.mark.statement("BRTW §7.1.1, erratum 2")
+@pytest.mark.statement("BRTW §7.1.1, S1")
 def test_which_of_the_two_losses_tends_to_the_root_of_the_tail(randn, seen):
     X = randn(4, 30)
     problem = deeplin.autoencoder(X)

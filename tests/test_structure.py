@@ -23,7 +23,7 @@ def counterexample():
     return LeastSquares.from_moments(C, C, 3.0), W
 
 
-@pytest.mark.statement("BRTW Conjecture 41(b), erratum")
+@pytest.mark.statement("BRTW Conjecture 41(b), E11")
 @pytest.mark.parametrize("options", [{"rtol": 1e-7}, {"dt": 0.2}])
 @pytest.mark.statement("BRTW Remark 13")
 def test_counterexample_of_depth_two_stays_at_the_saddle(options, seen):
@@ -38,8 +38,8 @@ def test_counterexample_of_depth_two_stays_at_the_saddle(options, seen):
     seen.below(problem.loss(flow.end_to_end(last)) - 0.5, 1e-10)
 
 
-@pytest.mark.statement("BRTW Conjecture 41(b), erratum")
-@pytest.mark.statement("BRTW §7.1.1, erratum 3")
+@pytest.mark.statement("BRTW Conjecture 41(b), E11")
+@pytest.mark.statement("BRTW Fig. 4, C3")
 def test_a_plain_integrator_escapes_falsely(seen):
     problem, W = counterexample()
     net = init.balanced_(DeepLinear([2, 2, 2], dtype=F64), W)
@@ -53,7 +53,7 @@ def test_a_plain_integrator_escapes_falsely(seen):
 
 
 @pytest.mark.slow
-@pytest.mark.statement("BRTW Conjecture 41(b), erratum")
+@pytest.mark.statement("BRTW Conjecture 41(b), E11")
 def test_counterexample_of_depth_three_stays_at_the_saddle():
     problem, W = counterexample()
     flow = EndToEndFlow(problem, 3)

@@ -11,18 +11,21 @@ from matplotlib.figure import Figure
 from reproduction.runs import Run
 
 Verdict = Literal["holds", "fails", "unfinished"]
+Whose = Literal["paper", "ours"]
 Others = Callable[[str], Sequence[Run]]  # the finished runs of another experiment, [] if none
 Values = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper, a number that decides it, and the verdict.
+    """A sentence of a paper, or of ours on its figure, a number that decides it, and the verdict.
 
-    `holds` is None where the runs did not get far enough to tell. `wrong` says, for a claim that is
-    known to be false, why: then the claim must fail, and it is news if it holds.
+    `holds` is None where the runs did not get far enough to tell. `wrong` says, for a claim of a
+    paper that is known to be false, why: then it must fail, and it is news if it holds. What is
+    known to be false we do not claim.
     """
 
+    whose: Whose
     source: str
     statement: str
     measured: str
@@ -31,6 +34,12 @@ class Claim:
     wrong: str = ""
 
     def __post_init__(self) -> None:
+        if self.whose not in ("paper", "ours"):
+            raise ValueError(f"whose must be paper or ours; got {self.whose!r}.")
+        if self.wrong and self.whose == "ours":
+            raise ValueError(
+                f"{self.source}: only a paper's claim can be known to be wrong; state what is true."
+            )
         if self.holds is not None:  # numpy's bool is none of Python's
             object.__setattr__(self, "holds", bool(self.holds))
 

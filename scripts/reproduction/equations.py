@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from reproduction.statement import label_of
 from reproduction.statements import STATEMENTS
 
 __all__ = ["EQUATIONS", "LOCATOR", "known"]
@@ -98,7 +99,7 @@ def known() -> dict[str, str]:
     found: dict[str, str] = {}
     for paper in ("BRTW", "HLZ"):
         for s in STATEMENTS:
-            if s.source.startswith(paper + " ") and not s.is_erratum:
+            if s.source.startswith(paper + " ") and not label_of(s.source):
                 whole = re.sub(r"(?<=\w)\([0-9a-e]\)$", "", s.source)
                 if whole != s.source:
                     found.setdefault(whole, "in parts")

@@ -69,6 +69,7 @@ class Example11:
             error = float(np.abs(seen / 0.8**run.steps - 1)[seen > 1e-11].max())
             found.append(
                 Claim(
+                    "paper",
                     "HLZ Example 1.1",
                     "from diag(2, 0, 1): Z_k = diag(2, 0, (1 − α)^k), towards the spurious point",
                     f"σ_2(Z_k) is (1 − α)^k to {error:.1e}; ‖Z_k − X‖ ends at "
@@ -80,6 +81,7 @@ class Example11:
         ends = {_eps(r): int(r.steps[-1]) for r in near}
         found.append(
             Claim(
+                "paper",
                 "HLZ Example 1.1",
                 "from the ε-perturbed start with any ε > 0 the limit is X",
                 ", ".join(f"ε = {e:g}: {n} iterations to 1e-12" for e, n in ends.items()),
@@ -139,6 +141,7 @@ class Fig1:
         told = gradient_norm(*_fan(run))
         return [
             Claim(
+                "paper",
                 "HLZ Fig. 1",
                 "one direction comes in, along all others the gradient remains large",
                 f"at distance 1e-3: {small:.0e} along e_3, {large:.3f} or more from 10° off it",
@@ -146,13 +149,15 @@ class Fig1:
                 large > 100 * small,
             ),
             Claim(
+                "ours",
                 "HLZ Fig. 1",
-                "(ours) the drawn formula is the gradient that descent sees",
+                "the drawn formula is the gradient that descent sees",
                 f"largest difference at the starts {np.abs(first - told).max():.1e}",
                 "1e-9",
                 bool(np.abs(first - told).max() < 1e-9),
             ),
             Claim(
+                "paper",
                 "HLZ §1",
                 "descent converges to Z_# from that direction only",
                 f"{reached} of {len(ends) - 1} other starts reach X; the one along e_3 ends at "
@@ -195,6 +200,7 @@ def reaches(source: str, run: Run) -> Claim:
     reached = int((ends < 1e-9).sum())
     middle = float(np.median([run.steps[np.argmax(c < 1e-9)] for c in distances(run).T]))
     return Claim(
+        "paper",
         source,
         "the sequence always escapes the spurious critical points and converges to X",
         f"{reached} of {len(ends)} reach X; median {middle:.0f} iterations to 1e-9",
@@ -206,6 +212,7 @@ def reaches(source: str, run: Run) -> Claim:
 def slope_claim(source: str, run: Run, slope: float, statement: str) -> Claim:
     seen = slopes(distances(run), run.steps, 1e-10)
     return Claim(
+        "ours",
         source,
         statement,
         f"{np.median(seen):.5f} in the median, {seen.min():.5f} to {seen.max():.5f}",
@@ -222,13 +229,14 @@ def escape_claims(source: str):
         return [
             reaches(source, run),
             Claim(
+                "ours",
                 source,
-                "(ours) the starts lie near Z_#",
+                "the starts lie near Z_#",
                 f"‖Z_0 − X‖ is within {abs(first / least - 1):.1e} of ‖Z_# − X‖ or less",
                 "1 %",
                 abs(first / least - 1) < 0.01,
             ),
-            slope_claim(source, run, FIXED, "(ours) and arrives at log10(1 − α) per iteration"),
+            slope_claim(source, run, FIXED, "it arrives at log10(1 − α) per iteration"),
         ]
 
     return claims
@@ -277,6 +285,7 @@ def settling(source: str, run: Run) -> Claim:
     last = [int(run.steps[np.flatnonzero(c)[-1]]) if c.any() else 0 for c in off.T]
     ends = np.abs(least_values(run)[-1] / target - 1).max()
     return Claim(
+        "paper",
         source,
         "σ_r(Z_k) soon converges to σ_r(X)",
         f"within 10 % for good after {np.median(last):.0f} iterations in the median, "
@@ -296,8 +305,9 @@ class Fig3ab:
         least = float(least_values(run).min())
         return [
             reaches("HLZ Fig. 3a", run),
-            slope_claim("HLZ Fig. 3a", run, FIXED, "(ours) the local slope is log10(1 − α)"),
+            slope_claim("HLZ Fig. 3a", run, FIXED, "the local slope is log10(1 − α)"),
             Claim(
+                "paper",
                 "HLZ Fig. 3b",
                 "σ_r(Z_k) is never too small",
                 f"least value {least:.1e}",
@@ -320,10 +330,9 @@ class Fig3cd:
         least, back = float(steps.min()), int(run.steps[np.flatnonzero(low.any(1))[-1]])
         return [
             reaches("HLZ Fig. 3c", run),
-            slope_claim(
-                "HLZ Fig. 3c", run, VARYING, "(ours) the local slope is log10|1 − 2σ_r(X)|"
-            ),
+            slope_claim("HLZ Fig. 3c", run, VARYING, "the local slope is log10|1 − 2σ_r(X)|"),
             Claim(
+                "paper",
                 "HLZ Fig. 3d",
                 "α σ_r(Z_k) is not a diminishing step but always above a certain value",
                 f"least step {least:.1e}, {np.median(steps):.1e} in the median of {steps.size}; "

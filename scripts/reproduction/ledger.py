@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -27,6 +28,10 @@ FILE = ROOT / "runs" / "reproduce" / "ledger.json"
 SOURCES = ("tests/**/*.py", "deeplin/**/*.py", "conf/**/*.yaml", "pyproject.toml")
 SELECTION = "statement and not slow"
 
+# What the marked tests import beyond the package itself: pip install ".[test]".
+NEEDS = ("pytest", "xdist", "hypothesis", "mpmath")
+OURS = ", ours"  # ends the source of a claim that is not the paper's
+
 # source -> (what the experiment measured, in a sentence; "holds", "fails", "unfinished", or
 # "refuted": a claim that the theory knows to be wrong has failed as it must)
 Verdicts = Mapping[str, Sequence[tuple[str, str]]]
@@ -35,9 +40,15 @@ Verdicts = Mapping[str, Sequence[tuple[str, str]]]
 Results = Mapping[str, Sequence[Mapping]]
 
 
+class NoLedger(RuntimeError):
+    """The tests could not be run; the message is a sentence that says what they need."""
+
+
 class Judged(Protocol):
     """A claim of an experiment with its verdict."""
 
+    @property
+    def whose(self) -> str: ...
     @property
     def source(self) -> str: ...
     @property
@@ -57,7 +68,7 @@ class Row:
     `residual` is that of the comparison nearest to its bound, of all tests of the statement;
     `verdict` is "holds", "fails", "refuted", "unfinished", "unchecked" (then `reason` says why) or
     "nothing".
-    An erratum holds if the paper is wrong in the way it says.
+    A row of an error holds if the paper is wrong in the way it says.
     """
 
     part: str
@@ -106,12 +117,20 @@ def commit() -> str:
 
 
 def run_tests(file: Path = FILE, fresh: bool = False) -> Results:
-    """What the marked tests saw: from `file` if the sources are those of that run, or run now."""
+    """What the marked tests saw: from `file` if the sources are those of that run, or run now.
+
+    Raises: NoLedger where they cannot be run.
+    """
     key = sources_key()
     if file.is_file() and not fresh:
         kept = json.loads(file.read_text())
         if kept.get("key") == key:
             return kept["statements"]
+    if absent := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
+        raise NoLedger(
+            f"The ledger runs the tests of the statements, which need {', '.join(absent)}: type "
+            'pip install -c constraints.txt -e ".[test]", then python scripts/reproduce.py ledger.'
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial.json")
     partial.unlink(missing_ok=True)
@@ -121,7 +140,10 @@ def run_tests(file: Path = FILE, fresh: bool = False) -> Results:
     # Their progress goes to the screen, the ledger alone to the standard output.
     done = subprocess.run([*command, f"--ledger={partial}"], cwd=ROOT, stdout=sys.stderr)
     if not partial.is_file():
-        raise RuntimeError(f"The tests did not run to their end (pytest: {done.returncode}).")
+        raise NoLedger(
+            f"The tests of the statements did not run to their end (pytest: {done.returncode}, its "
+            "output is above): mend that, then type python scripts/reproduce.py ledger."
+        )
     statements = json.loads(partial.read_text())
     partial.unlink()
     kept = {"key": key, "commit": commit(), "seconds": round(time.perf_counter() - start, 1)}
@@ -149,7 +171,10 @@ def markers(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
 
 
 def gathered(claims: Iterable[Judged]) -> dict[str, list[tuple[str, str]]]:
-    """The claims of experiments by their sources. One known to be wrong fails if it holds."""
+    """The claims of experiments by their sources, ours apart: they decide no statement of a paper.
+
+    One known to be wrong fails if it holds.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     for claim in claims:
         if claim.holds is None:
@@ -159,7 +184,8 @@ def gathered(claims: Iterable[Judged]) -> dict[str, list[tuple[str, str]]]:
         else:
             verdict = "holds" if claim.holds else "fails"
         text = f"{claim.statement}: {claim.measured}"
-        found.setdefault(claim.source, []).append((text, verdict))
+        source = claim.source + (OURS if claim.whose == "ours" else "")
+        found.setdefault(source, []).append((text, verdict))
     return found
 
 
@@ -170,7 +196,10 @@ def ledger(
     statements: Iterable[Statement] = STATEMENTS,
     fresh: bool = False,
 ) -> list[Row]:
-    """A row for every statement, then one for every claim of an experiment beyond them."""
+    """A row for every statement, then one for every claim of an experiment beyond them.
+
+    Of these the papers' come first, then ours.
+    """
     verdicts = {} if verdicts is None else verdicts
     results = run_tests(fresh=fresh) if results is None else results
     parts = {s.source: part for part, group in PAPERS.items() for s in group}
@@ -184,13 +213,20 @@ def ledger(
         for s in statements
     ]
     known = {s.source for s in statements}
-    for source, claims in verdicts.items():
-        if source not in known:
-            rows += [
-                Row("Experiments", source, text, "", ("experiment",), verdict=verdict)
-                for text, verdict in claims
-            ]
-    return rows
+    others = [
+        Row(
+            "Ours" if source.endswith(OURS) else "Experiments",
+            source.removesuffix(OURS),
+            text,
+            "",
+            ("experiment",),
+            verdict=verdict,
+        )
+        for source, claims in verdicts.items()
+        if source not in known
+        for text, verdict in claims
+    ]
+    return rows + sorted(others, key=lambda row: row.part)
 
 
 def _row(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import html
+import sys
 import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby, zip_longest
 
-from reproduction.ledger import Row, Verdicts, failures, ledger, missing
+from reproduction.ledger import NoLedger, Row, Verdicts, failures, ledger, missing
+from reproduction.statement import label_of
 
 TITLES = {
     "BRTW": "Bah, Rauhut, Terstiege, Westdickenberg (2020)",
     "HLZ": "Hou, Li, Zhang (2021)",
-    "Errata": "Errata (a row holds if the paper is wrong in this way)",
-    "Experiments": "Claims of the experiments",
+    "Errors": "Errors of the papers (a row holds if the paper is wrong in this way)",
+    "Slips": "Slips of the pen (a row holds if the reading that it gives is right)",
+    "Cautions": "Our own cautions, no errors: the papers are right, or silent",
+    "Experiments": "The papers' claims on their figures",
+    "Ours": "Our own claims on their figures",
 }
 # Columns of the screen: name and width, 100 characters with the spaces between them.
 SCREEN = (("", 4), ("statement", 19), ("says", 37), ("seen ≤ bound", 17), ("by", 15))
@@ -119,7 +124,9 @@ def summary(rows: Sequence[Row]) -> str:
     for title, group in parts(rows):
         counts = Counter(row.verdict for row in group)
         told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
-        lines.append(f"{title}: {len(group)} rows: {told}.")
+        labels = dict.fromkeys(label for row in group if (label := label_of(row.source)))
+        listed = f" ({', '.join(labels)})" if labels else ""
+        lines.append(f"{title}{listed}: {len(group)} rows: {told}.")
     for names, sentence in (
         (failures(rows), "These fail"),
         (missing(rows), "These have neither a test, nor an experiment, nor a reason"),
@@ -136,8 +143,12 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def show(verdicts: Verdicts | None = None, *, fresh: bool = False) -> int:
-    """Prints the ledger; 1 if a statement fails."""
-    rows = ledger(verdicts, fresh=fresh)
+    """Prints the ledger; 1 if a statement fails, 2 if it could not be made."""
+    try:
+        rows = ledger(verdicts, fresh=fresh)
+    except NoLedger as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(text(rows))
     print()
     print(summary(rows))

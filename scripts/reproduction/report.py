@@ -37,7 +37,7 @@ td.verdict { white-space: nowrap; font-weight: 600; }
 @media print { body { max-width: none; font-size: 10pt; } .scroll { overflow: visible; }
                img, tr { break-inside: avoid; } h2, p { break-after: avoid; } }
 @media screen and (max-width: 40rem) { .scroll img { max-width: none; width: 46rem; }
-  .claims th:nth-child(4), .claims td:nth-child(4) { display: none; } }
+  .claims th:nth-child(5), .claims td:nth-child(5) { display: none; } }
 """
 
 
@@ -58,12 +58,18 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Report:
-    """What a report holds: chapters, versions and machine, the seconds it took, the ledger."""
+    """What a report holds: chapters, versions and machine, the seconds it took, the ledger.
+
+    `whole` says whether it is of all experiments at the papers' sizes. Such a one has a ledger, or
+    says in `no_ledger` why it has none.
+    """
 
     chapters: Sequence[Chapter]
     provenance: dict[str, Any]
     wall: float
-    ledger: Sequence[Row] | None
+    whole: bool
+    ledger: Sequence[Row] | None = None
+    no_ledger: str = "Not made yet: python scripts/reproduce.py ledger makes and prints it."
 
     @property
     def claims(self) -> list[Claim]:
@@ -83,7 +89,7 @@ class Report:
     def write(self, folder: Path) -> None:
         """report.html, report.md and claims.json in a folder."""
         claims = [asdict(claim) for claim in self.claims]
-        content = {"whole": self.ledger is not None, "claims": claims}
+        content = {"whole": self.whole, "claims": claims}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / "claims.json").write_text(text)
         (folder / "report.html").write_text(_html(self))
@@ -148,15 +154,26 @@ def verdict_of(claim: Claim) -> str:
 
 
 def headline(claims: Sequence[Claim]) -> str:
-    """How many claims hold, how many fail, in one sentence."""
+    """How many claims of the papers hold and how many fail, and how many of ours."""
+    papers = [claim for claim in claims if claim.whose == "paper"]
+    known = [c for c in papers if c.wrong and c.holds is False]
+    sources = dict.fromkeys(claim.source for claim in known)
+    listed = f" ({'; '.join(sources)})" if known else ""
+    told = f"{len(known)} fail as known to be wrong{listed}"
+    ours = [claim for claim in claims if claim.whose == "ours"]
+    return f"Papers' claims: {_counts(papers, told)}. Ours: {_counts(ours)}."
+
+
+def _counts(claims: Sequence[Claim], known: str = "") -> str:
     holds = sum(claim.verdict == "holds" and not claim.wrong for claim in claims)
-    known = sum(bool(claim.wrong) and claim.holds is False for claim in claims)
+    against = sum(claim.holds is not None and not claim.expected for claim in claims)
     unfinished = sum(claim.holds is None for claim in claims)
-    wrong = len(claims) - holds - known - unfinished
-    return (
-        f"{len(claims)} claims: {holds} hold, {known} fail as known to be wrong, "
-        f"{wrong} against expectation, {unfinished} unfinished"
-    )
+    told = (f"{holds} hold", known, f"{against} against expectation", f"{unfinished} unfinished")
+    return f"{len(claims)}: " + ", ".join(part for part in told if part)
+
+
+def _cells(claim: Claim) -> list[str]:
+    return [claim.whose, claim.source, claim.statement, claim.measured, claim.threshold]
 
 
 def _html(report: Report) -> str:
@@ -165,10 +182,10 @@ def _html(report: Report) -> str:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<title>deeplin: the papers, re-run</title><style>{_STYLE}</style></head><body>",
         "<h1>The papers, re-run</h1>",
-        f"<p><strong>{html.escape(headline(report.claims))}.</strong></p>",
+        f"<p><strong>{html.escape(headline(report.claims))}</strong></p>",
         *(f"<p>{html.escape(fact)}</p>" for fact in report.facts),
-        "<p>A claim marked (ours) is not the papers' own. BRTW: Bah, Rauhut, Terstiege, "
-        "Westdickenberg, 2020. HLZ: Hou, Li, Zhang, 2021.</p>",
+        "<p>BRTW: Bah, Rauhut, Terstiege, Westdickenberg, 2020. HLZ: Hou, Li, Zhang, 2021. What "
+        "we claim of their figures is marked ours, and counted apart.</p>",
     ]
     for chapter in report.chapters:
         name = html.escape(chapter.name)
@@ -181,29 +198,29 @@ def _html(report: Report) -> str:
             )
         parts.append(f"<p><code>{html.escape(chapter.command)}</code> {chapter.work}</p>")
         parts.append(
-            "<div class='scroll'><table class='claims'><tr><th>Source</th><th>Claim</th>"
-            "<th>Measured</th><th>Threshold</th><th>Verdict</th></tr>"
+            "<div class='scroll'><table class='claims'><tr><th>Whose</th><th>Source</th>"
+            "<th>Claim</th><th>Measured</th><th>Threshold</th><th>Verdict</th></tr>"
         )
         for claim in chapter.claims:
-            wrong = f"<br><em>{html.escape(claim.wrong)}</em>" if claim.wrong else ""
-            cells = [claim.source, claim.statement, claim.measured, claim.threshold]
-            row = "".join(f"<td>{html.escape(c)}</td>" for c in cells)
+            wrong = f"<em>{html.escape(claim.wrong)}</em>" if claim.wrong else ""
+            row = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(claim))
             kind = claim.verdict if claim.expected or claim.holds is None else "fails"
             kind = "holds" if claim.expected else kind
             parts.append(
                 f"<tr>{row}<td class='verdict {kind}'>{html.escape(verdict_of(claim))}</td></tr>"
-                + (f"<tr><td></td><td colspan='4'>{wrong[4:]}</td></tr>" if wrong else "")
+                + (f"<tr><td></td><td colspan='5'>{wrong}</td></tr>" if wrong else "")
             )
         parts.append("</table></div></section>")
-    if report.ledger is not None:
-        table = fragment(report.ledger)
+    if report.whole:
+        told = f"<p>{html.escape(report.no_ledger)}</p>"
+        table = told if report.ledger is None else fragment(report.ledger)
         parts.append(f"<section><h2>The ledger of statements</h2>{table}</section>")
     parts.append("</body></html>")
     return "\n".join(parts)
 
 
 def _markdown(report: Report, folder: Path) -> str:
-    lines = ["# The papers, re-run", "", f"**{headline(report.claims)}.**", ""]
+    lines = ["# The papers, re-run", "", f"**{headline(report.claims)}**", ""]
     for fact in report.facts:
         lines += [fact, ""]
     for chapter in report.chapters:
@@ -211,13 +228,15 @@ def _markdown(report: Report, folder: Path) -> str:
         if chapter.figure is not None:
             lines += [f"![{chapter.title}]({chapter.figure.relative_to(folder)})", ""]
         lines += [f"`{chapter.command}` {chapter.work}", ""]
-        lines += ["| Source | Claim | Measured | Threshold | Verdict |", "|---|---|---|---|---|"]
+        headers = ("Whose", "Source", "Claim", "Measured", "Threshold", "Verdict")
+        lines += [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
         for claim in chapter.claims:
-            cells = [claim.source, claim.statement, claim.measured, claim.threshold]
+            cells = _cells(claim)
             verdict = verdict_of(claim) + (f": {claim.wrong}" if claim.wrong else "")
             row = " | ".join(cell.replace("|", "\\|") for cell in [*cells, verdict])
             lines.append(f"| {row} |")
         lines.append("")
-    if report.ledger is not None:
-        lines += ["## The ledger of statements", "", markdown(report.ledger), ""]
+    if report.whole:
+        table = report.no_ledger if report.ledger is None else markdown(report.ledger)
+        lines += ["## The ledger of statements", "", table, ""]
     return "\n".join(lines)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+_LABEL = re.compile(r", ([ESC][0-9]+)$")
+
+
+def label_of(source: str) -> str:
+    """E1, S1, C1, … of an error, a slip, a caution; "" of a statement of the papers."""
+    found = _LABEL.search(source)
+    return found[1] if found else ""
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,3 @@ class Statement:
     def __post_init__(self):
         if bool(self.checked) == bool(self.unchecked):
             raise ValueError(f"{self.source} must have either `checked` or `unchecked`.")
-
-    @property
-    def is_erratum(self) -> bool:
-        return ", erratum" in self.source

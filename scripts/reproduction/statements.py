@@ -1,4 +1,4 @@
-"""Every numbered statement of the two papers, in their order, and what was found wrong in them.
+"""Every numbered statement of the two papers, in their order; their errors, slips, our cautions.
 
 BRTW = Bah, Rauhut, Terstiege, Westdickenberg, Learning deep linear neural networks: Riemannian
 gradient flows and convergence to global minimizers (2020). HLZ = Hou, Li, Zhang, Asymptotic escape
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from reproduction.statement import Statement
 from reproduction.statements_brtw import FLOWS
-from reproduction.statements_errata import ERRATA
+from reproduction.statements_errata import CAUTIONS, ERRORS, SLIPS
 from reproduction.statements_hlz import HLZ
 from reproduction.statements_landscape import LANDSCAPE
 
@@ -19,6 +19,8 @@ __all__ = ["PAPERS", "STATEMENTS", "Statement"]
 PAPERS: dict[str, tuple[Statement, ...]] = {
     "BRTW": FLOWS + LANDSCAPE,
     "HLZ": HLZ,
-    "Errata": ERRATA,
+    "Errors": ERRORS,
+    "Slips": SLIPS,
+    "Cautions": CAUTIONS,
 }
 STATEMENTS: tuple[Statement, ...] = tuple(s for part in PAPERS.values() for s in part)

@@ -22,7 +22,7 @@ HLZ = (
     ),
     S(
         "HLZ Lemma 2.1(3)",
-        "dim M_r = (m+n−r)r real, (2m−r+1)r/2 symmetric; complex ones see the erratum.",
+        "dim M_r = (m+n−r)r real, (2m−r+1)r/2 symmetric; complex ones see E3.",
         "The rank of the Gram matrix of 130 projected random directions.",
     ),
     S(
@@ -38,7 +38,7 @@ HLZ = (
     S(
         "HLZ Definition 2.3",
         "The retraction is the nearest matrix of rank r.",
-        "The step against a truncated SVD; for SPSD matrices see the erratum.",
+        "The step against a truncated SVD; for SPSD matrices see C1.",
     ),
     S(
         "HLZ Lemma 2.4(1)",
@@ -154,7 +154,7 @@ HLZ = (
     S(
         "HLZ (4)",
         "Hess f[ξ] = ξ + curvature terms with Σ^{-1}, for ξ = U_zMU_z* + U_zNŪ* + ŪN*U_z*.",
-        "The formula, with the erratum's shapes and sign, against second differences of f.",
+        "The formula, with the shapes and the sign of E2, against second differences of f.",
     ),
     S(
         "HLZ Lemma A.1",

@@ -123,12 +123,12 @@ LANDSCAPE = (
     S(
         "BRTW Conjecture 41(b)",
         "An autoencoder with u_iᵀW(0)u_i > 0 for i ≤ r and W(0)U_r of rank r ends at Σu_iu_iᵀ.",
-        "100 random starts of rank 1 with (37), N = 2, 3. For r ≥ 2 see the erratum.",
+        "100 random starts of rank 1 with (37), N = 2, 3. For r ≥ 2 see E11.",
     ),
     S(
         "BRTW Conjecture 41(c)",
         "In Theorem 40 the second case is a null set of starts if k ≤ rank Q.",
-        "200 random starts on M_2 of 3×3 matrices. For k = d_x = d_y see the erratum.",
+        "200 random starts on M_2 of 3×3 matrices. For k = d_x = d_y see E10.",
     ),
     S(
         "BRTW Remark 42",
