@@ -14,12 +14,12 @@ from matplotlib.ticker import MaxNLocator
 from deeplin.landscape import Plateau
 from deeplin.loop import History
 from deeplin.prediction import Prediction
+from deeplin.runner.drawing import COLOURS, PREDICTED, draw_predicted_decay
 
 __all__ = ["convergence", "rendered", "saddle_to_saddle"]
 
-# Okabe and Ito's colours, distinct for every kind of colour vision.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-_DASHES = (0, (4, 3))
+BLUE, ORANGE, GREEN = COLOURS[:3]
+GREY = "#555555"
 
 
 def convergence(history: History, prediction: Prediction, title: str) -> Figure:
@@ -53,7 +53,7 @@ def saddle_to_saddle(
     top.semilogx(t[later], loss[later], color=BLUE, label="loss $L^N$")
     for n, plateau in enumerate(report):
         label = None if n else "critical levels"
-        top.axhline(plateau.loss, label=label, linestyle=_DASHES, color=GREY, linewidth=0.8)
+        top.axhline(plateau.loss, label=label, **PREDICTED)
         top.annotate(
             plateau.label,
             (1.0, plateau.loss),
@@ -120,9 +120,7 @@ def _loss(ax: Axes, t: np.ndarray, history: History, prediction: Prediction) -> 
         ax.axhline(
             prediction.loss,
             label=f"predicted optimum {prediction.loss:.6g}",
-            linestyle=_DASHES,
-            color=GREY,
-            linewidth=1.2,
+            **PREDICTED,
         )
     ax.set_ylabel("loss")
     ax.legend(frameon=False)
@@ -134,20 +132,9 @@ def _distance(ax: Axes, t: np.ndarray, history: History, prediction: Prediction)
         _band(ax, t, history, "distance_to_limit", BLUE, r"$\|W(t) - W^*\|_F$")
     _band(ax, t, history, "gradient_norm", GREEN, r"gradient norm $\|\nabla L^N\|$")
     if prediction.rate:
-        # Anchored where the decay has become exponential, not at the transient before it.
         distance = _flat(history, "distance_to_limit").median(1).values.numpy()
-        anchor = int(np.searchsorted(-np.log(distance), -np.log(distance[-1]) - 3.0))
-        line = distance[anchor] * np.exp(-prediction.rate * (t - t[anchor]))
-        shown = line < 10 * distance.max()
-        ax.plot(
-            t[shown],
-            line[shown],
-            label=rf"predicted $e^{{-\rho t}}$, $\rho$ = "
-            f"{prediction.rate:.4g}",
-            linestyle=_DASHES,
-            color=GREY,
-            linewidth=1.2,
-        )
+        label = rf"predicted $e^{{-\rho t}}$, $\rho$ = {prediction.rate:.4g}"
+        draw_predicted_decay(ax, t, distance, prediction.rate, label=label)
     ax.set_ylabel("distance")
     ax.legend(frameon=False)
 
@@ -174,9 +161,7 @@ def _singular_values(ax: Axes, t: np.ndarray, history: History, prediction: Pred
         ax.axhline(
             level,
             label=None if n else "predicted limits",
-            linestyle=_DASHES,
-            color=GREY,
-            linewidth=1.2,
+            **PREDICTED,
         )
     ax.set_ylabel(r"singular values of $W(t)$")
     ax.set_ylim(bottom=0)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reproduction import Claim, Others, subject
-from reproduction.panels import COLOURS, PREDICTED, canvas, decays, split
+from reproduction.panels import COLOURS, PREDICTED, canvas, decays, panel_per, split
 from reproduction.runs import Run
 
 AUTOENCODER = "U_r U_rᵀ"
@@ -97,13 +98,12 @@ def by_size(run: Run) -> str:
 
 def limits_figure(runs: Sequence[Run]) -> Figure:
     """A panel for each depth, a curve for each size: the distance to the limit."""
-    depths = split(runs, lambda r: r.depth)
-    figure, axes = canvas(min(len(depths), 2), math.ceil(len(depths) / 2))
-    for ax, (depth, members) in zip(axes, depths.items(), strict=False):
+
+    def draw(ax: Axes, depth: int, members: list[Run]) -> None:
         decays(ax, sorted(members, key=lambda r: r.d), distance, by_size, predicted=True)
-        ax.set_title(f"N = {depth}")
-        ax.set_ylabel(r"$\|W(t) - U_r U_r^T\|_F$")
-    return figure
+        ax.set(title=f"N = {depth}", ylabel=r"$\|W(t) - U_r U_r^T\|_F$")
+
+    return panel_per(runs, lambda r: r.depth, draw, columns=2)
 
 
 @subject(
@@ -131,9 +131,7 @@ class Fig01:
 class Fig02:
     @staticmethod
     def draw(runs: Sequence[Run]) -> Figure:
-        depths = split(runs, lambda r: r.depth)
-        figure, axes = canvas(len(depths))
-        for ax, (depth, members) in zip(axes, depths.items(), strict=True):
+        def draw(ax: Axes, depth: int, members: list[Run]) -> None:
             for i, run in enumerate(sorted(members, key=lambda r: r.d)):
                 later = run.t > 0
                 error = np.sqrt(2 * run["loss"])
@@ -143,7 +141,8 @@ class Fig02:
             ax.set(title=f"N = {depth}", xlabel="flow time t", ylabel=r"$\|X - W(t)X\|_F$")
             ax.set_ylim(0, 1.4 * ax.get_ylim()[1])
             ax.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
-        return figure
+
+        return panel_per(runs, lambda r: r.depth, draw)
 
     @staticmethod
     def claims(runs: Sequence[Run], others: Others) -> list[Claim]:
@@ -186,13 +185,12 @@ class Fig02:
 class Fig03:
     @staticmethod
     def draw(runs: Sequence[Run]) -> Figure:
-        starts = split(runs, lambda r: r.cfg.init.name)
-        figure, axes = canvas(len(starts))
-        for ax, (name, members) in zip(axes, starts.items(), strict=True):
+        def draw(ax: Axes, name: str, members: list[Run]) -> None:
             decays(ax, members, lambda r: r["tie_gap"], by_size, predicted=True)
             kind = "general balanced start" if name == "orthogonal" else "special balanced start"
             ax.set(title=f"N = 2, {kind}", ylabel=r"$\|W_1(t) - W_2(t)^T\|_F$")
-        return figure
+
+        return panel_per(runs, lambda r: r.cfg.init.name, draw)
 
     @staticmethod
     def claims(runs: Sequence[Run], others: Others) -> list[Claim]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reproduction import Claim, Others, subject
@@ -18,7 +19,7 @@ from reproduction.brtw_limits import (
     size,
     worst,
 )
-from reproduction.panels import PREDICTED, canvas, decays, split, time_to
+from reproduction.panels import PREDICTED, canvas, decays, panel_per, split, time_to
 from reproduction.runs import Run
 
 
@@ -42,12 +43,12 @@ def panels(
     runs: Sequence[Run], values: Callable[[Run], np.ndarray], ylabel: str, *, predicted: bool
 ) -> Figure:
     """A panel for each size, a curve for each depth."""
-    sizes = split(runs, lambda r: r.d)
-    figure, axes = canvas(len(sizes))
-    for ax, members in zip(axes, sizes.values(), strict=True):
+
+    def draw(ax: Axes, _: int, members: list[Run]) -> None:
         decays(ax, _sorted(members), values, by_depth, predicted=predicted)
         ax.set(title=size_of(members[0]), ylabel=ylabel)
-    return figure
+
+    return panel_per(runs, lambda r: r.d, draw)
 
 
 def _sorted(runs: Sequence[Run]) -> list[Run]:
@@ -277,13 +278,12 @@ def to_teacher(run: Run) -> np.ndarray:
 class Fig11:
     @staticmethod
     def draw(runs: Sequence[Run]) -> Figure:
-        starts = split(runs, lambda r: r.cfg.init.name != "orthogonal")
-        figure, axes = canvas(len(starts))
-        for ax, (unbalanced, members) in zip(axes, starts.items(), strict=True):
+        def draw(ax: Axes, unbalanced: bool, members: list[Run]) -> None:
             decays(ax, _sorted(members), to_teacher, by_depth, predicted=True)
             kind = "unbalanced" if unbalanced else "balanced"
             ax.set(title=f"{size_of(members[0])}, {kind}", ylabel=r"$\|W(t) - \tilde{W}\|_F$")
-        return figure
+
+        return panel_per(runs, lambda r: r.cfg.init.name != "orthogonal", draw)
 
     @staticmethod
     def claims(runs: Sequence[Run], others: Others) -> list[Claim]:
@@ -308,9 +308,7 @@ class Fig11:
 class Fig12:
     @staticmethod
     def draw(runs: Sequence[Run]) -> Figure:
-        sizes = split(runs, lambda r: r.d)
-        figure, axes = canvas(len(sizes))
-        for ax, members in zip(axes, sizes.values(), strict=True):
+        def draw(ax: Axes, _: int, members: list[Run]) -> None:
             # The loss decays at twice the rate of the distance.
             decays(ax, _sorted(members), lambda r: r["loss"], by_depth, floor=1e-26)
             for run in _sorted(members):
@@ -321,7 +319,8 @@ class Fig12:
                     shown = line > 1e-26
                     ax.semilogy(t[shown], line[shown], **PREDICTED)
             ax.set(title=size_of(members[0]), ylabel=r"$\frac{1}{2}\|Y - W(t)X\|_F^2$")
-        return figure
+
+        return panel_per(runs, lambda r: r.d, draw)
 
     @staticmethod
     def claims(runs: Sequence[Run], others: Others) -> list[Claim]:

@@ -10,12 +10,23 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deeplin.runner.drawing import COLOURS, PREDICTED, draw_predicted_decay
 from reproduction.runs import Run
 
-# Okabe and Ito's colours, and a line style each, so that the curves differ in grey too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+__all__ = [
+    "COLOURS",
+    "PREDICTED",
+    "STYLES",
+    "band",
+    "canvas",
+    "decays",
+    "panel_per",
+    "split",
+    "time_to",
+]
+
+# A line style for each colour, so that the curves differ in grey too.
 STYLES = ("-", (0, (7, 1.5)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), "-", "-")
-PREDICTED: dict[str, Any] = {"linestyle": (0, (1, 1.6)), "color": "#333333", "linewidth": 1.3}
 
 
 def canvas(columns: int, rows: int = 1, *, height: float = 3.6) -> tuple[Figure, Sequence[Axes]]:
@@ -31,6 +42,22 @@ def canvas(columns: int, rows: int = 1, *, height: float = 3.6) -> tuple[Figure,
 def split(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
     """Runs by a key, in the order of the keys."""
     return {value: [r for r in runs if key(r) == value] for value in sorted({*map(key, runs)})}
+
+
+def panel_per(
+    runs: Sequence[Run],
+    key: Callable[[Run], Any],
+    draw: Callable[[Axes, Any, list[Run]], None],
+    *,
+    columns: int | None = None,
+) -> Figure:
+    """A panel for each value of a key, drawn by `draw(ax, value, members)`, in one row or more."""
+    groups = split(runs, key)
+    width = min(len(groups), columns or len(groups))
+    figure, axes = canvas(width, math.ceil(len(groups) / width))
+    for ax, (value, members) in zip(axes, groups.items(), strict=False):
+        draw(ax, value, members)
+    return figure
 
 
 def decays(
@@ -51,7 +78,7 @@ def decays(
         seen = np.where(y > floor, y, np.nan)
         ax.semilogy(run.t, seen, color=COLOURS[i % 6], ls=STYLES[i % 6], lw=1.5, label=label(run))
         if predicted and run.predicted_rate:
-            _predicted(ax, run.t, seen, run.predicted_rate)
+            draw_predicted_decay(ax, run.t, seen, run.predicted_rate)
     if predicted:
         ax.plot([], [], label="predicted rate", **PREDICTED)
     ends = [float(run.t[-1]) for run in runs]
@@ -59,17 +86,6 @@ def decays(
         ax.set(xscale="log", xlim=(0.02 * min(ends), 1.5 * max(ends)))
     ax.set_xlabel("flow time t")
     ax.legend(frameon=False, fontsize=8.5)
-
-
-def _predicted(ax: Axes, t: np.ndarray, y: np.ndarray, rho: float) -> None:
-    """e^{−ρt} a little above the last e⁶ of a decay, where it has become exponential."""
-    floor = float(np.nanmedian(y[-max(len(y) // 10, 1) :]))
-    end = int(np.argmax(y <= 2 * floor))  # what comes after may be round-off
-    above = np.flatnonzero(y[:end] > math.exp(6) * y[end])
-    anchor = above[-1] if len(above) else 0
-    line = 2.5 * y[anchor] * np.exp(-rho * (t - t[anchor]))
-    shown = slice(anchor, end + 1)
-    ax.semilogy(t[shown], line[shown], **PREDICTED)
 
 
 def band(ax: Axes, run: Run, values: np.ndarray, colour: str, label: str) -> None:
