@@ -58,38 +58,6 @@ def test_bounded_gradient_flows_have_paths_of_finite_length(randn, seen):
     seen(max(v.norm() for v in flow.velocity(0.0, states[-1])), 1e-6)
 
 
-def layers_of_fixed_gaps(scale, depth, randn_like):
-    """Square layers with W_N = scale·A and W_{j+1}ᵀW_{j+1} − W_jW_jᵀ = G_j, whatever the scale."""
-    A, gaps, turns = randn_like
-    layers = [scale * A]
-    for G, Q in zip(gaps[: depth - 1], turns, strict=False):
-        values, E = torch.linalg.eigh(layers[0].mT @ layers[0] - G)
-        assert float(values[0]) > 0
-        layers.insert(0, (E * values.sqrt()) @ E.mT @ Q)
-    return layers
-
-
-@pytest.mark.statement("BRTW (10)")
-@pytest.mark.statement("BRTW (12)")
-@pytest.mark.parametrize("depth", [2, 3, 4])
-def test_growth_of_layers_whose_gaps_are_fixed(randn, seen, depth):
-    gaps = [G + G.mT for G in (randn(3, 3) for _ in range(3))]
-    turns = [torch.linalg.qr(randn(3, 3)).Q for _ in range(3)]
-    drawn = (randn(3, 3), gaps, turns)
-    norms, defects = [], []
-    for scale in (300.0, 3000.0):
-        layers = layers_of_fixed_gaps(scale, depth, drawn)
-        W, last = product(layers, 3), layers[-1]
-        norms.append(torch.stack([W.norm(), *(L.norm() for L in layers)]).log())
-        power = torch.linalg.matrix_power(last @ last.mT, depth)
-        defects.append(float((W @ W.mT - power).norm().log()))
-    growth = norms[1] - norms[0]
-    seen.of("BRTW (10)").at_most(growth[1:].max() / growth[0] - 1 / depth, 1e-4)
-    exponent = (defects[1] - defects[0]) / math.log(10)
-    seen.of("BRTW (12)").number("degree of the remainder", exponent)
-    seen.of("BRTW (12)").at_most(exponent - (2 * depth - 2), 1e-2)
-
-
 # -- the Riemannian flow ---------------------------------------------------------------------------
 
 
