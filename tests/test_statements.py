@@ -149,7 +149,7 @@ def layers_by_scipy(X, Y, layers, times):
         return -np.concatenate([rate.ravel() for rate in rates])
 
     y0 = torch.cat([W.flatten() for W in layers]).numpy()
-    options = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-13}
+    options = {"method": "DOP853", "rtol": 1e-10, "atol": 1e-12}
     solved = scipy.integrate.solve_ivp(field, (0.0, times[-1]), y0, t_eval=times, **options)
     assert solved.success
     return torch.from_numpy(np.stack([chained(split(y), len(C)) for y in solved.y.T]))
@@ -160,7 +160,7 @@ def layers_by_scipy(X, Y, layers, times):
 def test_one_flow_on_the_manifold_for_all_times(randn, seen, N, hidden):
     """Every balanced factorisation of W(0), of any widths, by scipy, and the flow on M_2 itself."""
     X, W, Q = torch.linalg.qr(randn(12, 4)).Q.mT, randn(5, 2) @ randn(2, 4) / 3, randn(6, 6)
-    Y, times = randn(5, 4) @ X, [0.1, 0.5, 1.0, 2.0, 20.0]
+    Y, times = randn(5, 4) @ X / 2, [0.1, 0.5, 1.0, 2.0, 5.0]
     narrow = layers_by_scipy(X, Y, factored(W, hidden[0], Q), times)
     # Where there is room round-off grows at N = 2, like e^{σ_3t}: up to t = 2.
     wide = layers_by_scipy(X, Y, factored(W, hidden[1], Q), times[:4])
@@ -172,9 +172,9 @@ def test_one_flow_on_the_manifold_for_all_times(randn, seen, N, hidden):
     # It is unique, and it solves (24).
     seen((narrow[:4] - wide).abs(), 1e-8)
     flow = EndToEndFlow(LeastSquares(X, Y), N)
-    solution = deeplin.solve(flow, flow.init_state(W, 2), 20.0, rtol=1e-11, save_at=times[:-1])
+    solution = deeplin.solve(flow, flow.init_state(W, 2), 5.0, rtol=1e-11, save_at=times[:-1])
     ours = torch.stack([flow.end_to_end(y) for y in solution.y[-len(times) :]])
-    seen((ours - narrow).abs(), 1e-7)
+    seen((ours - narrow).abs(), 1e-8)
     # It can fail: layers of the same W(0) that are not balanced follow another path,
     tilted = layers_by_scipy(X, Y, factored(W, hidden[0], Q, tilt=1.5), times[:4])
     assert float((tilted - wide).abs().max()) > 1e-2
