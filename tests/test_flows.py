@@ -299,7 +299,7 @@ def test_smallest_eigenvalue_is_bounded_below(randn, rescaled, seen):
     )
     s = torch.stack([flow.singular_values(y)[-1] for y in solution.y])
     bound = 1 / (1 / s[0] + solution.t) if rescaled else s[0] * torch.exp(-solution.t)
-    seen.at_most((1 - s / bound).max(), 1e-8)
+    seen.at_most((1 - s / bound)[1:].max(), 1e-8)  # at t = 0 it is 0
     assert float(s.min()) < 0.9 * float(s[0])
 
 

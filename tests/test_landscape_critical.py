@@ -54,7 +54,6 @@ def test_every_critical_point_against_autograd(randn, name, seen):
     assert count == distinct if name != "repeated" else count == 3 * 2 * 2 - 1
 
 
-@pytest.mark.statement("BRTW Prop. 32(1)")
 def test_no_critical_points_beyond_rank_Q_and_laziness(randn):
     problem = problem_of("q < r", randn)
     assert list(critical_points(problem, 3)) == []

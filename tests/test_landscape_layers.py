@@ -135,7 +135,6 @@ def structured_tuples(problem, widths, k, generator):
     return out if float(product.abs().max()) == 0 else None
 
 
-@pytest.mark.statement("BRTW Prop. 34(a)")
 def test_rank_condition_for_strictness_against_autograd(randn, generator, seen):
     """Rank-deficient minima on M_k for N >= 3, strict or not: lifts with any other entries."""
     problem = LeastSquares(randn(3, 12), randn(3, 12))

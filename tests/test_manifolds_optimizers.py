@@ -226,7 +226,6 @@ def test_a_product_of_manifolds_with_a_euclidean_part():
     assert loss.item() < 1e-6 * first
 
 
-@pytest.mark.statement("HLZ Lemma 4.1")
 def test_escape_from_the_neighbourhood_of_spurious_critical_points(seen):
     """HLZ §5, Figure 2b: 100 starts near points of rank r − 2, step 0.2; all of them reach X.
 

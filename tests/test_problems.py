@@ -105,7 +105,6 @@ def test_minimizer_beats_every_other_critical_point_and_random_matrices(problem,
         assert bool((problem.loss(noise) > best).all())
 
 
-@pytest.mark.statement("BRTW Prop. 32(1)")
 def test_no_minimizer_beyond_the_rank_of_Q(randn):
     X = randn(5, 20)
     problem = LeastSquares(X, randn(4, 2) @ randn(2, 5) @ X)

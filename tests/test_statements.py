@@ -13,7 +13,6 @@ from manifold_oracles import relative
 import deeplin
 from deeplin import LeastSquares
 from deeplin.flows import CoupledAutoencoderFlow, EndToEndFlow, LayerFlow, OjaFlow
-from deeplin.manifolds import FixedRank
 from deeplin.runner.verdict import fitted_rate
 
 
@@ -58,56 +57,7 @@ def test_bounded_gradient_flows_have_paths_of_finite_length(randn, seen):
     seen(max(v.norm() for v in flow.velocity(0.0, states[-1])), 1e-6)
 
 
-def layers_of_fixed_gaps(scale, depth, randn_like):
-    """Square layers with W_N = scale·A and W_{j+1}ᵀW_{j+1} − W_jW_jᵀ = G_j, whatever the scale."""
-    A, gaps, turns = randn_like
-    layers = [scale * A]
-    for G, Q in zip(gaps[: depth - 1], turns, strict=False):
-        values, E = torch.linalg.eigh(layers[0].mT @ layers[0] - G)
-        assert float(values[0]) > 0
-        layers.insert(0, (E * values.sqrt()) @ E.mT @ Q)
-    return layers
-
-
-@pytest.mark.statement("BRTW (10)")
-@pytest.mark.statement("BRTW (12)")
-@pytest.mark.parametrize("depth", [2, 3, 4])
-def test_growth_of_layers_whose_gaps_are_fixed(randn, seen, depth):
-    gaps = [G + G.mT for G in (randn(3, 3) for _ in range(3))]
-    turns = [torch.linalg.qr(randn(3, 3)).Q for _ in range(3)]
-    drawn = (randn(3, 3), gaps, turns)
-    norms, defects = [], []
-    for scale in (300.0, 3000.0):
-        layers = layers_of_fixed_gaps(scale, depth, drawn)
-        W, last = product(layers, 3), layers[-1]
-        norms.append(torch.stack([W.norm(), *(L.norm() for L in layers)]).log())
-        power = torch.linalg.matrix_power(last @ last.mT, depth)
-        defects.append(float((W @ W.mT - power).norm().log()))
-    growth = norms[1] - norms[0]
-    seen.of("BRTW (10)").at_most(growth[1:].max() / growth[0] - 1 / depth, 1e-4)
-    exponent = (defects[1] - defects[0]) / math.log(10)
-    seen.of("BRTW (12)").number("degree of the remainder", exponent)
-    seen.of("BRTW (12)").at_most(exponent - (2 * depth - 2), 1e-2)
-
-
 # -- the Riemannian flow ---------------------------------------------------------------------------
-
-
-@pytest.mark.statement("BRTW Lemma 15")
-@pytest.mark.parametrize("depth", [2, 2.5, 3, 10])
-def test_gradient_field_has_no_kink_where_singular_values_cross(randn, seen, depth):
-    """W(t) = U(t)·diag(1 + t, 1 − t)·Vᵀ; a jump of the slope would not vanish with h."""
-    problem = LeastSquares(randn(4, 20), randn(5, 20))
-    U, V, turn = torch.linalg.qr(randn(5, 2)).Q, torch.linalg.qr(randn(4, 2)).Q, randn(5, 5)
-    manifold = FixedRank(2, depth)
-
-    def field(t):
-        W = torch.matrix_exp(t * (turn - turn.mT)) @ U * torch.tensor([1 + t, 1 - t]) @ V.mT
-        return manifold.egrad2rgrad(W, problem.egrad(W))
-
-    h = 1e-5
-    jump = (field(h) - 2 * field(0.0) + field(-h)) / h
-    seen(jump.norm() / field(0.0).norm(), 1e-3)
 
 
 def dense_field(problem, depth):
@@ -157,6 +107,87 @@ def test_flow_is_unique_and_invertible(randn, seen):
     determinant = np.linalg.det(np.stack(columns, 1))
     assert determinant > 0
     seen.ratio(determinant, math.exp(extended[-1]), rel=1e-5)  # Liouville's formula
+
+
+def factored(W, hidden, Q, tilt=1.0):
+    """Layers of W with the given hidden widths, balanced for tilt = 1, from the SVD of W.
+
+    `Q` turns the hidden bases; with another tilt the first layer is larger, the last smaller.
+    """
+    k, N = int(torch.linalg.matrix_rank(W, rtol=1e-9)), len(hidden) + 1
+    U, s, Vh = torch.linalg.svd(W, full_matrices=False)
+    root = torch.diag(s[:k] ** (1 / N))
+    bases = [Q[:d, :d] for d in hidden]
+    bases = [torch.linalg.qr(basis).Q[:, :k] for basis in bases]
+    layers = [tilt * bases[0] @ root @ Vh[:k]]
+    layers += [b @ root @ a.mT for a, b in itertools.pairwise(bases)]
+    return [*layers, U[:, :k] @ root @ bases[-1].mT / tilt]
+
+
+def layers_by_scipy(X, Y, layers, times):
+    """The products along (5), written out in numpy and integrated by DOP853."""
+    shapes = [tuple(W.shape) for W in layers]
+    cuts = np.cumsum([a * b for a, b in shapes])[:-1]
+    C, B = (X @ X.mT).numpy(), (Y @ X.mT).numpy()
+
+    def split(y):
+        return [part.reshape(s) for part, s in zip(np.split(y, cuts), shapes, strict=True)]
+
+    def chained(parts, size):
+        W = np.eye(size)
+        for M in parts:
+            W = M @ W
+        return W
+
+    def field(_, y):
+        W = split(y)
+        G = chained(W, len(C)) @ C - B
+        rates = [
+            chained(W[j + 1 :], shapes[j][0]).T @ G @ chained(W[:j], len(C)).T
+            for j in range(len(W))
+        ]
+        return -np.concatenate([rate.ravel() for rate in rates])
+
+    y0 = torch.cat([W.flatten() for W in layers]).numpy()
+    options = {"method": "DOP853", "rtol": 1e-10, "atol": 1e-12}
+    solved = scipy.integrate.solve_ivp(field, (0.0, times[-1]), y0, t_eval=times, **options)
+    assert solved.success
+    return torch.from_numpy(np.stack([chained(split(y), len(C)) for y in solved.y.T]))
+
+
+@pytest.mark.statement("BRTW Theorem 18")
+@pytest.mark.parametrize(("N", "hidden"), [(2, [[2], [4]]), (3, [[2, 2], [3, 5]])])
+def test_one_flow_on_the_manifold_for_all_times(randn, seen, N, hidden):
+    """Every balanced factorisation of W(0), of any widths, by scipy, and the flow on M_2 itself."""
+    X, W, Q = torch.linalg.qr(randn(12, 4)).Q.mT, randn(5, 2) @ randn(2, 4) / 3, randn(6, 6)
+    Y, times = randn(5, 4) @ X / 2, [0.1, 0.5, 1.0, 2.0, 5.0]
+    narrow = layers_by_scipy(X, Y, factored(W, hidden[0], Q), times)
+    # Where there is room round-off grows at N = 2, like e^{σ_3t}: up to t = 2.
+    wide = layers_by_scipy(X, Y, factored(W, hidden[1], Q), times[:4])
+    # It exists: the rank is 2, no more and no less, also where the widths have room.
+    for path in (narrow, wide):
+        s = torch.linalg.svdvals(path)
+        seen(s[:, 2] / s[:, 0], 1e-10)
+        assert float(s[:, 1].min()) > 1e-2
+    # It is unique, and it solves (24).
+    seen((narrow[:4] - wide).abs(), 1e-8)
+    flow = EndToEndFlow(LeastSquares(X, Y), N)
+    solution = deeplin.solve(flow, flow.init_state(W, 2), 5.0, rtol=1e-11, save_at=times[:-1])
+    ours = torch.stack([flow.end_to_end(y) for y in solution.y[-len(times) :]])
+    seen((ours - narrow).abs(), 1e-8)
+    # It can fail: layers of the same W(0) that are not balanced follow another path,
+    tilted = layers_by_scipy(X, Y, factored(W, hidden[0], Q, tilt=1.5), times[:4])
+    assert float((tilted - wide).abs().max()) > 1e-2
+    if N > 2:
+        return
+    # and leave M_2 if the first has a part that the second does not see.
+    first, last = factored(W, hidden[1], Q)
+    unseen = torch.eye(len(first), dtype=F64) - torch.linalg.pinv(last) @ last
+    first = first + 0.1 * unseen @ randn(*first.shape)
+    torch.testing.assert_close(last @ first, W)
+    s = torch.linalg.svdvals(layers_by_scipy(X, Y, (first, last), times[:4]))
+    seen.number("largest σ_3/σ_1 of layers that are not balanced", (s[:, 2] / s[:, 0]).max())
+    assert float((s[:, 2] / s[:, 0]).max()) > 1e-3
 
 
 # -- the tied autoencoder --------------------------------------------------------------------------

@@ -48,28 +48,6 @@ def test_lower_ranks_are_the_boundary(randn, seen):
     seen.of("HLZ Lemma 2.1(4)")(least(nearest, 3), 1e-14)
 
 
-@pytest.mark.statement("HLZ Lemma 2.1(2)")
-def test_branches_of_the_manifolds(randn, seen):
-    t = torch.linspace(0, 1, 201, dtype=F64)[:, None, None]
-
-    def path(m, r):
-        start, end = randn(m, r), randn(m, r)
-        return (1 - t) * start + t * end
-
-    smallest = [float(least(path(5, 2) @ path(4, 2).mT, 2).min()) for _ in range(100)]
-    assert min(smallest) > 0, "general: any two points are joined"
-    seen.number("least σ_r on 100 paths", min(smallest))
-    signatures = set()
-    for positive in range(4):  # Hermitian, r = 3: a branch for every signature
-        J = torch.diag(torch.tensor([1.0] * positive + [-1.0] * (3 - positive), dtype=F64))
-        A = path(6, 3)
-        values = torch.linalg.eigvalsh(A @ J @ A.mT)
-        counts = {((v > 1e-9).sum().item(), (v < -1e-9).sum().item()) for v in values}
-        assert counts == {(positive, 3 - positive)}
-        signatures |= counts
-    seen(len(signatures) - 4, 0)
-
-
 @pytest.mark.statement("HLZ Lemma 2.1(2), E3")
 def test_invertible_real_matrices_have_two_branches(randn, seen):
     """On any path from det > 0 to det < 0 lies a singular matrix: found by bisection."""

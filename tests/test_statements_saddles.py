@@ -8,7 +8,8 @@ import pytest
 import scipy.integrate
 import torch
 from landscape_oracles import EIGENVALUES, F64, covariance, layers_hessian, random_layers
-from manifold_oracles import dot
+from manifold_oracles import Case
+from metric_oracles import MetricGeodesic, depth_operator, second_derivative
 
 import deeplin
 from deeplin import DeepLinear, LeastSquares, init
@@ -21,26 +22,48 @@ from deeplin.network import end_to_end
 
 
 @pytest.mark.statement("BRTW (28)")
-def test_second_derivative_along_a_curve_that_is_no_geodesic(randn, seen):
-    target, manifold = randn(5, 4), FixedRank(2, 1)
-    A, B = [randn(5, 2) for _ in range(3)], [randn(4, 2) for _ in range(3)]
+@pytest.mark.parametrize(
+    ("depth", "m", "n"), [(1, 3, 4), (2, 3, 3), (3, 3, 3), (2.5, 4, 3), (10, 3, 3)]
+)
+def test_second_derivative_along_curves_that_are_no_geodesics(randn, seen, depth, m, n):
+    """θ(t) = vt + ½at² in a chart of M_2: Dγ̇/dt is a less the geodesic's θ'' along v.
+
+    g by matrices of 𝒜_W in the chart and its geodesics by differences; Hess^g f from the code.
+    """
+    case, target = Case.build(m, n, r=2), randn(m, n)
+    chart = MetricGeodesic(case, depth_operator(depth, 2))
+    v, a = (randn(chart.dim).numpy() / 3 for _ in range(2))
+    zero = np.zeros(chart.dim)
+    J = chart.difference(lambda q: chart.chart(q).ravel(), zero).T
 
     def f(W):
         return 0.5 * (W - target).square().sum() + W.pow(3).sum() / 6
 
-    def gamma(t):
-        return (A[0] + t * A[1] + t**2 * A[2]) @ (B[0] + t * B[1] + t**2 * B[2]).mT
+    def along(t):
+        return float(f(torch.tensor(chart.chart(v * t + 0.5 * a * t * t))))
 
-    zero = torch.zeros((), dtype=F64)
-    oracle = torch.func.grad(torch.func.grad(lambda t: f(gamma(t))))(zero)
-    W = gamma(zero)
-    speed = A[1] @ B[0].mT + A[0] @ B[1].mT
-    acceleration = 2 * (A[2] @ B[0].mT + A[1] @ B[1].mT + A[0] @ B[2].mT)
+    oracle, W = second_derivative(along, 0.01), case.W
+    speed = torch.from_numpy(J @ v).view(m, n)
     G = W - target + 0.5 * W**2
-    hessian = manifold.ehess2rhess(W, G, speed + W * speed, speed)
-    bent = dot(manifold.proju(W, acceleration), manifold.egrad2rgrad(W, G))
-    assert abs(float(bent)) > 0.1
-    seen.ratio(dot(speed, hessian) + bent, oracle, rel=1e-11)
+    t = 1e-3
+    geodesic = chart.parabola(speed)
+    bend = (geodesic(t) + geodesic(-t) - 2 * W) / t**2
+    straight = (chart.chart(v * t) + chart.chart(-v * t) - 2 * chart.chart(zero)) / t**2
+    turned = torch.from_numpy((J @ a).reshape(m, n)) + torch.from_numpy(straight) - bend
+
+    def right_side(depth, turned=turned):
+        manifold = FixedRank(2, depth)
+        hessian = manifold.ehess2rhess(W, G, speed + W * speed, speed)
+        gradient = manifold.egrad2rgrad(W, G)
+        return manifold.inner(W, speed, hessian) + manifold.inner(
+            W, manifold.proju(W, turned), gradient
+        )
+
+    seen.ratio(right_side(depth), oracle, rel=1e-6)
+    # It can fail: with the Hessian of another metric, or without the curve's own bend.
+    other, geodesics_only = right_side(depth + 1), right_side(depth, 0 * turned)
+    for wrong in (other, geodesics_only):
+        assert abs(float(wrong / oracle) - 1) > 1e-2
 
 
 @pytest.mark.statement("BRTW Theorem 28")
@@ -99,8 +122,6 @@ def test_gradient_descent_avoids_strict_saddles(generator, seen, gradient, d):
 
 
 @pytest.mark.statement("BRTW Theorem 31(1)")
-@pytest.mark.statement("BRTW Theorem 31(2)")
-@pytest.mark.statement("BRTW Theorem 31(3)")
 @pytest.mark.statement("BRTW Theorem 31(4)")
 @pytest.mark.parametrize("widths", [[3, 2, 2], [3, 2, 2, 2], [3, 2, 3, 2, 2]])
 def test_kawaguchi_on_data_within_its_hypotheses(randn, seen, widths):
@@ -109,7 +130,6 @@ def test_kawaguchi_on_data_within_its_hypotheses(randn, seen, widths):
     for value in (anywhere[0], anywhere[-1]):
         seen.of("BRTW Theorem 31(1)").number("extreme eigenvalues at random layers", value)
     assert float(anywhere[0]) < -1e-3 < 1e-3 < float(anywhere[-1]), "neither convex nor concave"
-    nearby = seen.of("BRTW Theorem 31(2)", "BRTW Theorem 31(3)")
     saddles = 0
     for k in range(2):
         for point in critical_points(problem, k):
@@ -121,7 +141,6 @@ def test_kawaguchi_on_data_within_its_hypotheses(randn, seen, widths):
                 saddles += float(problem.loss(end_to_end(wild))) > loss
             moved = [A + t * D for A, D in zip(layers, direction, strict=True)]
             lower = float(problem.loss(end_to_end(moved)))
-            nearby.number("change of the loss within 0.1", lower - loss)
             assert lower < loss
             if len(widths) == 3:
                 continue

@@ -125,7 +125,6 @@ def test_escape_time_in_a_rotated_basis_is_predicted(lam_1, randn, seen):
 
 @pytest.mark.statement("BRTW Prop. 12")
 @pytest.mark.parametrize("depth", [1, 2, 3, math.inf])
-@pytest.mark.statement("BRTW Theorem 18")
 def test_rank_is_exactly_k(randn, depth, seen):
     problem = LeastSquares(randn(6, 20) / 4, randn(5, 20) / 4)
     flow = EndToEndFlow(problem, depth)

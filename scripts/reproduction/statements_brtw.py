@@ -43,17 +43,40 @@ FLOWS = (
     S(
         "BRTW Theorem 5",
         "If XXᵀ has full rank, the layers stay bounded and converge to a critical point of L^N.",
-        "The layers' norms and the gradient at the end of runs from random unbalanced starts.",
+        "‖W(t)‖ ≤ (√(2L¹(W(0))) + ‖Y‖)‖Xᵀ(XXᵀ)^{-1}‖ of the proof, along 80 unbalanced runs and "
+        "where it is attained; the gradient at the end of runs. Ascent breaks the bound.",
+    ),
+    S(
+        "BRTW §3",
+        "dL^N/dt = −Σ_i‖∇_{W_i}L^N‖² along (5), from the proof of Theorem 5.",
+        "The loss of the samples along the flow's velocity against autograd's gradients.",
     ),
     S(
         "BRTW (10)",
         "‖W_i‖_F ≤ C_i‖W‖_F^{1/N} + C̃_i with constants of the conserved gaps alone.",
-        "The slope of log‖W_i‖ against log‖W‖ in families of fixed gaps: at most 1/N.",
+        "C_i and C̃_i of the proof, from the start's gaps, along runs; the slope of log‖W_i‖ to "
+        "log‖W‖ in families of fixed gaps, rectangular ones too: at most 1/N, more if gaps grow.",
     ),
     S(
         "BRTW (12)",
         "WWᵀ = (W_NW_Nᵀ)^N + a polynomial in the layers of degree at most 2N − 2.",
-        "The growth exponent of WWᵀ − (W_NW_Nᵀ)^N in families of fixed gaps.",
+        "The polynomial written out, with the gaps of the start, along runs of rectangular layers; "
+        "the growth exponent of WWᵀ − (W_NW_Nᵀ)^N in families of fixed gaps.",
+    ),
+    S(
+        "BRTW (13)",
+        "σ_N^{2N} ≤ ‖WWᵀ‖ + ‖P‖ for the largest singular value σ_N of W_N and P of (12).",
+        "Both sides along runs, and ‖P‖ against the P_N(σ_N) of the proof, written out.",
+    ),
+    S(
+        "BRTW (14)",
+        "σ_N^{2N} ≤ 2‖WWᵀ‖ + B̃_N with a constant of the start's gaps.",
+        "B̃_N from the largest value of P_N(x) − x^{2N}/2, along runs; large layers without it.",
+    ),
+    S(
+        "BRTW (15)",
+        "σ_N ≤ B'_N‖W‖^{1/N} + B̃'_N.",
+        "The same constants, their 2N-th roots, along runs.",
     ),
     S(
         "BRTW Definition 6",
@@ -83,7 +106,8 @@ FLOWS = (
     S(
         "BRTW Prop. 11",
         "The metric is of class C¹ on M_k.",
-        "One-sided slopes of g where singular values cross: they agree, and the jump closes.",
+        "Slopes of g in three directions and their sum at double and triple singular values: "
+        "one-sided ones agree, they add up, and are continuous; of a metric with a kink not.",
     ),
     S(
         "BRTW (22)",
@@ -113,7 +137,7 @@ FLOWS = (
     S(
         "BRTW Lemma 15",
         "With a C¹ metric and a C² function, −∇^g L is a C¹ vector field.",
-        "One-sided slopes of the field where singular values cross.",
+        "The same for the field, and for that of the metric with a kink.",
     ),
     S(
         "BRTW Corollary 16",
@@ -128,7 +152,8 @@ FLOWS = (
     S(
         "BRTW Theorem 18",
         "From any W(0) of rank k there is one flow (24) on M_k for all t ≥ 0.",
-        "Runs at depths 1, 2, 3 and ∞ keep rank 3, and their frames orthonormal.",
+        "Layers of narrow and wide balanced factorisations, by scipy: one path, of rank 2, that of "
+        "(24) up to t = 5. Layers that are not balanced leave it, and M_2.",
     ),
     S(
         "BRTW Remark 19",
