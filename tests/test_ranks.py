@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from runner import train
 
+from deeplin import DeepLinear, MatrixApproximation, autoencoder, flows, init, solve
 from deeplin.landscape import neighbours_of, spurious_point
+from deeplin.network import compress, product_ranks
+from deeplin.runner.named_flows import FLOWS, make_flow
 
 F64, C128 = torch.float64, torch.complex128
 
@@ -87,3 +91,76 @@ def test_neighbours_that_cannot_be(generator, radius, rank, sentence):
     point = spurious_point(target(6, [3.0, 2.0, 1.0], F64, generator), [1])
     with pytest.raises(ValueError, match=sentence):
         neighbours_of(point, radius, rank, 3, generator=generator)
+
+
+# -- a batch of several ranks ----------------------------------------------------------------------
+
+RANKS = [3, 2, 3, 1, 3]
+
+
+def mixed(generator):
+    """Balanced layers of five semidefinite W(0), of the ranks above."""
+    A = torch.randn(5, 4, 3, dtype=F64, generator=generator)
+    for i, rank in enumerate(RANKS):
+        A[i, :, rank:] = 0
+    return init.balanced_(DeepLinear([4, 3, 4], batch_shape=(5,), dtype=F64), A @ A.mT)
+
+
+def test_each_repeat_has_its_rank(generator):
+    net = mixed(generator)
+    weights = [W_j.detach() for W_j in net.weights]
+    assert product_ranks(weights).tolist() == RANKS
+    problem = MatrixApproximation(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=F64)))
+    for layers in (weights, compress(weights)):
+        flow = flows.LayerFlow(problem)
+        y = solve(flow, flow.init_state(layers), t1=4.0, dt=0.02).y[-1]
+        apart = [
+            solve(flow, tuple(W_j[i] for W_j in layers), t1=4.0, dt=0.02).y[-1] for i in range(5)
+        ]
+        for i, alone in enumerate(apart):
+            torch.testing.assert_close(
+                flow.end_to_end(y)[i], flow.end_to_end(alone), rtol=0, atol=1e-12
+            )
+        if layers is not weights:  # zeros stay zeros; dense layers grow the modes of round-off
+            assert flow.rank(y).tolist() == RANKS
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_takes_mixed_ranks_whole_or_says_who_has_which(generator, name):
+    """Truncating all to the least rank was silent: 6 of 20 at rank 2, and 20 ran at rank 2."""
+    net = mixed(generator)
+    problem = autoencoder(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=F64)))
+    if name in ("layers", "compressed", "oja", "coupled", "riccati"):
+        flow, y = make_flow(name, net, problem)
+        torch.testing.assert_close(
+            flow.end_to_end(y), net.end_to_end().detach(), atol=1e-12, rtol=0
+        )
+        return
+    who = rf"^flow={name} .* rank 1 in repeat 4, rank 2 in repeat 2, and rank 3 in the other 3: "
+    with pytest.raises(ValueError, match=who):
+        make_flow(name, net, problem)
+
+
+def test_rebalanced_layers_have_one_rank(generator):
+    problem = MatrixApproximation(torch.eye(4, dtype=F64))
+    with pytest.raises(ValueError, match=r"^method\.rebalance=true runs all repeats at one rank"):
+        make_flow("layers", mixed(generator), problem, rebalance=True)
+
+
+def test_without_a_rank_a_batch_must_have_one(generator):
+    W = mixed(generator).end_to_end().detach()
+    flow = flows.DLRAFlow(MatrixApproximation(torch.eye(4, dtype=F64)))
+    with pytest.raises(ValueError, match="ranks from 1 to 3: split the batch"):
+        flow.init_state(W)
+
+
+def test_the_runner_refuses_mixed_ranks_in_a_sentence(capsys, tmp_path):
+    words = (
+        *("problem=approximation", "problem.n=2", "problem.spectrum=[2,1]", "network.rank=2"),
+        *("network.depth=2", "init=balanced", "init.matrix=[[[1,0],[0,1]],[[1,0],[0,0]]]"),
+        *("repeats=2", "method=rgd"),
+    )
+    assert train(*words, folder=tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: flow=dlra runs all repeats at one rank")
+    assert "rank 1 in repeat 2, and rank 2 in the other 1" in error

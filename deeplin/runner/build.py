@@ -19,7 +19,7 @@ from deeplin.integrators import (
 )
 from deeplin.loop import Observe
 from deeplin.network import DeepLinear, grid_widths
-from deeplin.prediction import Prediction, predict_flow, rank_and_balance
+from deeplin.prediction import Prediction, predict_flow
 from deeplin.problems.data import Data
 from deeplin.runner.named_flows import FLOWS, make_flow
 from deeplin.runner.observables import flow_observables, with_factors
@@ -58,16 +58,14 @@ def build(cfg: DictConfig) -> Experiment:
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
     make(options_of(cfg.init, "name"), "init", **offered)
     network.to(cfg.device)
-    start_rank, _ = rank_and_balance([W_j.detach() for W_j in network.weights])
     flow, state = make_flow(
         _flow_name(cfg.flow, cfg.method),
         network,
         problem,
-        start_rank,
         rebalance=cfg.method.get("rebalance", False),
         multiplicative=cfg.method.get("_multiplicative_", False),
     )
-    prediction = predict_flow(problem, flow, state, rank=start_rank)
+    prediction = predict_flow(problem, flow, state)
     t1 = _end_time(cfg.method.t1, prediction)
     offered = {
         "flow": flow,
