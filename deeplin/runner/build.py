@@ -24,6 +24,7 @@ from deeplin.network import DeepLinear, grid_widths
 from deeplin.prediction import Prediction, predict_flow
 from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
+from deeplin.runner.methods import unstable_step
 from deeplin.runner.named_flows import FLOWS, make_flow
 from deeplin.runner.observables import flow_observables, with_factors
 from deeplin.runner.schema import check
@@ -90,6 +91,9 @@ def build(cfg: DictConfig) -> Experiment:
             f"the target of method={cfg.method.name} must return a stepper of "
             f"deeplin.integrators; got {type(stepper).__name__}."
         )
+    if not isinstance(cfg.method.get("dt", "auto"), str):
+        warning = unstable_step(stepper, flow, state, t1)
+        source = source if warning is None else replace(source, notes=(*source.notes, warning))
     if isinstance(stepper, IntegratorStepper):
         integrator = stepper.integrator
         if isinstance(integrator, ProjectedRungeKutta):
