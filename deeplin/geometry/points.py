@@ -99,7 +99,7 @@ def low_rank_factors(
     Shapes: U, V column by column in memory, the layout of `linalg.tall_times`.
     Cost: an SVD, O(m n min(m, n)).
     Raises: ValueError if rank is not 1 <= rank <= min(m, n), or W has fewer singular values above
-        round-off.
+        round-off; without a rank, if those of a batch differ.
     """
     U, s, Vh = torch.linalg.svd(W, full_matrices=False)
     noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
@@ -108,6 +108,12 @@ def low_rank_factors(
     if not 1 <= k <= s.shape[-1]:
         raise ValueError(f"rank must satisfy 1 <= rank <= min(m, n) = {s.shape[-1]}; got rank={k}.")
     if int(ranks.min()) < k:
+        if rank is None:
+            raise ValueError(
+                "the matrices of a batch must have one rank in common here; those of W(0) have "
+                f"ranks from {int(ranks.min())} to {k}: split the batch, or give the rank to "
+                "truncate to."
+            )
         raise ValueError(
             f"W(0) must have rank {k}; its numerical rank is {int(ranks.min())}: give that as rank."
         )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.linalg import random_orthogonal
+from deeplin.linalg import is_semidefinite, random_orthogonal
 from deeplin.problems import Spectrum
 
 __all__ = [
@@ -83,19 +83,9 @@ def _target(X: Tensor) -> Spectrum:
             f"X must be one matrix of shape (m, n); got {tuple(X.shape)}: loop over the batch."
         )
     known = Spectrum.of_matrix(X)
-    if _is_psd(X):  # V = U exactly: the SVD's own V is U up to round-off only
+    if is_semidefinite(X):  # V = U exactly: the SVD's own V is U up to round-off only
         known = replace(known, V=known.U, right=known.U * known.s)
     return known
-
-
-def _is_psd(X: Tensor) -> bool:
-    eps = torch.finfo(X.dtype).eps
-    if X.shape[0] != X.shape[1]:
-        return False
-    size = float(torch.linalg.matrix_norm(X))
-    if float(torch.linalg.matrix_norm(X - X.mH)) > 100 * eps * size:
-        return False
-    return float(torch.linalg.eigvalsh(X)[0]) >= -100 * len(X) * eps * size
 
 
 def _spurious(known: Spectrum, J: tuple[int, ...]) -> SpuriousPoint:
@@ -156,7 +146,7 @@ def _gaussian(X: Tensor, rows: int, columns: int, generator: torch.Generator | N
 
 def _psd_target(X: Tensor) -> Spectrum:
     known = _target(X)
-    if not _is_psd(X):
+    if not is_semidefinite(X):
         raise ValueError(
             "the fibre and the Jacobians of DLRA* are those of SPSD matrices: X must be Hermitian "
             "positive semidefinite; for others use spurious_points(X)."

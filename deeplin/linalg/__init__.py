@@ -1,7 +1,7 @@
 """Pure functions on matrices: products, powers, orthonormal factors, graded SVDs, truncation."""
 
 from deeplin.linalg.graded import graded_svd
-from deeplin.linalg.hermitian import hermitian_part
+from deeplin.linalg.hermitian import hermitian_part, is_semidefinite
 from deeplin.linalg.lanczos import largest_modulus
 from deeplin.linalg.orthonormal import orthonormal_factor, random_orthogonal
 from deeplin.linalg.powers import expm1_ratio, power_divided_difference
@@ -22,6 +22,7 @@ __all__ = [
     "expm1_ratio",
     "graded_svd",
     "hermitian_part",
+    "is_semidefinite",
     "largest_modulus",
     "matmul",
     "orthonormal_factor",

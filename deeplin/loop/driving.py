@@ -56,7 +56,10 @@ def drive(
 
     def make_record(scheduled: bool = True) -> Result | None:
         if all(bool(torch.isfinite(part).all()) for part in stepper.state):
-            values = dict(observe(stepper.t, stepper.state)) if observe else {}
+            try:
+                values = dict(observe(stepper.t, stepper.state)) if observe else {}
+            except torch.linalg.LinAlgError:  # an SVD of layers whose product is not finite
+                values = {"observed": torch.tensor(math.nan)}
             observed = {name: value.detach().cpu() for name, value in values.items()}
             if all(bool(torch.isfinite(value).all()) for value in observed.values()):
                 record = Record(stepper.step, stepper.t, stepper.dt, observed, scheduled)

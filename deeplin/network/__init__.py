@@ -1,6 +1,6 @@
 """Deep linear networks: the module, its starts, and the exact reductions of balanced layers."""
 
-from deeplin.network.balanced import compress, rebalance
+from deeplin.network.balanced import compress, product_ranks, rebalance
 from deeplin.network.deep_linear import (
     DeepLinear,
     balancedness_gap,
@@ -19,5 +19,6 @@ __all__ = [
     "gap_norm",
     "grid_widths",
     "layer_gradients",
+    "product_ranks",
     "rebalance",
 ]

@@ -6,14 +6,28 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from deeplin.linalg import orthonormal_factor
+from deeplin.linalg import orthonormal_factor, product_svdvals
 from deeplin.network.deep_linear import DeepLinear, balancedness_gap, end_to_end
 
-__all__ = ["compress", "rebalance"]
+__all__ = ["compress", "product_ranks", "rebalance"]
 
 Layers = tuple[Tensor, ...]
+
+
+def product_ranks(layers: Sequence[Tensor]) -> Int[Tensor, "*batch"]:
+    """rank W_N···W_1 of each trajectory, which the gradient flow keeps where they are balanced.
+
+    The number of singular values above max(d_0, d_N)·eps·σ_1.
+
+    Source: BRTW Prop. 12.
+    Shapes: layers (*batch, d_j, d_{j−1}).
+    """
+    s = product_svdvals(layers)
+    noise = max(layers[-1].shape[-2], layers[0].shape[-1]) * torch.finfo(s.dtype).eps
+    return (s > noise * s[..., :1]).sum(-1)
 
 
 def compress(layers: DeepLinear | Sequence[Tensor], *, rtol: float = 1e-8) -> Layers:
@@ -25,7 +39,7 @@ def compress(layers: DeepLinear | Sequence[Tensor], *, rtol: float = 1e-8) -> La
 
     Source: the proof of BRTW Prop. 12.
     Shapes: layers (*batch, d_j, d_{j−1}) -> (*batch, k, d_0), (*batch, k, k) …, (*batch, d_N, k);
-    k is the largest rank of the batch.
+    k is the largest rank of the batch; a trajectory of a lower one keeps it, by zeros that stay.
     Cost: one SVD of W_1 and N thin products.
     Raises: ValueError if the layers are not balanced to rtol of their largest ‖W_j‖².
     """

@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 SINGULAR_CHOICES = ("keep", "project", "whiten")
+MATRIX_KINDS = ("psd", "hermitian", "general")
+FIELDS = ("real", "complex")
 
 
 @dataclass(frozen=True)
@@ -132,29 +134,68 @@ def approximation(
     n: int = 100,
     spectrum: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2),
     *,
+    kind: str = "psd",
+    field: str = "real",
+    rows: int | None = None,
     rotate: bool = True,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Data:
     """The approximation of a matrix, ½‖Z − X‖_F²: the least squares of C = I and B = X.
 
-    X = QDQᵀ is positive semidefinite with the given positive eigenvalues and a random Q, or
-    diagonal without `rotate`.
+    The spectrum, in which numbers may repeat, is that of X, and its frames are random and
+    independent, or columns of the identity without `rotate`:
 
-    Source: HLZ §5, there with m = n = 100, r = 5 and unstated eigenvalues.
-    Raises: ValueError unless 1 <= the number of eigenvalues <= n and all are positive.
+    - kind "psd": X = QDQᴴ with positive eigenvalues D, n×n
+    - kind "hermitian": the same with eigenvalues of either sign
+    - kind "general": X = UDVᴴ with positive singular values D, rows×n
+
+    For the field "complex" X has the complex counterpart of the given dtype.
+
+    Source: HLZ §1, HLZ §5; there m = n = 100, r = 5, X positive semidefinite, and the eigenvalues
+    unstated.
+    Raises: ValueError for a spectrum that is none of the kind's or has more than min(rows, n)
+        numbers, and for rows != n where X is square.
     """
-    values = torch.tensor([float(v) for v in spectrum], dtype=dtype)
-    if not 1 <= len(values) <= n or not bool((values > 0).all()):
+    _check_matrix_kind(kind, field, rows, n)
+    m = n if rows is None else rows
+    values = torch.tensor([float(v) for v in spectrum], dtype=dtype.to_real())
+    signed = kind == "hermitian"
+    fits = (values != 0 if signed else values > 0).all() & torch.isfinite(values).all()
+    if not 1 <= len(values) <= min(m, n) or not bool(fits):
+        what = {"psd": "positive eigenvalues", "hermitian": "eigenvalues other than 0"}
+        hint = "; problem.kind=hermitian has negative ones" if kind == "psd" else ""
         raise ValueError(
-            f"problem.spectrum must be 1 to n = {n} positive eigenvalues; got {values.tolist()}."
+            f"problem.spectrum must be 1 to {'n' if m == n else 'min(rows, n)'} = {min(m, n)} "
+            f"{what.get(kind, 'positive singular values')}; got {values.tolist()}{hint}."
         )
-    Q = torch.eye(n, len(values), dtype=dtype)
-    if rotate:
-        Q = random_orthogonal(n, len(values), dtype=dtype, generator=generator)
-    X = (Q * values) @ Q.mT
+    dtype = dtype.to_complex() if field == "complex" else dtype
+
+    def frame(size: int) -> Tensor:
+        if not rotate:
+            return torch.eye(size, len(values), dtype=dtype)
+        return random_orthogonal(size, len(values), dtype=dtype, generator=generator)
+
+    U = frame(m)
+    X = (U * values) @ (frame(n) if kind == "general" else U).mH
     problem = LeastSquares.from_moments(torch.eye(n, dtype=dtype), X, values.square().sum())
-    return Data(problem, None, None, (f"X of size {n} and rank {len(values)}; loss ½‖W − X‖²",))
+    size = f"of size {n}" if m == n else f"{m}×{n}"
+    named = "" if kind == "psd" else f" {'Hermitian' if signed else 'general'}"
+    named = f"{named} {field}" if field == "complex" else named
+    note = f"X{f',{named},' if named else ''} {size} and rank {len(values)}; loss ½‖W − X‖²"
+    return Data(problem, None, None, (note,))
+
+
+def _check_matrix_kind(kind: str, field: str, rows: int | None, n: int) -> None:
+    """Raise ValueError with one sentence unless there are matrices X of this kind and size."""
+    for name, value, choices in (("kind", kind, MATRIX_KINDS), ("field", field, FIELDS)):
+        if value not in choices:
+            raise ValueError(f"problem.{name} must be {' or '.join(choices)}; got {value!r}.")
+    if rows is not None and rows != n and kind != "general":
+        raise ValueError(
+            f"problem.rows={rows} with n = {n} needs problem.kind=general; X of kind {kind} is "
+            "square."
+        )
 
 
 def digits(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from deeplin.flows import PSDDLRAFlow
 from deeplin.flows.contract import Flow
 from deeplin.integrators import (
     AdaptiveStepper,
@@ -17,10 +18,13 @@ from deeplin.integrators import (
     ProjectedRungeKutta,
     Stepper,
 )
+from deeplin.linalg import is_semidefinite
 from deeplin.loop import Observe
 from deeplin.network import DeepLinear, grid_widths
-from deeplin.prediction import Prediction, predict_flow, rank_and_balance
+from deeplin.prediction import Prediction, predict_flow
+from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
+from deeplin.runner.methods import unstable_step
 from deeplin.runner.named_flows import FLOWS, make_flow
 from deeplin.runner.observables import flow_observables, with_factors
 from deeplin.runner.schema import check
@@ -54,20 +58,22 @@ def build(cfg: DictConfig) -> Experiment:
     _check_device(cfg.device)
     source = data_of(cfg).to(cfg.device)
     problem = source.problem
-    network = _network(cfg.network, problem.shape, cfg.repeats, _DTYPES[cfg.dtype])
+    dtype = _DTYPES[cfg.dtype]
+    dtype = dtype.to_complex() if problem.field == "complex" else dtype
+    network = _network(cfg.network, problem.shape, cfg.repeats, dtype)
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
     make(options_of(cfg.init, "name"), "init", **offered)
     network.to(cfg.device)
-    start_rank, _ = rank_and_balance([W_j.detach() for W_j in network.weights])
     flow, state = make_flow(
         _flow_name(cfg.flow, cfg.method),
         network,
         problem,
-        start_rank,
         rebalance=cfg.method.get("rebalance", False),
         multiplicative=cfg.method.get("_multiplicative_", False),
     )
-    prediction = predict_flow(problem, flow, state, rank=start_rank)
+    prediction = predict_flow(problem, flow, state)
+    if isinstance(flow, PSDDLRAFlow):
+        prediction = _on_the_cone(problem, prediction)
     t1 = _end_time(cfg.method.t1, prediction)
     offered = {
         "flow": flow,
@@ -85,6 +91,9 @@ def build(cfg: DictConfig) -> Experiment:
             f"the target of method={cfg.method.name} must return a stepper of "
             f"deeplin.integrators; got {type(stepper).__name__}."
         )
+    if not isinstance(cfg.method.get("dt", "auto"), str):
+        warning = unstable_step(stepper, flow, state, t1)
+        source = source if warning is None else replace(source, notes=(*source.notes, warning))
     if isinstance(stepper, IntegratorStepper):
         integrator = stepper.integrator
         if isinstance(integrator, ProjectedRungeKutta):
@@ -157,6 +166,28 @@ def _flow_name(name: str, method: DictConfig) -> str:
             f"{name!r}."
         )
     return name
+
+
+def _on_the_cone(problem: Problem, prediction: Prediction) -> Prediction:
+    """What is left of a prediction where W stays positive semidefinite.
+
+    A minimizer on M_k that is semidefinite is that on the cone, too. The rate is that of Hermitian
+    directions alone, the same as on M_k where all critical points are semidefinite.
+    """
+    optimum = problem.optimum
+    if optimum is None or is_semidefinite(optimum.minimizer(optimum.rank)):
+        return prediction
+    if is_semidefinite(optimum.minimizer(prediction.rank)):
+        reason = "X is not semidefinite: its other part changes the rate on the cone"
+        return replace(prediction, rate=None, rate_missing=reason)
+    missing = (
+        f"the optimum of rank {prediction.rank} is not positive semidefinite, as W(t) is, and on "
+        "the cone no limit is predicted"
+    )
+    return replace(
+        prediction, limit=None, loss=None, unique=False, rate=None, pace=None,
+        missing=missing, rate_missing=missing,
+    )  # fmt: skip
 
 
 def _end_time(t1: float | str, prediction: Prediction) -> float:

@@ -148,7 +148,7 @@ def _shade(i: int, values: np.ndarray) -> tuple[float, float, float]:
 def _limits(prediction: Prediction) -> np.ndarray:
     if prediction.limit is None:
         return np.empty(0)
-    values = torch.linalg.svdvals(prediction.limit.double())[: prediction.rank]
+    values = torch.linalg.svdvals(prediction.limit)[: prediction.rank].double()
     return np.unique(np.round(values.cpu().numpy(), 6))
 
 

@@ -12,15 +12,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from deeplin.flows import DLRAFlow
 from deeplin.flows.contract import Flow, State
 from deeplin.integrators import Compiled, ErrorControlled, Euler, Integrator, ProjectedRungeKutta
 from deeplin.integrators.adaptive import AdaptiveStepper
 from deeplin.integrators.explicit import OneLine
-from deeplin.integrators.steppers import IntegratorStepper, OptimizerStepper, minibatch_indices
+from deeplin.integrators.steppers import (
+    IntegratorStepper,
+    OptimizerStepper,
+    Stepper,
+    minibatch_indices,
+)
 from deeplin.network import DeepLinear
 from deeplin.problems.data import Data
 
-__all__ = ["adaptive_steps", "fixed_steps", "optimizer_steps", "projected_steps"]
+__all__ = [
+    "adaptive_steps",
+    "fixed_steps",
+    "optimizer_steps",
+    "projected_steps",
+    "unstable_step",
+]
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
@@ -86,6 +98,49 @@ def _step(
     dt: float | Literal["auto"], safety: float, limit: float, flow: Flow, state: State
 ) -> float:
     return safety * limit / flow.curvature(state) if isinstance(dt, str) else dt
+
+
+def unstable_step(stepper: Stepper, flow: Flow, state: State, t1: float) -> str | None:
+    """A sentence where the step is beyond what the method is stable for, at the start or the end.
+
+    None for steps by tolerance, and for optimizers other than plain gradient descent, which have
+    no such limit that is known here. Tangent steps are those of Riemannian gradient descent, whose
+    limit is 2 over the curvature of the loss: they do not pay for S^{-1}, as the flow's does.
+
+    Cost: the flow's `curvature`.
+    """
+    if isinstance(stepper, IntegratorStepper):
+        limit, of = stepper.integrator.stability_limit, type(stepper.integrator).__name__
+        if isinstance(stepper.integrator, Compiled):
+            of = "the method"
+    elif isinstance(stepper, OptimizerStepper) and _is_plain_descent(stepper.optimizer):
+        limit, of = Euler().stability_limit, "gradient descent"
+    else:
+        return None
+    projected = isinstance(stepper, IntegratorStepper) and isinstance(
+        stepper.integrator, ProjectedRungeKutta
+    )
+    if projected and isinstance(flow, DLRAFlow):
+        curvature = flow.problem.curvature(flow.end_to_end(state))
+        if flow.rescaled:
+            curvature *= float(flow.clock_rate(flow.point(state).S).amax())
+    else:
+        curvature = flow.curvature(state)
+    dt, whole = stepper.stretch, isinstance(stepper, IntegratorStepper) and stepper.stretch >= t1
+    if not (t1 if whole else dt) * curvature > limit:
+        return None
+    most = limit / curvature
+    run = f", and the whole run is one step of {t1:.4g}" if whole else ""
+    return (
+        f"method.dt={dt:.4g} is above {most:.3g}, beyond which {of} is unstable here{run}: this "
+        f"does not follow the flow; type method.dt=auto, or method.dt={0.5 * most:.2g} or less."
+    )
+
+
+def _is_plain_descent(optimizer: torch.optim.Optimizer) -> bool:
+    return isinstance(optimizer, torch.optim.SGD) and not any(
+        group["momentum"] for group in optimizer.param_groups
+    )
 
 
 def _compiled(integrator: Integrator, flow: Flow, state: State) -> Integrator:

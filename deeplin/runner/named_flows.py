@@ -19,7 +19,7 @@ from deeplin.flows import (
     compress,
 )
 from deeplin.flows.contract import Flow, State
-from deeplin.network import DeepLinear, end_to_end
+from deeplin.network import DeepLinear, end_to_end, product_ranks
 from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 
@@ -34,6 +34,7 @@ _OF_MATRICES: dict[str, Callable[[Problem, int], Flow]] = {
     "psd_dlra_rescaled": lambda problem, depth: PSDDLRAFlow(problem, rescaled=True),
 }
 _OF_TWO_LAYERS = ("oja", "coupled", "riccati")
+_SHOWN = 10  # repeats that a message lists
 FLOWS = ("layers", "compressed", *_OF_MATRICES, *_OF_TWO_LAYERS)
 
 
@@ -41,7 +42,6 @@ def make_flow(
     name: str,
     network: DeepLinear,
     problem: Problem,
-    start_rank: int,
     *,
     rebalance: bool = False,
     multiplicative: bool = False,
@@ -52,11 +52,16 @@ def make_flow(
     - `multiplicative`: the flows dlra and dlra_rescaled in coordinates moved by multiplication,
       those of the end-to-end flow of depth 1
 
-    Raises: ValueError for a flow that does not fit the network or the problem.
+    Layers and factors of layers keep a rank for each trajectory. The flows of matrices, and layers
+    that are rebalanced, have one for the whole batch.
+
+    Raises: ValueError for a flow that does not fit the network or the problem, and for W(0) of
+        several ranks where it takes one.
     """
     weights = [W_j.detach() for W_j in network.weights]
     if name == "layers":
-        flow = LayerFlow(problem, balanced_rank=start_rank if rebalance else None)
+        rank = _common_rank(weights, "method.rebalance=true") if rebalance else None
+        flow = LayerFlow(problem, balanced_rank=rank)
         return flow, flow.init_state(network)
     if name == "compressed":
         flow = LayerFlow(problem)
@@ -67,7 +72,29 @@ def make_flow(
         flow = EndToEndFlow(problem, 1, rescaled=name.endswith("rescaled"))
     else:
         flow = _OF_MATRICES[name](problem, network.depth)
-    return flow, flow.init_state(end_to_end(weights), start_rank)
+    return flow, flow.init_state(end_to_end(weights), _common_rank(weights, f"flow={name}"))
+
+
+def _common_rank(weights: Sequence[Tensor], who: str) -> int:
+    """The rank of W(0). Raises: ValueError, which names the repeats, where it is not the same."""
+    ranks = product_ranks(weights).flatten().tolist()
+    repeats = {
+        rank: [i for i, r in enumerate(ranks, 1) if r == rank] for rank in sorted(set(ranks))
+    }
+    if len(repeats) == 1:
+        return ranks[0]
+    most = max(repeats, key=lambda rank: (len(repeats[rank]), rank))
+    told = [f"{rank} in repeat {_listed(of)}" for rank, of in repeats.items() if rank != most]
+    raise ValueError(
+        f"{who} runs all repeats at one rank, but W(0) has rank {', rank '.join(told)}, and rank "
+        f"{most} in the other {len(repeats[most])}: run each rank by itself, or a method on "
+        "flow=layers without rebalance, where each repeat keeps its own."
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:_SHOWN]))
+    return shown if len(numbers) <= _SHOWN else f"{shown} and {len(numbers) - _SHOWN} more"
 
 
 def _two_layer_flow(name: str, problem: Problem, weights: Sequence[Tensor]) -> tuple[Flow, State]:

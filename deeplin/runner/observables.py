@@ -40,12 +40,12 @@ def layer_observables(problem: Problem, limit: Tensor | None) -> Observables:
       cancellation, and `distance_to_limit`: ‖W − limit‖_F (on the range of X, where W is
       determined)
     - `gradient_norm`: (Σ_j ‖∇_{W_j}L^N‖_F²)^{1/2}
-    - `balancedness_gap`: max_j ‖W_{j+1}ᵀW_{j+1} − W_jW_jᵀ‖_F
+    - `balancedness_gap`: max_j ‖W_{j+1}ᴴW_{j+1} − W_jW_jᴴ‖_F
     - `singular_values`: those of W, as many as the smallest width; `rank`: those above
       max(d_x, d_y)·eps·σ_1
     - where the critical points are known `nearest_modes`: J of the W_J nearest to W, as a mask
       (BRTW Prop. 32), and `nearest_distance`: ‖(W − W_J)C^{1/2}‖_F
-    - `tie_gap`: ‖W_2 − W_1ᵀ‖_F, for two layers between equal widths only (BRTW Fig. 3,
+    - `tie_gap`: ‖W_2 − W_1ᴴ‖_F, for two layers between equal widths only (BRTW Fig. 3,
       BRTW Lemma 46)
 
     Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
@@ -60,11 +60,11 @@ def layer_observables(problem: Problem, limit: Tensor | None) -> Observables:
         tied = len(layers) == 2 and W.shape[-2] == W.shape[-1]
         return {
             **seen_of(W),
-            "gradient_norm": sum(G_j.square().sum((-2, -1)) for G_j in gradients) ** 0.5,
+            "gradient_norm": sum(G_j.abs().square().sum((-2, -1)) for G_j in gradients) ** 0.5,
             "balancedness_gap": gap_norm(layers),
             "singular_values": s,
             "rank": (s > noise).sum(-1),
-            **({"tie_gap": torch.linalg.matrix_norm(layers[1] - layers[0].mT)} if tied else {}),
+            **({"tie_gap": torch.linalg.matrix_norm(layers[1] - layers[0].mH)} if tied else {}),
         }
 
     return observe
@@ -143,7 +143,7 @@ def flow_observables(flow: Flow, problem: Problem, limit: Tensor | None, y0: Sta
 def with_factors(observe: Observables, flow: Flow) -> Observables:
     """The same observables, and W(t) as `left` (*batch, d_y, k) times `right` (*batch, k, d_x).
 
-    Layers are split at their narrowest width k; other states give UΣ and Vᵀ for the end-to-end
+    Layers are split at their narrowest width k; other states give UΣ and Vᴴ for the end-to-end
     flow, W and the identity for the rest.
     """
 
@@ -153,7 +153,7 @@ def with_factors(observe: Observables, flow: Flow) -> Observables:
             return end_to_end(y[p:]), end_to_end(y[:p])
         if isinstance(flow, EndToEndFlow):
             U, log_s, V = y
-            return U * log_s.exp()[..., None, :], V.mT
+            return U * log_s.exp()[..., None, :], V.mH
         W = flow.end_to_end(tuple(y))
         return W, torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
 

@@ -220,7 +220,7 @@ def _conclude(
     if passed and len(passed[verdict.shown]) > 1:
         shown = f"{title}, repeat {verdict.shown + 1}" if len(passed) > 1 else title
         _show_plateaus(shown, folder, log, history, passed[verdict.shown], verdict.shown, draw)
-    folder.write_json("summary.json", verdict.summary)
+    folder.write_json("summary.json", {**verdict.summary, "notes": experiment.notes})
     metrics = {
         name: value
         for name, value in verdict.summary.items()

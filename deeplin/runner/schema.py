@@ -139,8 +139,16 @@ OPTIONS: Mapping[str, Option] = {
     "problem.d": _whole("dimension of the samples", 1),
     "problem.m": _whole("number of samples; null: 3d", 1, null=True),
     "problem.n": _whole("size of the matrix X", 1),
-    "problem.spectrum": Option("eigenvalues of X, as a list; choose network.rank for r"),
-    "problem.rotate": _switch("eigenvectors at random; false: X is diagonal"),
+    "problem.spectrum": Option(
+        "eigenvalues of X, of a general one singular values, as a list; choose network.rank for r"
+    ),
+    "problem.kind": _choice(
+        "of X: semidefinite, Hermitian with eigenvalues of either sign, or any matrix",
+        *("psd", "hermitian", "general"),
+    ),
+    "problem.field": _choice("of X, and so of all matrices of the run", "real", "complex"),
+    "problem.rows": _whole("of a general X; null: n", 1, null=True),
+    "problem.rotate": _switch("singular vectors at random; false: X is diagonal"),
     "problem.rank": Option("of the teacher"),
     "problem.depth": Option("of the teacher"),
     "problem.seed": _number(

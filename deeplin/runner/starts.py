@@ -50,23 +50,31 @@ def balanced(
 ) -> None:
     """Balanced layers of W(0): as given, of a file, or a product of Gaussian factors.
 
+    A `matrix` can be a list of matrices, one for each repeat.
     That product has the spectral norm `scale`; with `psd` its two factors are equal, and it is
     positive semidefinite.
     """
     dtype = net.weights[0].dtype
     if matrix is not None:
         try:
-            W = torch.tensor([list(row) for row in matrix], dtype=dtype)
+            W = torch.tensor(_numbers(matrix), dtype=dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"init.matrix must be a list of rows of numbers; got {matrix}: for instance "
-                "init.matrix=[[1,0],[0,2]]."
+                "init.matrix=[[1,0],[0,2]], or [[1,2j],[0,1+1j]] for problem.field=complex."
             ) from error
     elif path is not None:
-        W, _ = read_arrays(Path(path), dtype)
+        W, _ = read_arrays(Path(path), dtype.to_real())
     else:
         W = _gaussian_product(net, generator, scale, psd)
     init.balanced_(net, W, rotate=rotate, generator=generator)
+
+
+def _numbers(node: object) -> object:
+    """Nested sequences as lists of numbers; complex ones come as text, 1+2j."""
+    if isinstance(node, str):
+        return complex(node.replace(" ", ""))
+    return [_numbers(part) for part in node] if isinstance(node, Sequence) else node
 
 
 def _gaussian_product(
@@ -82,7 +90,7 @@ def _gaussian_product(
             f"init.psd=true needs d_x = d_y; got {d_in} and {d_out}: use init.psd=false."
         )
     right = left if psd else torch.randn(*batch, d_in, k, dtype=dtype, generator=generator)
-    W = left @ right.mT
+    W = left @ right.mH
     return scale * W / torch.linalg.matrix_norm(W, 2, keepdim=True)
 
 
@@ -105,7 +113,7 @@ def spurious(
     radius: float = 1e-3,
     law: Literal["ball", "fan"] = "ball",
 ) -> None:
-    """A W(0) for each repeat, near the spurious Z_# that keeps these eigenvalues of X.
+    """A W(0) for each repeat, near the spurious Z_# that keeps these singular values of X.
 
     Source: HLZ §5; HLZ Example 1.1.
     """
