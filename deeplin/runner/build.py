@@ -89,10 +89,13 @@ def build(cfg: DictConfig) -> Experiment:
         integrator = stepper.integrator
         if isinstance(integrator, ProjectedRungeKutta):
             prediction = prediction.in_steps(stepper.stretch, integrator.order)
-    observe = flow_observables(flow, problem, prediction.limit, state)
+    batch = flow.batch_shape(state)
+    limits, optima = prediction.limits(batch), prediction.optima(problem, batch)
+    observe = flow_observables(flow, problem, limits, state, optima)
     if cfg.log.factors:
         observe = with_factors(observe, flow)
-    return Experiment(source, network, prediction, flow, stepper, observe, t1, list(source.notes))
+    notes = [*source.notes, *prediction.told]
+    return Experiment(source, network, prediction, flow, stepper, observe, t1, notes)
 
 
 def data_of(cfg: DictConfig) -> Data:
