@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from deeplin.flows.contract import Flow
 from deeplin.integrators import (
     AdaptiveStepper,
+    Euler,
     IntegratorStepper,
     OptimizerStepper,
     ProjectedRungeKutta,
@@ -87,8 +88,10 @@ def build(cfg: DictConfig) -> Experiment:
         )
     if isinstance(stepper, IntegratorStepper):
         integrator = stepper.integrator
-        if isinstance(integrator, ProjectedRungeKutta):
+        if isinstance(integrator, ProjectedRungeKutta | Euler):
             prediction = prediction.in_steps(stepper.stretch, integrator.order)
+    elif isinstance(stepper, OptimizerStepper) and _is_descent(stepper.optimizer):
+        prediction = prediction.in_steps(stepper.stretch, Euler().order)
     batch = flow.batch_shape(state)
     limits, optima = prediction.limits(batch), prediction.optima(problem, batch)
     observe = flow_observables(flow, problem, limits, state, optima)
@@ -96,6 +99,14 @@ def build(cfg: DictConfig) -> Experiment:
         observe = with_factors(observe, flow)
     notes = [*source.notes, *prediction.told]
     return Experiment(source, network, prediction, flow, stepper, observe, t1, notes)
+
+
+def _is_descent(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its steps are those of Euler's method: plain gradient descent."""
+    group = optimizer.param_groups[0]
+    return isinstance(optimizer, torch.optim.SGD) and not (
+        group["momentum"] or group["weight_decay"]
+    )
 
 
 def data_of(cfg: DictConfig) -> Data:
