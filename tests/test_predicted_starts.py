@@ -219,7 +219,8 @@ def test_sixty_four_starts_of_both_signs(name, tmp_path):
 @pytest.mark.parametrize("name", ["structure", "rk4"])
 def test_the_special_start_is_judged_by_remark_42(name, tmp_path):
     summary = summary_of(
-        tmp_path / "run", "problem=gaussian", "problem.d=4", "network.rank=2", "network.depth=2", "init=special",
+        tmp_path / "run", "problem=gaussian", "problem.d=4", "network.rank=2", "network.depth=2",
+        "init=special",
         "method.t1=60", "problem.singular=" + ("project" if name == "structure" else "keep"),
         "stop.grad_norm=null", "stop.stagnation=null", "log.records=60", *method(name),
     )  # fmt: skip
