@@ -88,7 +88,7 @@ def test_any_two_general_matrices_of_rank_r_are_joined(randn, seen, m, n, r):
     seen.at_most(1 - lowest, 1e-8)
 
 
-@pytest.mark.statement("HLZ Lemma 2.1(2), erratum")
+@pytest.mark.statement("HLZ Lemma 2.1(2), E3")
 def test_the_same_check_fails_on_invertible_real_matrices(randn, seen):
     """On GL(3) the paths between determinants of one sign stay in it; of the others none does."""
     found = lowest_on_a_path(randn, 3, 3, 3)

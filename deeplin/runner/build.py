@@ -13,6 +13,7 @@ from deeplin.flows import PSDDLRAFlow
 from deeplin.flows.contract import Flow
 from deeplin.integrators import (
     AdaptiveStepper,
+    Euler,
     IntegratorStepper,
     OptimizerStepper,
     ProjectedRungeKutta,
@@ -96,12 +97,25 @@ def build(cfg: DictConfig) -> Experiment:
         source = source if warning is None else replace(source, notes=(*source.notes, warning))
     if isinstance(stepper, IntegratorStepper):
         integrator = stepper.integrator
-        if isinstance(integrator, ProjectedRungeKutta):
+        if isinstance(integrator, ProjectedRungeKutta | Euler):
             prediction = prediction.in_steps(stepper.stretch, integrator.order)
-    observe = flow_observables(flow, problem, prediction.limit, state)
+    elif isinstance(stepper, OptimizerStepper) and _is_descent(stepper.optimizer):
+        prediction = prediction.in_steps(stepper.stretch, Euler().order)
+    batch = flow.batch_shape(state)
+    limits, optima = prediction.limits(batch), prediction.optima(problem, batch)
+    observe = flow_observables(flow, problem, limits, state, optima)
     if cfg.log.factors:
         observe = with_factors(observe, flow)
-    return Experiment(source, network, prediction, flow, stepper, observe, t1, list(source.notes))
+    notes = [*source.notes, *prediction.told]
+    return Experiment(source, network, prediction, flow, stepper, observe, t1, notes)
+
+
+def _is_descent(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its steps are those of Euler's method: plain gradient descent."""
+    group = optimizer.param_groups[0]
+    return isinstance(optimizer, torch.optim.SGD) and not (
+        group["momentum"] or group["weight_decay"]
+    )
 
 
 def data_of(cfg: DictConfig) -> Data:

@@ -165,7 +165,7 @@ def _singular_values(ax: Axes, t: np.ndarray, history: History, prediction: Pred
         )
     ax.set_ylabel(r"singular values of $W(t)$")
     ax.set_ylim(bottom=0)
-    if prediction.limit is not None:
+    if len(_limits(prediction)):
         ax.legend(frameon=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -32,13 +33,15 @@ _BLOCK = 2**16
 Observables = Callable[[float, Sequence[Tensor]], dict[str, Tensor]]
 
 
-def layer_observables(problem: Problem, limit: Tensor | None) -> Observables:
+def layer_observables(
+    problem: Problem, limit: Tensor | None, optimum: Tensor | None = None
+) -> Observables:
     """The function (t, layers) -> observables of a deep linear network.
 
     - `loss`: L^N, and what the problem itself reports
     - where a limit is predicted `excess_loss`: L^N − L¹(limit), of least squares without
       cancellation, and `distance_to_limit`: ‖W − limit‖_F (on the range of X, where W is
-      determined)
+      determined); `distance_to_optimum` where the optimum of the start's rank is another
     - `gradient_norm`: (Σ_j ‖∇_{W_j}L^N‖_F²)^{1/2}
     - `balancedness_gap`: max_j ‖W_{j+1}ᴴW_{j+1} − W_jW_jᴴ‖_F
     - `singular_values`: those of W, as many as the smallest width; `rank`: those above
@@ -50,7 +53,7 @@ def layer_observables(problem: Problem, limit: Tensor | None) -> Observables:
 
     Shapes: each (*batch), singular_values (*batch, min_j d_j), nearest_modes (*batch, q).
     """
-    seen_of = _matrix_observables(problem, limit)
+    seen_of = _matrix_observables(problem, limit, optimum)
 
     def observe(t: float, layers: Sequence[Tensor]) -> dict[str, Tensor]:
         W = end_to_end(layers)
@@ -71,7 +74,7 @@ def layer_observables(problem: Problem, limit: Tensor | None) -> Observables:
 
 
 def _matrix_observables(
-    problem: Problem, limit: Tensor | None
+    problem: Problem, limit: Tensor | None, best: Tensor | None
 ) -> Callable[[Tensor], dict[str, Tensor]]:
     """The function W -> what depends on W alone, under `layer_observables`' names.
 
@@ -83,16 +86,20 @@ def _matrix_observables(
     if moments is not None and moments.rank_X < moments.d_x:
         E = moments.range_basis()
 
-    def observe(W: Tensor) -> dict[str, Tensor]:
+    def distance(W: Tensor, to: Tensor) -> Tensor:
+        return torch.linalg.matrix_norm(W - to if E is None else (W - to) @ E)
+
+    def observe(W: Tensor, limit: Tensor | None, best: Tensor | None) -> dict[str, Tensor]:
         seen = {"loss": problem.loss(W), **problem.report(W)}
         if limit is not None:
-            error = W - limit if E is None else (W - limit) @ E
             seen["excess_loss"] = (
                 seen["loss"] - problem.loss(limit)
                 if moments is None
                 else moments.loss_difference(W, limit)
             )
-            seen["distance_to_limit"] = torch.linalg.matrix_norm(error)
+            seen["distance_to_limit"] = distance(W, limit)
+        if best is not None:
+            seen["distance_to_optimum"] = distance(W, best)
         if isinstance(optimum, Spectrum):
             near = optimum.nearest(W)
             seen |= {"nearest_modes": near.modes, "nearest_distance": near.distance}
@@ -100,22 +107,35 @@ def _matrix_observables(
 
     def in_blocks(W: Tensor) -> dict[str, Tensor]:
         if W.ndim != 3:
-            return observe(W)
-        blocks = [observe(block) for block in W.split(max(1, _BLOCK // W[0].numel()))]
+            return observe(W, limit, best)
+        size = max(1, _BLOCK // W[0].numel())
+        of_each = (
+            itertools.repeat(to) if to is None or to.ndim == 2 else to.split(size)
+            for to in (limit, best)
+        )
+        blocks = [observe(*parts) for parts in zip(W.split(size), *of_each, strict=False)]
         return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
     return in_blocks
 
 
-def flow_observables(flow: Flow, problem: Problem, limit: Tensor | None, y0: State) -> Observables:
+def flow_observables(
+    flow: Flow,
+    problem: Problem,
+    limit: Tensor | None,
+    y0: State,
+    optimum: Tensor | None = None,
+) -> Observables:
     """The function (t, state) -> observables of any flow of W, under `layer_observables`' names.
 
     `gradient_norm` is that of the flow's own metric, which for balanced layers is the layers';
     `balancedness_gap` the largest drift of a conserved quantity where there are no layers. And
-    `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0.
+    `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0. For
+    square real W of full rank `sign_det`, the sign of det W, 0 where round-off hides it.
     """
-    start = flow.conserved(y0)
-    layers, seen_of = layer_observables(problem, limit), _matrix_observables(problem, limit)
+    start, sign_of = flow.conserved(y0), _sign_of_determinant(flow, y0)
+    layers = layer_observables(problem, limit, optimum)
+    seen_of = _matrix_observables(problem, limit, optimum)
 
     def observe(t: float, state: Sequence[Tensor]) -> dict[str, Tensor]:
         y = tuple(state)
@@ -123,12 +143,16 @@ def flow_observables(flow: Flow, problem: Problem, limit: Tensor | None, y0: Sta
         for name, value in conserved.items():
             change = (value - start[name]).unsqueeze(-1).flatten(y[0].ndim - 2)
             drift[f"drift_{name}"] = torch.linalg.vector_norm(change, dim=-1)
+        if sign_of is not None:
+            kept = conserved.get("sign_det")
+            drift["sign_det"] = sign_of(y) if kept is None else kept
         if isinstance(flow, LayerFlow):
             return layers(t, y) | drift
         W = flow.end_to_end(y)
         largest = W.real.new_zeros(W.shape[:-2])
-        for change in drift.values():
-            largest = torch.maximum(largest, change)
+        for name, change in drift.items():
+            if name != "sign_det":
+                largest = torch.maximum(largest, change)
         return {
             **seen_of(W),
             "gradient_norm": flow.gradient_norm(y),
@@ -138,6 +162,31 @@ def flow_observables(flow: Flow, problem: Problem, limit: Tensor | None, y0: Sta
         } | drift
 
     return observe
+
+
+def _sign_of_determinant(flow: Flow, y0: State) -> Callable[[State], Tensor] | None:
+    """The function y -> the sign of det W, 0 where it is not known; None where W is not for it.
+
+    Of square layers it is the product of their signs: σ_min(W_j) is about the N-th root of that of
+    W, far above round-off when that is below it.
+    """
+    W = flow.end_to_end(y0)
+    n = W.shape[-1]
+    if W.shape[-2] != n or W.is_complex() or int(flow.rank(y0).max()) < n:
+        return None
+
+    def sign_of(A: Tensor) -> Tensor:
+        A = A.double()
+        s = torch.linalg.svdvals(A)
+        known = s[..., -1] > n * torch.finfo(s.dtype).eps * s[..., 0]
+        return torch.where(known, torch.linalg.slogdet(A).sign, 0.0)
+
+    def of_state(y: State) -> Tensor:
+        if isinstance(flow, LayerFlow) and all(W_j.shape[-2:] == (n, n) for W_j in y):
+            return torch.stack([sign_of(W_j) for W_j in y]).prod(0)
+        return sign_of(flow.end_to_end(y))
+
+    return of_state
 
 
 def with_factors(observe: Observables, flow: Flow) -> Observables:

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from deeplin.landscape import Plateau
 from deeplin.loop import History, Kind, Result
 from deeplin.prediction import Prediction
 from deeplin.problems.contract import Problem
 from deeplin.problems.spectrum import Spectrum
+from deeplin.runner.measured import RATE_TOLERANCE, Checks, Part, Seen, fitted_rate, parts_of
 
 __all__ = ["Verdict", "fitted_rate", "judge"]
-
-EXCESS_TOLERANCE = 1e-6  # relative, of the loss
-RATE_TOLERANCE = 0.05  # relative, of the decay rate
 
 
 @dataclass(frozen=True)
@@ -43,79 +38,6 @@ class Verdict:
         )
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What was measured of the worst trajectory, None where nothing is predicted to compare it."""
-
-    loss: float
-    excess: float | None
-    distance: float | None
-    rank: int
-    rate: float | None
-    gap_initial: float
-    gap_final: float
-    gradient_norm: float
-
-    @property
-    def state(self) -> str:
-        if self.excess is None or self.distance is None:
-            return f"loss {self.loss:.6g}, gradient norm {self.gradient_norm:.1e}, rank {self.rank}"
-        return (
-            f"relative excess loss {self.excess:.1e}, distance {self.distance:.1e}, "
-            f"rank {self.rank}"
-        )
-
-
-@dataclass(frozen=True)
-class _Checks:
-    """Whether each prediction holds; None where there is none or nothing was measured."""
-
-    loss: bool | None
-    distance: bool | None
-    rank: bool | None
-    rate: bool | None
-
-    @classmethod
-    def of(cls, seen: _Seen, prediction: Prediction) -> _Checks:
-        if seen.excess is None or seen.distance is None:
-            return cls(None, None, None, None)
-        rate, rho = seen.rate, prediction.rate
-        near = seen.distance <= prediction.distance_tolerance
-        return cls(
-            abs(seen.excess) <= EXCESS_TOLERANCE,
-            near if prediction.unique else None,
-            seen.rank == prediction.rank,
-            None if rate is None or not rho else abs(rate / rho - 1) <= RATE_TOLERANCE,
-        )
-
-
-def fitted_rate(t: Tensor, distance: Tensor, floor: float) -> float | None:
-    """The slope of −log distance against t over the last e³ of a decay, by least squares.
-
-    None if the distance has not decayed exponentially: fewer than 8 records above `floor`, less
-    than a factor e of decay, or a fit off by more than 10 % somewhere. Where it rises again in the
-    end, it had come to the noise of the integrator: that is a floor, too.
-
-    Shapes: t, distance (records,).
-    """
-    least = float(distance.min())
-    if float(distance[-1]) > least:
-        floor = max(floor, 100 * least)
-    below = (distance <= floor).nonzero()
-    end = int(below[0]) if len(below) else len(distance)
-    if end < 8:
-        return None
-    log = distance[:end].log()
-    above = (log > log[-1] + 3).nonzero()
-    start = min(int(above[-1]) + 1 if len(above) else 0, end - 8)
-    x, y = t[start:end], log[start:end]
-    slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
-    residual = float((y - y.mean() - slope * (x - x.mean())).abs().max())
-    if float(y[0] - y[-1]) < 1 or residual > 0.1:
-        return None
-    return -slope
-
-
 def judge(
     problem: Problem,
     prediction: Prediction,
@@ -132,34 +54,11 @@ def judge(
     `plateaus` are the critical points that each trajectory passed, for the summary.
     """
     last = history.records[-1]
-
-    def over_time(name: str) -> Tensor:
-        return history.column(name).reshape(len(history.records), -1)
-
-    loss, ranks = over_time("loss")[-1], over_time("rank")[-1].int().tolist()
-    gap = over_time("balancedness_gap").amax(1)
-    relative, distance = None, None
-    rates: list[float | None] = [None] * len(ranks)
-    if prediction.limit is not None and prediction.loss is not None:
-        relative = over_time("excess_loss")[-1] / _scale(problem, prediction.limit, prediction.loss)
-        distance = over_time("distance_to_limit")
-        floor = 1e3 * torch.finfo(distance.dtype).eps * max(prediction.size, 1e-300)
-        if prediction.unique and not stochastic:
-            rates = [fitted_rate(history.t, column, floor) for column in distance.unbind(1)]
-    worst = int(loss.argmax() if relative is None else relative.abs().argmax())
-    seen = _Seen(
-        loss=float(loss[worst]),
-        excess=None if relative is None else float(relative[worst]),
-        distance=None if distance is None else float(distance[-1].max()),
-        rank=next((rank for rank in ranks if rank != prediction.rank), prediction.rank),
-        rate=_worst_rate(rates, prediction.rate),
-        gap_initial=float(gap[0]),
-        gap_final=float(gap[-1]),
-        gradient_norm=float(over_time("gradient_norm")[-1].max()),
-    )
-    checks = _Checks.of(seen, prediction)
+    parts = parts_of(problem, prediction, history, stochastic=stochastic)
+    part = max(parts, key=lambda part: part.badness)
+    seen, prediction, worst = part.seen, part.prediction, part.worst
     rest = _resting_place(problem, history, worst)
-    sentence = _sentence(seen, prediction, checks, result, stochastic, rest)
+    sentence = _sentence(part, result, stochastic, rest) + _by_their_starts(parts)
     summary: dict[str, object] = {
         "loss": seen.loss,
         "optimal_loss": prediction.loss,
@@ -178,34 +77,38 @@ def judge(
         "verdict": sentence,
     }
     passed = [[plateau.as_dict() for plateau in report] for report in plateaus]
-    if len(ranks) > 1:
-        summary["repeats"] = {
-            "loss": loss.tolist(),
-            "relative_excess_loss": None if relative is None else relative.tolist(),
-            "distance_to_limit": None if distance is None else distance[-1].tolist(),
-            "rank": ranks,
-            "rate_measured": rates,
-            **({"plateaus": passed} if passed else {}),
-        }
+    if any(p.left for p in parts):
+        summary["left_invariant_set_at"] = min(min(p.left) for p in parts if p.left)
+    trajectories = sum(len(p.members) for p in parts)
+    if trajectories > 1:
+        summary["repeats"] = _of_repeats(problem, history, parts, passed)
     if passed:
         summary["plateaus"] = passed[worst]
-    return Verdict(summary, _table(seen, prediction, checks), sentence, worst)
+    return Verdict(summary, _table(seen, prediction, part.checks), sentence, worst)
 
 
-def _scale(problem: Problem, limit: Tensor, optimal_loss: float) -> float:
-    """What an excess of the loss is relative to: L*, or for a perfect fit the loss of W = 0."""
-    at_zero = float(problem.loss(torch.zeros_like(limit)))
-    return optimal_loss if optimal_loss > 2e-12 * at_zero else at_zero
+def _of_repeats(
+    problem: Problem, history: History, parts: Sequence[Part], passed: list[list[dict[str, object]]]
+) -> dict[str, object]:
+    """The numbers of every trajectory, in their order."""
+    last = history.records[-1].observed
+    found: dict[str, object] = {"loss": last["loss"].reshape(-1).tolist()}
+    by_number = {i: (p, n) for p in parts for n, i in enumerate(p.members)}
+    each = [by_number[i] for i in range(len(by_number))]
+    for name in ("relative_excess_loss", "distance_to_limit"):
+        known = any(p.prediction.limit is not None for p in parts)
+        found[name] = [p.ends[name][n] for p, n in each] if known else None
+    found["rank"] = last["rank"].reshape(-1).int().tolist()
+    found["rate_measured"] = [p.rates[n] for p, n in each]
+    if len(parts) > 1:
+        found["optimal_loss"] = [p.prediction.loss for p, _ in each]
+        found["rank_predicted"] = [p.prediction.rank for p, _ in each]
+    if passed:
+        found["plateaus"] = passed
+    return found
 
 
-def _worst_rate(rates: Sequence[float | None], predicted: float | None) -> float | None:
-    measured = [rate for rate in rates if rate is not None]
-    if not measured:
-        return None
-    return max(measured, key=lambda rate: abs(rate - (predicted or 0.0)))
-
-
-def _table(seen: _Seen, prediction: Prediction, checks: _Checks) -> list[tuple[str, str, str, str]]:
+def _table(seen: Seen, prediction: Prediction, checks: Checks) -> list[tuple[str, str, str, str]]:
     def mark(check: bool | None, text: str) -> str:
         return text if check is None else f"{'ok' if check else 'NO'}   {text}".rstrip()
 
@@ -227,6 +130,10 @@ def _table(seen: _Seen, prediction: Prediction, checks: _Checks) -> list[tuple[s
             ("rank of W", str(seen.rank), "-", ""),
             *gaps,
         ]
+    what = "limit" if prediction.why else "optimum"
+    start, ranks = prediction.start_rank, str(prediction.rank)
+    if prediction.why and start is not None and start > prediction.rank:
+        ranks = f"{start} to {ranks}"
     rate, rho = seen.rate, prediction.rate
     rate_note = (
         prediction.rate_missing
@@ -244,14 +151,14 @@ def _table(seen: _Seen, prediction: Prediction, checks: _Checks) -> list[tuple[s
             mark(checks.loss, f"relative excess {seen.excess:.1e}"),
         ),
         (
-            f"distance of W to its rank-{prediction.rank} optimum",
+            f"distance of W to its rank-{prediction.rank} {what}",
             f"{seen.distance:.2e}",
             "0",
             mark(checks.distance, f"tolerance {prediction.distance_tolerance:.1e}")
             if prediction.unique
             else "the optimum is not unique",
         ),
-        ("rank of W", str(seen.rank), str(prediction.rank), mark(checks.rank, "")),
+        ("rank of W", str(seen.rank), ranks, mark(checks.rank, "")),
         (
             "local decay rate",
             "-" if rate is None else f"{rate:.5g}",
@@ -274,20 +181,17 @@ def _resting_place(problem: Problem, history: History, worst: int) -> str | None
     return "{" + ",".join(str(j + 1) for j in modes.nonzero().ravel().tolist()) + "}"
 
 
-def _sentence(
-    seen: _Seen,
-    prediction: Prediction,
-    checks: _Checks,
-    result: Result,
-    stochastic: bool,
-    rest: str | None,
-) -> str:
+def _sentence(part: Part, result: Result, stochastic: bool, rest: str | None) -> str:
+    seen, prediction, checks = part.seen, part.prediction, part.checks
     if result.kind == Kind.DIVERGED:
         return f"No verdict: the run {result.sentence}"
     if seen.excess is None or seen.distance is None:
         return f"No verdict: {prediction.missing}; the run ended at {seen.state}."
-    reached = checks.loss and checks.distance is not False and checks.rank
-    if reached and checks.rate is not False:
+    if part.left:
+        return _left(part)
+    what = "limit" if prediction.why else "optimum"
+    because = f": {prediction.because}" if prediction.because else ""
+    if checks.reached and checks.rate is not False:
         at_rate = (
             f", at the rate {seen.rate:.4g} where {prediction.rate:.4g} is predicted"
             if checks.rate
@@ -295,26 +199,52 @@ def _sentence(
         )
         where = f", distance {seen.distance:.1e}" if prediction.unique else ""
         return (
-            f"Theory and run agree: W reached the predicted optimum of rank {prediction.rank} "
-            f"(relative excess loss {seen.excess:.1e}{where}){at_rate}."
+            f"Theory and run agree: W reached the predicted {what} of rank {prediction.rank} "
+            f"(relative excess loss {seen.excess:.1e}{where}){at_rate}{because}."
         )
-    if reached:
+    if checks.reached:
         return (
-            "Theory and run disagree: W reached the predicted optimum, but its distance decayed at "
+            f"Theory and run disagree: W reached the predicted {what}, but its distance decayed at "
             f"the rate {seen.rate:.4g} where {prediction.rate:.4g} is predicted."
         )
     if stochastic:
         return (
-            f"No verdict: mini-batch noise holds W away from the optimum ({seen.state}); "
+            f"No verdict: mini-batch noise holds W away from the {what} ({seen.state}); "
             "a smaller dt or full batches come closer."
         )
     if result.kind in (Kind.TIME, Kind.STEPS, Kind.INTERRUPTED):
-        return f"Unfinished: W is not yet at the predicted optimum ({seen.state})."
+        return f"Unfinished: W is not yet at the predicted {what} ({seen.state}){because}."
     if rest is not None:
         return (
-            f"W came to rest at the critical point {rest}, not at the optimum ({seen.state}): the "
+            f"W came to rest at the critical point {rest}, not at the {what} ({seen.state}): the "
             "start lies on what flows there."
         )
-    return (
-        f"Theory and run disagree: W came to rest away from the predicted optimum ({seen.state})."
+    return f"Theory and run disagree: W came to rest away from the predicted {what} ({seen.state})."
+
+
+def _left(part: Part) -> str:
+    """What is told of a run that ended where the theory does not allow."""
+    prediction, times = part.prediction, part.left
+    name = f"det W {'<' if prediction.sign < 0 else '>'} 0" if prediction.sign else "of its start"
+    count = (
+        f", in {len(times)} of {len(part.members)} trajectories" if len(part.members) > 1 else ""
     )
+    predicted = f" Predicted: {prediction.because}." if prediction.because else ""
+    return (
+        f"Theory and run disagree: W left the invariant set {name} at t = {min(times):.4g}{count}: "
+        f"the integrator, not the flow.{predicted}"
+    )
+
+
+def _by_their_starts(parts: Sequence[Part]) -> str:
+    """How the trajectories ended, where not the same is predicted for all."""
+    if len(parts) < 2:
+        return ""
+    trajectories = sum(len(part.members) for part in parts)
+    told = []
+    for part in parts:
+        limit = part.prediction
+        where = f"to rank {limit.rank}, loss {limit.loss:.6g}" if limit.limit is not None else "?"
+        gone = f", {len(part.left)} left what is invariant" if part.left else ""
+        told.append(f"{len(part.members)} of {trajectories} {where} ({part.there} there{gone})")
+    return f" By their starts: {'; '.join(told)}."

@@ -18,7 +18,7 @@ AUTOENCODER = "U_r U_rᵀ"
 
 
 def distance(run: Run) -> np.ndarray:
-    return run["distance_to_limit"]
+    return run.to_optimum
 
 
 def size(run: Run) -> float:

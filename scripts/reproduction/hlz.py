@@ -20,7 +20,7 @@ VARYING = math.log10(abs(1 - 2 * 0.2))
 
 def distances(run: Run) -> np.ndarray:
     """‖Z_k − X‖_F: (records, repeats)."""
-    values = run["distance_to_limit"]
+    values = run.to_optimum
     return values.reshape(len(values), -1)
 
 

@@ -62,6 +62,12 @@ class Run:
         return self.history.column(name).double().numpy()
 
     @property
+    def to_optimum(self) -> np.ndarray:
+        """The distance to the optimum of the start's rank, which may not be the limit."""
+        name = "distance_to_optimum"
+        return self[name if name in self.history.records[0].observed else "distance_to_limit"]
+
+    @property
     def layers(self) -> list[torch.Tensor]:
         """The state in which the run ended."""
         return list(self._saved.stepper["state"])
