@@ -219,7 +219,7 @@ class Decay:
     def __init__(self, predicted, slow, fast=None, share=0.0):
         self.t, self.predicted_rate = np.linspace(0, 20, 200), predicted
         decay = np.exp(-slow * self.t) + (share * np.exp(-fast * self.t) if fast else 0)
-        self.observed = {"distance_to_limit": decay}
+        self.observed, self.to_optimum = {"distance_to_limit": decay}, decay
         last = decay < 20 * decay[-1]
         self.measured_rate = -np.polyfit(self.t[last], np.log(decay[last]), 1)[0]
 

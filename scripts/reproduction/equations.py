@@ -99,7 +99,9 @@ def known() -> dict[str, str]:
     found: dict[str, str] = {}
     for paper in ("BRTW", "HLZ"):
         for s in STATEMENTS:
-            if s.source.startswith(paper + " ") and not label_of(s.source):
+            # A reference that a section speaks of, HLZ §1 [30], is cited by its section.
+            of_section = " [" in s.source
+            if s.source.startswith(paper + " ") and not label_of(s.source) and not of_section:
                 whole = re.sub(r"(?<=\w)\([0-9a-e]\)$", "", s.source)
                 if whole != s.source:
                     found.setdefault(whole, "in parts")
