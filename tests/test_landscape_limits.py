@@ -343,7 +343,7 @@ def test_plateaus_of_a_closed_form(generator):
 
 
 def test_digits_pass_the_saddles_in_the_order_of_the_eigenvalues(tmp_path, capsys):
-    from deeplin import data
+    from deeplin.problems import data
 
     options = ["experiment=plateaus", "method.t1=8.5", "stop.stagnation=null"]
     assert train(*options, folder=tmp_path) == 0

@@ -45,7 +45,7 @@ def ours(product: Any, y, t1: float = END) -> torch.Tensor:
 
 
 def of_torchdiffeq(flow: LayerFlow, layers, t1: float = END) -> torch.Tensor:
-    from torchdiffeq import odeint
+    from torchdiffeq import odeint  # pyright: ignore[reportMissingImports]
 
     t = torch.tensor([0.0, t1], dtype=torch.float64)
     path = odeint(flow.velocity, layers, t, rtol=TOLERANCE, atol=TOLERANCE, method="dopri5")
