@@ -90,8 +90,10 @@ def combined(y: State, dt: float | Tensor, weights: Sequence[float], k: Sequence
 
 
 def by_trajectory(value: Tensor, part: Tensor) -> Tensor:
+    """One number for each trajectory, shaped to multiply a tensor of a state."""
     return value.reshape(value.shape + (1,) * (part.ndim - value.ndim))
 
 
 def shifted(y: State, h: float, k: Sequence[Tensor]) -> State:
+    """y + hk."""
     return tuple(y_i.add(k_i, alpha=h) for y_i, k_i in zip(y, k, strict=True))
