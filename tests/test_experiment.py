@@ -53,9 +53,8 @@ def test_a_run_leaves_everything_behind(tmp_path, capsys):
     assert summary(tmp_path)["rank"] == 2
     config = OmegaConf.load(tmp_path / "config.yaml")
     assert (config.network.rank, config.problem.seed) == (2, 0)
-    assert {"versions", "commit", "command"} <= set(
-        json.loads((tmp_path / "provenance.json").read_text())
-    )
+    (session,) = json.loads((tmp_path / "provenance.json").read_text())["sessions"]
+    assert {"versions", "commit", "code", "command", "files", "from_t"} <= set(session)
     assert (tmp_path / "figures" / "convergence.png").read_bytes()[:4] == b"\x89PNG"
     output = capsys.readouterr()
     assert "Theory and run agree" in output.out
@@ -214,11 +213,11 @@ def test_resuming_with_a_later_end(tmp_path):
 def test_folders_of_another_format_are_refused_in_one_sentence(tmp_path, capsys):
     assert train(*SMALL, "method.t1=1", folder=tmp_path) == 0
     config = tmp_path / "config.yaml"
-    assert config.read_text().startswith("format: 2\n")
+    assert config.read_text().startswith("format: 3\n")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert saved.pop("format") == 2
-    rest = config.read_text().removeprefix("format: 2\n")
-    for number in (None, 3):
+    assert saved.pop("format") == 3
+    rest = config.read_text().removeprefix("format: 3\n")
+    for number in (None, 2, 4):
         config.write_text(rest if number is None else f"format: {number}\n{rest}")
         for words in ([f"resume={tmp_path}"], [*SMALL, "method.t1=1"]):
             capsys.readouterr()
@@ -226,7 +225,7 @@ def test_folders_of_another_format_are_refused_in_one_sentence(tmp_path, capsys)
             error = capsys.readouterr().err
             assert f"was written in format {number or 1} of run folders" in error
             assert error.count("\n") == 1
-    config.unlink()
+    config.write_text(f"format: 3\n{rest}")
     torch.save(saved, tmp_path / "checkpoint.pt")  # a checkpoint without a number
     assert train(*SMALL, "method.t1=1", folder=tmp_path) == 2
     assert "was written in format 1 of run folders" in capsys.readouterr().err

@@ -1,38 +1,40 @@
-"""What a run leaves behind: its folder and its checkpoints."""
+"""What a run leaves behind: its folder, which one process at a time writes to."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from matplotlib.image import imsave
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from deeplin.integrators.steppers import Stepper
-from deeplin.loop import History, Kind, Record, Result
+from deeplin.loop import History, Record, Result
+from deeplin.runner import files
+from deeplin.runner.checkpoints import (
+    FORMAT,
+    Checkpoint,
+    Damaged,
+    check_format,
+    sealed,
+    unsealed,
+)
+from deeplin.runner.lock import LOCK, locked
+from deeplin.runner.schema import flatten
 
-__all__ = ["FORMAT", "Checkpoint", "Checkpointer", "RunFolder"]
+__all__ = ["FORMAT", "Checkpoint", "Checkpointer", "Damaged", "RunFolder"]
 
-# The format of folders and checkpoints; one of another number is refused. 1 carried no number.
-FORMAT = 2
-_LAST_OF_FORMAT_1 = "91e24ea"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """From what a run goes on: the stepper's state, all records, the seconds used, how it ended."""
-
-    stepper: dict
-    history: History
-    seconds: float
-    result: Result | None
+# What may lie in a folder before a run begins there: Hydra's record and log of the job, what
+# reproduce.py keeps of the output, and what a killed process left.
+_BEFORE = (".hydra", "train.log", "log.txt", LOCK)
+_EVENTS = "events.out.tfevents.{moment}.deeplin"
 
 
 class RunFolder:
@@ -53,87 +55,166 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for this process alone, free of what killed ones left half written.
+
+        Raises: ValueError, with one sentence, where another process holds it, or where something
+            lies there that is no run.
+        """
+        with contextlib.ExitStack() as stack:
+            with self.writing(self.path):
+                stack.enter_context(locked(self.path))
+            self._check_ours()
+            for folder in (self.path, self.path / "figures"):
+                files.sweep(folder)
+            yield
+
+    def _check_ours(self) -> None:
+        """Raise ValueError for a folder that holds something, but no run of deeplin."""
+        if self.config.exists():
+            return  # whose it is, read_config says
+        for found in self.path.iterdir():
+            if found.name not in _BEFORE and not found.name.endswith(files.PARTIAL):
+                raise ValueError(
+                    f"{self.path} holds {found.name} but no config.yaml of a run: choose a new "
+                    "folder, so that nothing there is lost."
+                )
+
+    # -- writing -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """What the system says of a file that cannot be written, as one sentence."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:  # a sentence already
+                raise
+            then = f"resume={self.path} continues the run from its last checkpoint"
+            raise OSError(
+                f"{path} cannot be written ({error.strerror}): when that is mended, "
+                f"{then if self.checkpoint.exists() else 'start the run again'}."
+            ) from error
+
+    def _replace(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
+        with self.writing(path):
+            files.replace(path, write)
+
     def write_text(self, name: str, text: str) -> None:
         self._replace(self.path / name, lambda file: file.write(text.encode()))
 
-    def write_json(self, name: str, content: Mapping[str, object]) -> None:
+    def write_json(self, name: str, content: object) -> None:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def write_image(self, name: str, image: np.ndarray) -> None:
         """Save pixels (height, width, 3) as figures/<name>.png."""
         path = self.path / "figures" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
+        with self.writing(path):
+            path.parent.mkdir(exist_ok=True)
         self._replace(path, lambda file: imsave(file, image, format="png"))
 
     def write_config(self, cfg: DictConfig) -> None:
         """Save a configuration, without references, after the format's number."""
         self.write_text("config.yaml", f"format: {FORMAT}\n{OmegaConf.to_yaml(cfg, resolve=True)}")
 
-    def read_config(self) -> DictConfig:
-        """The configuration of the run. Raises ValueError for a folder of another format."""
-        stored = OmegaConf.load(self.config)
-        if not isinstance(stored, DictConfig):
-            raise ValueError(f"{self.config} is no configuration: start the run anew.")
-        self._check_format(stored.pop("format", 1))
-        return stored
+    def add_provenance(self, session: Mapping[str, object]) -> None:
+        """Note where what is computed from now on comes from, after what stands there already."""
+        self.write_json("provenance.json", {"sessions": [*self.sessions(), session]})
+
+    def new_events(self) -> Path:
+        """A file for TensorBoard, in place of those of earlier parts of the run."""
+        for old in self.path.glob(_EVENTS.format(moment="*")):
+            old.unlink(missing_ok=True)
+        return self.path / _EVENTS.format(moment=time.time_ns())
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        result = checkpoint.result
-        content = {
-            "format": FORMAT,
-            "stepper": dict(checkpoint.stepper),
-            "history": checkpoint.history.state_dict(),
-            "seconds": checkpoint.seconds,
-            "result": None if result is None else [str(result.kind), result.sentence],
-        }
-        self._replace(self.checkpoint, lambda file: torch.save(content, file))
+        data = sealed(checkpoint)
+        self._replace(self.checkpoint, lambda file: file.write(data))
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def read_config(self) -> DictConfig:
+        """The configuration of the run. Raises ValueError for a folder of another format."""
+        try:
+            stored = OmegaConf.load(self.config)
+        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+            raise Damaged(self._damaged(self.config, "configuration", "it is no YAML")) from error
+        if not isinstance(stored, DictConfig) or not stored:
+            raise Damaged(self._damaged(self.config, "configuration", "it holds no options"))
+        try:
+            check_format(stored.pop("format", 1))
+        except ValueError as error:
+            raise ValueError(f"{self.path} {error}") from error
+        return stored
+
+    def read_summary(self) -> dict[str, object]:
+        """How the run ended. Raises ValueError for a file that is no summary."""
+        return self._read_json(self.summary, "result", "result_kind", "verdict")
+
+    def sessions(self) -> list[dict[str, object]]:
+        """Where each part of the run comes from; none before the first."""
+        if not self.provenance.exists():
+            return []
+        sessions = self._read_json(self.provenance, "sessions")["sessions"]
+        if not isinstance(sessions, list):
+            raise Damaged(self._damaged(self.provenance, "record", "its sessions are no list"))
+        return sessions
+
+    def _read_json(self, path: Path, *keys: str) -> dict[str, object]:
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise Damaged(self._damaged(path, "record", "it is no JSON")) from error
+        missing = [k for k in keys if not isinstance(content, dict) or k not in content]
+        if missing:
+            raise Damaged(self._damaged(path, "record", f"it has no {', '.join(missing)}"))
+        return content
 
     def load_checkpoint(self, device: str = "cpu") -> Checkpoint:
-        """The last checkpoint. Raises ValueError for a file that cannot be read, or another format.
+        """The last checkpoint.
 
-        Nothing but tensors and plain values is ever unpickled.
+        Raises: Damaged for a file of which any bit is not as it was written; ValueError for
+            another format.
         """
         try:
-            saved = torch.load(self.checkpoint, weights_only=True, map_location=device)
-            number = saved.get("format", 1)
-        except Exception as error:  # torch raises many kinds for a file that is none of its own
-            raise ValueError(
-                f"{self.checkpoint} cannot be read as a checkpoint: start the run anew."
-            ) from error
-        self._check_format(number)
-        result = None
-        if saved["result"] is not None:
-            kind, sentence = saved["result"]
-            result = Result(Kind(kind), sentence)
-        history = History.from_state_dict(saved["history"])
-        return Checkpoint(saved["stepper"], history, saved["seconds"], result)
+            return unsealed(self.checkpoint.read_bytes(), device)
+        except Damaged as error:
+            raise Damaged(self._damaged(self.checkpoint, "checkpoint", str(error))) from error
+        except ValueError as error:
+            raise ValueError(f"{self.path} {error}") from error
 
-    def _check_format(self, number: object) -> None:
-        if number == FORMAT:
-            return
-        writer = "deeplin 0.1.0 before folders carried a number" if number == 1 else "another one"
-        remedy = f", or continue it with commit {_LAST_OF_FORMAT_1}" if number == 1 else ""
-        raise ValueError(
-            f"{self.path} was written in format {number} of run folders ({writer}); this deeplin "
-            f"reads format {FORMAT}: start the run anew in another folder{remedy}."
-        )
+    def check_fits(self, checkpoint: Checkpoint, stepper: Stepper) -> None:
+        """Raise ValueError unless the state is one that a stepper of the run could have."""
+        try:
+            checkpoint.check_fits(stepper)
+        except ValueError as error:
+            raise Damaged(self._damaged(self.checkpoint, "checkpoint", str(error))) from error
 
-    def _replace(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
-        # A reader, or a run killed here, sees the old file or the new one, never half of one.
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+    def _damaged(self, path: Path, what: str, why: str) -> str:
+        return f"{path} cannot be read as a {what} ({why}): start the run anew in another folder."
 
 
 class Checkpointer:
     """Saves stepper and history every `seconds` seconds, and when told to."""
 
-    def __init__(self, folder: RunFolder, stepper: Stepper, history: History, seconds: float):
+    def __init__(
+        self,
+        folder: RunFolder,
+        stepper: Stepper,
+        history: History,
+        seconds: float,
+        *,
+        config: DictConfig,
+        inputs: Mapping[str, str],
+    ):
         self.folder, self.stepper, self.history = folder, stepper, history
         self.interval, self.elapsed_before = seconds, 0.0
+        self.config, self.inputs = flatten(config), inputs
         self._start = self._last = time.monotonic()
 
     @property
@@ -143,7 +224,9 @@ class Checkpointer:
 
     def save(self, result: Result | None = None) -> None:
         state = self.stepper.state_dict()
-        self.folder.save_checkpoint(Checkpoint(state, self.history, self.seconds, result))
+        self.folder.save_checkpoint(
+            Checkpoint(state, self.history, self.seconds, result, self.config, self.inputs)
+        )
         self._last = time.monotonic()
 
     def on_record(self, record: Record) -> None:

@@ -1,9 +1,13 @@
-"""Where a result comes from: versions, commit, machine, command."""
+"""Where a result comes from: versions, code, machine, command, and the files it was made of."""
 
 from __future__ import annotations
 
+import functools
+import glob
+import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -11,39 +15,82 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
-__all__ = ["provenance"]
+from deeplin.runner.schema import flatten
+
+__all__ = ["code_digest", "digests", "provenance"]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGES = ("deeplin", "torch", "geoopt", "hydra-core", "tensorboard", "numpy", "scikit-learn")
 
 
 def provenance() -> dict[str, object]:
-    """Versions, commit, machine and command of this process."""
-    packages = ("deeplin", "torch", "geoopt", "hydra-core", "tensorboard", "numpy", "scikit-learn")
+    """Versions, commit, code, machine and command of this process."""
     versions = {}
-    for package in packages:
+    for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
         "versions": {"python": platform.python_version(), **versions},
-        "commit": _commit(),
+        "commit": _commit(PACKAGE),
+        "code": code_digest(PACKAGE),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "threads": torch.get_num_threads(),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that the package lies in, marked if it has local changes."""
+def _commit(package: Path) -> str | None:
+    """The commit of a package's own checkout, marked if it has local changes.
+
+    None where the package is installed, or lies in a checkout of something else.
+    """
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    options = ("--always", "--dirty=+changes", "--abbrev=40", "--exclude=*")
+    return _git(package, "describe", *options)
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says in a folder; None where there is no git, or it fails."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return described.stdout.strip() or None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+@functools.cache
+def code_digest(package: Path = PACKAGE) -> str:
+    """The first 16 digits of a SHA-256 digest of a package's source: what ran, committed or not."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".c")):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(package).as_posix()} {content}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def digests(cfg: DictConfig) -> dict[str, str]:
+    """The SHA-256 digests of the files that the options called `path` name; "" where there is none.
+
+    One digest for all files of a pattern.
+    """
+    named = {key: value for key, value in flatten(cfg).items() if key.endswith(".path")}
+    return {key: _digest(value) for key, value in named.items() if isinstance(value, str)}
+
+
+def _digest(pattern: str) -> str:
+    files = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
+    contents = []
+    for name in filter(os.path.isfile, files):
+        with open(name, "rb") as file:
+            contents.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(contents) < 2:
+        return "".join(contents)
+    return hashlib.sha256("".join(contents).encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
 from deeplin.loop import Every, GradientNormBelow, History, Kind, Result, Stagnation, Stop, drive
 from deeplin.runner import figures
 from deeplin.runner.build import Experiment, build
-from deeplin.runner.folder import Checkpoint, Checkpointer, RunFolder
+from deeplin.runner.folder import Checkpoint, Checkpointer, Damaged, RunFolder
 from deeplin.runner.progress import Progress
-from deeplin.runner.provenance import provenance
+from deeplin.runner.provenance import digests, provenance
 from deeplin.runner.schema import flatten, is_internal
 from deeplin.runner.signals import Interruption
 from deeplin.runner.tensorboard import TIME_UNIT, TensorBoardLog
@@ -42,39 +43,62 @@ def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
 
     Raises: ValueError, TypeError and OSError, with one sentence, for bad input.
     """
-    files_of_run = RunFolder(folder)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
-    _check_same_run(cfg, files_of_run)
+    run_folder = RunFolder(folder)
+    with run_folder.held():
+        return _run(cfg, run_folder, draw)
+
+
+def _run(cfg: DictConfig, folder: RunFolder, draw: bool) -> int:
+    given, inputs = flatten(cfg), digests(cfg)
+    if folder.config.exists():
+        _check_same(given, flatten(folder.read_config()), folder.path)
     saved, ended = None, None
-    if files_of_run.checkpoint.exists():
-        saved = files_of_run.load_checkpoint(cfg.device)
+    if folder.checkpoint.exists():
+        saved = folder.load_checkpoint(cfg.device)
+        _check_same(given, saved.config, folder.checkpoint)
+        _check_inputs(given, inputs, saved.inputs, folder)
         if _is_finished(saved, cfg):
-            if files_of_run.summary.exists():
-                _report_again(files_of_run)
+            if _report_again(folder):
                 return 0
             ended = saved.result  # killed after its last step: only the report is due
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     experiment = build(cfg)
-    folder.mkdir(parents=True, exist_ok=True)
-    files_of_run.write_config(cfg)
-    files_of_run.write_json("provenance.json", provenance())
-    return _drive(cfg, experiment, files_of_run, saved, ended, draw)
+    if saved is not None:
+        folder.check_fits(saved, experiment.stepper)
+    since = 0.0 if saved is None else saved.history.records[-1].t
+    folder.write_config(cfg)
+    folder.add_provenance({**provenance(), "files": inputs, "from_t": since})
+    return _drive(cfg, experiment, folder, saved, ended, inputs, draw)
 
 
 # -- configuration ---------------------------------------------------------------------------------
 
 
-def _check_same_run(cfg: DictConfig, folder: RunFolder) -> None:
-    """Raise ValueError if the folder holds a run of another configuration."""
-    if not folder.config.exists():
-        return
-    given, kept = flatten(cfg), flatten(folder.read_config())
+def _check_same(given: Mapping[str, object], kept: Mapping[str, object], where: Path) -> None:
+    """Raise ValueError if a folder, or a checkpoint, is that of another configuration."""
     for key in sorted(given.keys() | kept.keys()):
         if given.get(key) != kept.get(key) and not key.startswith(RESUMABLE):
             raise ValueError(
-                f"{folder.path} holds a run with {key}={kept.get(key)}, not {given.get(key)}; only "
+                f"{where} holds a run with {key}={kept.get(key)}, not {given.get(key)}; only "
                 f"{', '.join(RESUMABLE)} can change on the way: choose another folder."
+            )
+
+
+def _check_inputs(
+    given: Mapping[str, object],
+    inputs: Mapping[str, str],
+    kept: Mapping[str, str],
+    folder: RunFolder,
+) -> None:
+    """Raise ValueError if a file that the run was made from is not what it was."""
+    for key, digest in kept.items():
+        if inputs.get(key) != digest:
+            now = f"has SHA-256 {inputs[key][:12]}…" if inputs.get(key) else "is gone"
+            raise ValueError(
+                f"{folder.path} holds a run on {key}={given.get(key)} with SHA-256 {digest[:12]}…, "
+                f"and that file now {now}: put it back, or choose another folder."
             )
 
 
@@ -90,9 +114,14 @@ def _is_finished(saved: Checkpoint, cfg: DictConfig) -> bool:
     return kind != Kind.INTERRUPTED
 
 
-def _report_again(folder: RunFolder) -> None:
-    summary = json.loads(folder.summary.read_text())
+def _report_again(folder: RunFolder) -> bool:
+    """Print how a finished run ended; False where no summary tells it."""
+    try:
+        summary = folder.read_summary()
+    except (FileNotFoundError, Damaged):
+        return False
     print(f"{folder.path} is finished already: {summary['result']}\n{summary['verdict']}")
+    return True
 
 
 # -- run -------------------------------------------------------------------------------------------
@@ -104,6 +133,7 @@ def _drive(
     folder: RunFolder,
     saved: Checkpoint | None,
     ended: Result | None,
+    inputs: Mapping[str, str],
     draw: bool,
 ) -> int:
     stepper, title = experiment.stepper, _title(cfg, experiment)
@@ -115,13 +145,14 @@ def _drive(
     shown = min(cfg.log.singular_values, *experiment.network.widths)
     log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
     log.text("config", OmegaConf.to_yaml(cfg), "yaml")
-    log.text("provenance", json.dumps(provenance(), indent=2), "json")
+    log.text("provenance", json.dumps(folder.sessions(), indent=2), "json")
     log.text(
         "axes",
         "by_step: the number of steps taken, of the repeat that took most. "
         f"by_flow_time: t in units of {TIME_UNIT:g}.",
     )
-    checkpointer = Checkpointer(folder, stepper, history, cfg.log.checkpoint_seconds)
+    every = cfg.log.checkpoint_seconds
+    checkpointer = Checkpointer(folder, stepper, history, every, config=cfg, inputs=inputs)
     if saved is not None:
         checkpointer.elapsed_before = saved.seconds
     progress = Progress(experiment.t1, stepper.t)

@@ -10,11 +10,11 @@ from tensorboard.compat.proto.summary_pb2 import (
     Summary,  # pyright: ignore[reportAttributeAccessIssue]
 )
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams
-from torch.utils.tensorboard.writer import SummaryWriter
+from torch.utils.tensorboard.summary import custom_scalars, hparams, image, scalar, text
 
 from deeplin.integrators.steppers import Stepper
 from deeplin.loop import History, Record
+from deeplin.runner.events import EventFile
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.observables import KEPT_ASIDE
 
@@ -22,6 +22,7 @@ __all__ = ["TIME_UNIT", "TensorBoardLog"]
 
 # TensorBoard's axes are integers: flow time is logged in thousandths.
 TIME_UNIT = 1e-3
+_LATEST = 2.0**62  # and of 64 bits
 _LOG10 = ("excess_loss", "distance_to_limit", "gradient_norm", "balancedness_gap")
 
 
@@ -35,13 +36,17 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: RunFolder, history: History, *, repeats: int, singular_values: int):
-        for old in folder.path.glob("events.out.tfevents.*"):
-            old.unlink()
-        self.writer = SummaryWriter(str(folder.path), flush_secs=5)
+        self.folder, self.path = folder, folder.new_events()
+        with folder.writing(self.path):
+            self.file = EventFile(self.path)
         self.repeats, self.singular_values = repeats, singular_values
-        self.writer.add_custom_scalars(self._layout())
+        self._add(custom_scalars(self._layout()))
         for record in history.records:
             self.on_record(record)
+
+    def _add(self, summary: Summary, step: int = 0) -> None:
+        with self.folder.writing(self.path):
+            self.file.add(summary, step)
 
     def on_record(self, record: Record) -> None:
         values: dict[str, Tensor] = {"dt": torch.tensor(record.dt)}
@@ -62,14 +67,14 @@ class TensorBoardLog:
                 seen.append((prefix, name, median))
                 for kind, end in zip(("min", "max"), ends, strict=False):
                     seen.append((f"range_{prefix}", f"{name}/{kind}", end))
-        assert self.writer.file_writer is not None
-        for axis, position in (("step", record.step), ("flow_time", round(record.t / TIME_UNIT))):
-            # One event for all of them, many times cheaper than `add_scalar` for each.
+        flow_time = round(min(record.t / TIME_UNIT, _LATEST))
+        for axis, position in (("step", record.step), ("flow_time", flow_time)):
+            # One event for all of them, many times cheaper than one for each.
             scalars = [
                 Summary.Value(tag=f"{prefix}by_{axis}/{name}", simple_value=value)
                 for prefix, name, value in seen
             ]
-            self.writer.file_writer.add_summary(Summary(value=scalars), position)
+            self._add(Summary(value=scalars), position)
 
     def on_step(self, stepper: Stepper) -> None:
         pass
@@ -94,28 +99,27 @@ class TensorBoardLog:
             layout[f"by {axis.replace('_', ' ')}"] = charts
         return layout
 
-    def text(self, tag: str, text: str, language: str = "") -> None:
-        self.writer.add_text(tag, f"```{language}\n{text}\n```")
+    def text(self, tag: str, content: str, language: str = "") -> None:
+        self._add(text(tag, f"```{language}\n{content}\n```"))
 
-    def image(self, name: str, image: np.ndarray) -> None:
-        self.writer.add_image(f"figures/{name}", image, dataformats="HWC")
+    def image(self, name: str, pixels: np.ndarray) -> None:
+        self._add(image(f"figures/{name}", pixels, dataformats="HWC"))
 
     def hparams(self, parameters: Mapping[str, object], metrics: Mapping[str, float]) -> None:
-        """Hyperparameters and final metrics; in this run's own file, unlike `add_hparams`."""
-        file_writer = self.writer.file_writer
-        assert file_writer is not None
+        """Hyperparameters and final metrics, in this run's own file."""
         plain = {
             k: v if isinstance(v, (bool, int, float, str)) else str(v)
             for k, v in parameters.items()
         }
         final = {f"final/{name}": float(value) for name, value in metrics.items()}
         for summary in hparams(plain, final):
-            file_writer.add_summary(summary)
+            self._add(summary)
         for name, value in final.items():
-            self.writer.add_scalar(name, value, 0)
+            self._add(scalar(name, value))
 
     def close(self) -> None:
-        self.writer.close()
+        with self.folder.writing(self.path):
+            self.file.close()
 
 
 def _spread(value: Tensor) -> tuple[float, ...]:

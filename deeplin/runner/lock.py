@@ -1,0 +1,126 @@
+"""One writer at a time: the lock of a run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["LOCK", "locked"]
+
+LOCK = ".lock"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if it is not there, for this process alone; an empty one goes again.
+
+    The system holds the lock, and lets go of it however the process ends; the file says who has
+    it. One that a process on another machine left stays in force, for that process may be alive.
+
+    Raises: ValueError, with one sentence, for a folder that another process holds.
+    """
+    held = _acquire(folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder may have been moved
+            (folder / LOCK).unlink()
+        os.close(held)
+        with contextlib.suppress(OSError):  # unless it holds something
+            folder.rmdir()
+
+
+def _acquire(folder: Path) -> int:
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # the folder went with the process that held it
+            continue
+        try:
+            free = _is_free(file)
+            owner = _owner(file)
+            if not free or _is_elsewhere(owner):
+                raise ValueError(_refusal(path, owner, seen=not free))
+            if _is_at(file, path):
+                os.ftruncate(file, 0)
+                os.pwrite(file, json.dumps(_this_process()).encode(), 0)
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # its owner removed it meanwhile
+
+
+def _is_free(file: int) -> bool:
+    """Whether the lock was free; then it is ours."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: the owner's name has to do
+        return not _is_alive(_owner(file).get("pid"))
+    return True
+
+
+def _owner(file: int) -> dict[str, object]:
+    """Whom a lock names; nobody if it is new, or was cut off."""
+    try:
+        named = json.loads(os.pread(file, 4096, 0))
+    except ValueError:
+        return {}
+    return named if isinstance(named, dict) else {}
+
+
+def _this_process() -> dict[str, object]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot()}
+
+
+def _boot() -> str | None:
+    """What tells one run of one machine's kernel from all others."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return None
+
+
+def _is_elsewhere(owner: dict[str, object]) -> bool:
+    """Whether an owner ran on another machine, whose locks this one may not see."""
+    here = _this_process()
+    return bool(owner) and all(owner.get(name) != here[name] for name in ("host", "boot"))
+
+
+def _is_alive(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _refusal(path: Path, owner: dict[str, object], *, seen: bool) -> str:
+    who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'this machine')}"
+    if not seen:
+        return (
+            f"{path.parent} was being written by {who}, and from here nobody can tell whether it "
+            f"still is: if that process has ended, delete {path}."
+        )
+    return f"{path.parent} is being written by {who}: wait for its end, or choose another folder."
