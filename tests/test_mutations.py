@@ -1,0 +1,44 @@
+"""Every row of the ledger fails when a formula behind it is broken: no check that cannot fail."""
+
+import pytest
+from mutations import ROOT, Ending, Mutation, Tree, caught
+from mutations_brtw import BRTW
+from reproduction import ledger
+
+MUTATIONS = BRTW
+OF_ROW = {
+    row: [m for m in MUTATIONS if m.source == row]
+    for row in dict.fromkeys(m.source for m in MUTATIONS)
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return Tree(tmp_path_factory.mktemp("tree"))
+
+
+def test_mutations_name_rows_that_have_a_test():
+    marked = ledger.markers()
+    assert [row for row in OF_ROW if row not in marked] == []
+    for m in MUTATIONS:
+        assert not m.test or m.test in marked[m.source], f"{m.source}: {m.test}"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.source)
+def test_mutations_fit_their_files(mutation):
+    compile(mutation.text(), mutation.file, "exec")
+    assert mutation.right.strip() != mutation.wrong.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", OF_ROW)
+def test_a_broken_formula_fails_its_row(request, tree, source):
+    seen = caught(tree, OF_ROW[source], ledger.markers())
+    request.node.user_properties += [
+        ("statements", [source]),
+        ("seen", {"": {"numbers": {"caught": [sum(e.asserted for e in seen.values())] * 2}}}),
+    ]
+    missed = [
+        f"{m.right!r} -> {m.wrong!r}: {e.test}: {e.told}" for m, e in seen.items() if not e.asserted
+    ]
+    assert missed == [], "\n".join(missed)
