@@ -41,6 +41,20 @@ def balanced_(
     d_in, d_out, first = net.widths[0], net.widths[-1], net.weights[0]
     if W.shape[-2:] != (d_out, d_in):
         raise ValueError(f"W(0) must be (d_N, d_0) = {(d_out, d_in)}; got shape {tuple(W.shape)}.")
+    batch = net.batch_shape
+    if W.ndim - 2 > len(batch) or any(
+        given not in (1, size)
+        for given, size in zip(reversed(W.shape[:-2]), reversed(batch), strict=False)
+    ):
+        raise ValueError(
+            f"W(0) must be one matrix, or a stack of shape {tuple(batch)} with one for each "
+            f"trajectory; got a stack of shape {tuple(W.shape[:-2])}."
+        )
+    if W.is_complex() and not first.is_complex():
+        raise ValueError(
+            "W(0) must be real for real layers; it is complex: make the network with "
+            "dtype=torch.complex128."
+        )
     if not bool(torch.isfinite(W).all()):
         raise ValueError("W(0) must be finite; it has entries that are NaN or ±inf.")
     W = W.to(dtype=first.dtype, device=first.device)

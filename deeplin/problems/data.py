@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from deeplin.linalg import chain, random_orthogonal
 from deeplin.problems.least_squares import LeastSquares
+from deeplin.problems.memory import ask_for_memory
+from deeplin.problems.standardize import Standardizer
 from deeplin.problems.widths import grid_widths
 
 __all__ = [
     "Data",
-    "Standardizer",
     "approximation",
     "digits",
     "gaussian",
@@ -159,6 +160,7 @@ def approximation(
     """
     _check_matrix_kind(kind, field, rows, n)
     m = n if rows is None else rows
+    ask_for_memory(f"the approximation of {m}×{n} matrices", n * (m + n) * dtype.itemsize)
     values = torch.tensor([float(v) for v in spectrum], dtype=dtype.to_real())
     signed = kind == "hermitian"
     fits = (values != 0 if signed else values > 0).all() & torch.isfinite(values).all()
@@ -229,77 +231,23 @@ def prepare(
     *,
     standardize: bool = True,
     normalize: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Data:
     """Samples made fit for a linear map without bias, and for steps that do not depend on m.
 
     `standardize`: columns of x that never vary are removed, so that XXᵀ can have full rank; the
-    others get mean 0 and variance 1; y, if given, gets mean 0. `normalize`: x and y are divided by
-    √m, so that XXᵀ is the covariance (or second-moment) matrix of the samples.
+    others get mean 0 and variance 1, whatever their size; y, if given, gets mean 0. `normalize`: x
+    and y are divided by √m, so that XXᵀ is the covariance (or second-moment) matrix of the samples.
+    With `dtype` the result has that; what it is made from need not fit into it.
+
+    Raises: ValueError for samples that are not finite, where none varies, and for sizes whose
+        squares leave the number format.
     """
     if y is not None and len(x) != len(y):
         raise ValueError(f"x and y must have equally many rows; got {len(x)} and {len(y)}.")
     transform = Standardizer([(x, y)], standardize, normalize)
-    x, y = transform(x, y)
+    x, y = transform(x, y, dtype)
     return Data.from_samples(x, y, *transform.notes)
-
-
-class Standardizer:
-    """Column means and deviations of a stream, gathered in one pass, and the map they define.
-
-    Means and squared deviations of batches are merged by the update of Chan, Golub and LeVeque,
-    which loses no digits to a large mean.
-    """
-
-    def __init__(
-        self, batches: Iterable[tuple[Tensor, Tensor | None]], standardize: bool, normalize: bool
-    ):
-        m, y_mean = 0, None
-        x_mean = squares = low = high = torch.empty(0)
-        for x, y in batches:
-            _check_finite(x)
-            if m == 0:
-                x_mean, squares = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
-                low, high = x.amin(0), x.amax(0)
-            elif len(x_mean) != x.shape[1]:
-                raise ValueError(
-                    "all files of a stream must have the same columns; got "
-                    f"{len(x_mean)} and {x.shape[1]}."
-                )
-            share = len(x) / (m + len(x))
-            delta = x.mean(0) - x_mean
-            squares += (x - x.mean(0)).square().sum(0) + delta**2 * (m * share)
-            x_mean += delta * share
-            low, high = torch.minimum(low, x.amin(0)), torch.maximum(high, x.amax(0))
-            if y is not None:
-                _check_finite(y)
-                y_mean = y.mean(0) if y_mean is None else y_mean + (y.mean(0) - y_mean) * share
-            m += len(x)
-        self.kept = high > low if standardize else torch.ones_like(low, dtype=torch.bool)
-        if not bool(self.kept.any()):
-            raise ValueError(
-                "no column of x varies, so nothing is left after standardising: "
-                "use problem.standardize=false."
-            )
-        self.shift = x_mean if standardize else torch.zeros_like(x_mean)
-        self.scale = (squares / m).sqrt() if standardize else torch.ones_like(squares)
-        self.y_shift = y_mean if standardize else None
-        self.factor = m**-0.5 if normalize else 1.0
-        self.notes: tuple[str, ...] = ()
-        if standardize:
-            dropped, kept = int((~self.kept).sum()), int(self.kept.sum())
-            removed = (
-                f"{dropped} columns that never vary were removed, the other " if dropped else ""
-            )
-            centred = " and y was centred" if y_mean is not None else ""
-            self.notes += (f"{removed}{kept} columns of x were standardised{centred}",)
-        if normalize:
-            self.notes += (f"samples were divided by √m = √{m}",)
-
-    def __call__(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x = self.factor * (x - self.shift)[:, self.kept] / self.scale[self.kept]
-        if y is not None:
-            y = self.factor * (y - self.y_shift if self.y_shift is not None else y)
-        return x, y
 
 
 def _gaussian_samples(
@@ -308,15 +256,14 @@ def _gaussian_samples(
     m = 3 * d if m is None else m
     if d < 1 or m < 1:
         raise ValueError(f"d and m must be >= 1; got d={d}, m={m}.")
+    ask_for_memory(f"{m} samples of {d} numbers", d * (m + d) * dtype.itemsize)
     return torch.randn(m, d, dtype=dtype, generator=generator) / math.sqrt(d)
-
-
-def _check_finite(values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("the data must be finite; they hold NaN or ±inf: clean the file.")
 
 
 def one_hot(labels: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows of the identity for integer labels (m,), a column per distinct label, in order."""
-    _, classes = labels.unique(return_inverse=True)
+    names, classes = labels.unique(return_inverse=True)
+    ask_for_memory(
+        f"a column for each of {len(names)} classes", labels.numel() * len(names) * dtype.itemsize
+    )
     return torch.nn.functional.one_hot(classes).to(dtype)

@@ -13,7 +13,8 @@ from torch import Tensor
 from deeplin.linalg import matmul, tall_times
 from deeplin.problems.autograd import half_square
 from deeplin.problems.contract import Problem
-from deeplin.problems.moments import check_matrix, moments_of_stream, of_one_dtype
+from deeplin.problems.memory import ask_for_memory
+from deeplin.problems.moments import check_matrix, check_sizes, moments_of_stream, of_one_dtype
 from deeplin.problems.spectrum import Eigen, Spectrum, times_inverse_root
 
 __all__ = ["LeastSquares", "autoencoder"]
@@ -44,6 +45,8 @@ class LeastSquares(Problem):
                 f"{tuple(X.shape)} and {tuple(Y.shape)}: transpose them, or use from_samples."
             )
         X, Y = of_one_dtype(X, Y)
+        d_x, d_y = X.shape[0], Y.shape[0]
+        ask_for_memory(f"XXᴴ of {d_x} columns of x", (2 * d_x + d_y) * d_x * X.dtype.itemsize)
         C = X @ X.mH
         B = C if torch.equal(X, Y) else Y @ X.mH  # two equal products can differ in bits
         self._set_moments(C, B, 2 * half_square(Y, (-2, -1)), X.shape[1])
@@ -51,6 +54,7 @@ class LeastSquares(Problem):
         self.residual_loss = half_square(Y - self.solution @ X, (-2, -1))
 
     def _set_moments(self, C: Tensor, B: Tensor, yy: Tensor, m: int | None) -> None:
+        check_sizes(C, B, yy)
         self.is_autoencoder = bool(B.shape == C.shape and torch.equal(B, C))
         self.C = 0.5 * (C + C.mH)
         self.B, self.yy, self.m = self.C if self.is_autoencoder else B, yy, m

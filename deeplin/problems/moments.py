@@ -9,8 +9,9 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.problems.autograd import half_square
+from deeplin.problems.memory import ask_for_memory
 
-__all__ = ["check_matrix", "moments_of_stream", "of_one_dtype"]
+__all__ = ["check_matrix", "check_sizes", "moments_of_stream", "of_one_dtype"]
 
 
 def moments_of_stream(
@@ -37,6 +38,8 @@ def moments_of_stream(
         wide = torch.complex128 if dtype.is_complex else torch.float64
         x, y = x.to(wide), y.to(wide)
         if C is None or B is None or yy is None:
+            d_x, d_y = x.shape[1], y.shape[1]
+            ask_for_memory(f"XXᴴ of {d_x} columns of x", (2 * d_x + d_y) * d_x * wide.itemsize)
             C = x.new_zeros(x.shape[1], x.shape[1])
             B = x.new_zeros(y.shape[1], x.shape[1])
             yy = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -46,7 +49,9 @@ def moments_of_stream(
         m += x.shape[0]
     if C is None or B is None or yy is None:
         raise ValueError("from_batches needs at least one batch; the stream was empty.")
-    return C.to(dtype), (C if autoencoder else B).to(dtype), yy, m
+    C, B = C.to(dtype), (C if autoencoder else B).to(dtype)
+    check_sizes(C, B, yy)
+    return C, B, yy, m
 
 
 def of_one_dtype(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,3 +73,22 @@ def check_matrix(name: str, A: object) -> None:
     bad = int((~torch.isfinite(A)).sum())
     if bad:
         raise ValueError(f"{name} must be finite; {bad} of {A.numel()} entries are NaN or ±inf.")
+
+
+def check_sizes(
+    C: Inexact[Tensor, "d_x d_x"], B: Inexact[Tensor, "d_y d_x"], yy: Float[Tensor, ""]
+) -> None:
+    """Raises: ValueError where the squares of tr XXᴴ or ‖Y‖² leave the number format.
+
+    Norms of gradients and of curvatures are sums of such squares. Y = 0 may be.
+    """
+    info = torch.finfo(C.dtype)
+    no_labels = float(yy) == 0 and not bool(B.any())
+    for name, square, size in (("x", "tr XXᴴ", C.diagonal().real.sum()), ("y", "‖Y‖²", yy)):
+        fits = info.tiny**0.5 <= abs(float(size)) <= info.max**0.5
+        if not fits and not (name == "y" and no_labels):
+            raise ValueError(
+                f"{square} must be between {info.tiny**0.5:.2g} and {info.max**0.5:.2g}, so that "
+                f"its square is a number of {str(C.dtype).removeprefix('torch.')}; it is "
+                f"{float(size):.3g}: divide {name} by the size of its largest entry."
+            )

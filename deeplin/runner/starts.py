@@ -18,7 +18,7 @@ from deeplin.landscape import fan_around, neighbours_of, spurious_point
 from deeplin.network import DeepLinear, init
 from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
-from deeplin.problems.readers import read_arrays
+from deeplin.problems.readers import read_matrices
 
 __all__ = ["balanced", "orthogonal", "special", "spurious"]
 
@@ -64,7 +64,7 @@ def balanced(
                 "init.matrix=[[1,0],[0,2]], or [[1,2j],[0,1+1j]] for problem.field=complex."
             ) from error
     elif path is not None:
-        W, _ = read_arrays(Path(path), dtype.to_real())
+        W = read_matrices(Path(path), dtype)
     else:
         W = _gaussian_product(net, generator, scale, psd)
     init.balanced_(net, W, rotate=rotate, generator=generator)
