@@ -56,8 +56,8 @@ class Checkpoint:
             raise ValueError(f"its state is {', '.join(kinds)}, not {', '.join(expected)}")
         for name in self.stepper.keys() & {"t", "step", "stretches", "dt"}:
             value, kind = self.stepper[name], type(fresh[name])
-            whole = type(value) is kind and isinstance(value, int | float)
-            if not whole or not 0 <= value < math.inf:
+            number = isinstance(value, int | float) and type(value) is kind
+            if not (number and 0 <= value < math.inf):
                 raise ValueError(f"its {name} must be a {kind.__name__} >= 0; it is {value!r}")
         moments = [(r.step, r.t) for r in self.history.records]
         if any(not 0 <= t < math.inf or step < 0 for step, t in moments) or moments != sorted(
