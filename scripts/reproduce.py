@@ -13,6 +13,7 @@ runs/reproduce/<time>/report.html and report.md. Exit status 1 if a claim fails 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -20,14 +21,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from reproduction import SUBJECTS, Claim, Subject, brtw_limits, brtw_rates, brtw_special, hlz
 from reproduction.ledger import NoLedger, Row, gathered, ledger
 from reproduction.ledger import failures as failing
 from reproduction.ledger_text import show, summary
-from reproduction.report import Chapter, Report, headline, save_figure, verdict_of, work_of
+from reproduction.report import (
+    Chapter,
+    Report,
+    headline,
+    origins_of,
+    save_figure,
+    verdict_of,
+    work_of,
+)
 from reproduction.runs import Run, compositions, execute, finished_runs, folder_of, workers
 from tqdm import tqdm
 
@@ -74,7 +85,7 @@ def chapter(name: str, folders: Sequence[Path], folder: Path, quick: bool) -> Ch
         stem = folder / "figures" / name.replace("/", "-")
         png = save_figure(subject.draw(runs), runs, stem)
         claims += subject.claims(runs, runs_of)
-    return Chapter(name, subject.title, work_of(runs), claims, png)
+    return Chapter(name, subject.title, work_of(runs), claims, png, origins_of(runs))
 
 
 def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Path) -> int:
@@ -91,8 +102,7 @@ def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Pa
         folder.mkdir(parents=True, exist_ok=True)
         told = functools.partial(chapter, folder=folder, quick=quick)
         folders = [[folder_of(cfg, jobs) for cfg in all_of] for all_of in plan.values()]
-        found = (map if pool is None else pool.map)(told, plan, folders)
-        chapters = list(tqdm(found, total=len(plan), unit="figure", disable=None))
+        chapters = _told(told, plan, folders, pool)
     claims = [claim for c in chapters for claim in c.claims]
     report = Report(chapters, provenance(), time.monotonic() - start, not (quick or partial))
     report.write(folder)
@@ -102,10 +112,29 @@ def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Pa
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     print(f"\n{headline(claims)}")
+    if report.older():
+        print(report.older())
     print(f"Report: {_short(folder / 'report.html')}", flush=True)
     rows = with_ledger(report, folder, start) if report.whole else None
     failed = any(c.holds is not None and not c.expected for c in claims)
     return int(bool(failures) or failed or bool(rows and failing(rows)))
+
+
+def _told(
+    told: Callable[[str, Sequence[Path]], Chapter],
+    names: Iterable[str],
+    folders: Sequence[Sequence[Path]],
+    pool: ProcessPoolExecutor | None,
+) -> list[Chapter]:
+    """The chapters, made side by side; one after the other if one of the workers was killed."""
+
+    def listed(chapters: Iterable[Chapter]) -> list[Chapter]:
+        return list(tqdm(chapters, total=len(folders), unit="figure", disable=None))
+
+    if pool is not None:
+        with contextlib.suppress(BrokenProcessPool):
+            return listed(pool.map(told, names, folders))
+    return listed(map(told, names, folders))
 
 
 def with_ledger(report: Report, folder: Path, start: float) -> Sequence[Row] | None:
@@ -124,14 +153,28 @@ def with_ledger(report: Report, folder: Path, start: float) -> Sequence[Row] | N
 def last_claims(root: Path) -> list[Claim]:
     """The claims of the newest report of everything; none if there is none yet."""
     for file in sorted(root.glob("*/claims.json"), reverse=True):
-        saved = json.loads(file.read_text())
-        if saved["whole"] and all("whose" in claim for claim in saved["claims"]):
-            return [Claim(**claim) for claim in saved["claims"]]
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged, or of an older one
+            saved = json.loads(file.read_bytes())
+            if saved["whole"]:
+                return [Claim(**claim) for claim in saved["claims"]]
     return []
 
 
 def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _check(processes: int, root: Path) -> None:
+    """Raise ValueError for options that cannot be."""
+    if processes < 1:
+        raise ValueError(f"--processes must be >= 1; got {processes}: all cores without it.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        writable = os.access(root, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ValueError(f"--root must be a folder that can be written; got {root}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return show(gathered(last_claims(options.root)))
     try:
         subjects = selected(options.names)
+        _check(options.processes, options.root)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

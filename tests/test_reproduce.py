@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from reproduction.report import headline, verdict_of
 from reproduction.runs import compositions, execute, finished, folder_of
 from runner import ROOT, train
 
-from deeplin.loop import Kind
+from deeplin.loop import History, Kind, Result
+from deeplin.runner.checkpoints import Checkpoint
+from deeplin.runner.folder import RunFolder
 
 FILES = sorted((ROOT / "conf" / "experiment").glob("*/*.yaml"))
 # Runs that the configurations must make at the papers' sizes: how many, N and d among them.
@@ -103,12 +106,104 @@ def test_finished_runs_are_not_run_again_and_stopped_ones_go_on(tmp_path):
 
 
 def test_whether_a_run_is_finished_is_asked_of_the_kind(tmp_path):
-    """Whatever its sentence says."""
-    (tmp_path / "checkpoint.pt").touch()
+    """Whatever its sentence says; and both files must tell the same end."""
+    files = RunFolder(tmp_path)
+    files.write_config(compositions("hlz/example11")[0])
     for kind in Kind:
-        summary = {"result": "interrupted, converged, reached", "result_kind": kind}
-        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        sentence = "interrupted, converged, reached"
+        files.save_checkpoint(Checkpoint({}, History(), 0.0, Result(kind, sentence)))
+        files.write_json("summary.json", {"result": sentence, "result_kind": kind, "verdict": ""})
         assert finished(tmp_path) is (kind is not Kind.INTERRUPTED)
+        other = Kind.TIME if kind is not Kind.TIME else Kind.STEPS
+        files.write_json("summary.json", {"result": sentence, "result_kind": other, "verdict": ""})
+        assert not finished(tmp_path)
+
+
+DAMAGE = {
+    "config.yaml": (b"", b"a: ["),
+    "checkpoint.pt": (b"", b"PK"),
+    "summary.json": (b"", b"{}", b'{"result": 1'),
+    "provenance.json": (b"[]", b"{"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_job_is_run_again(tmp_path, name):
+    """And nothing else of the whole report suffers."""
+    cfg = OmegaConf.merge(compositions("hlz/example11")[1], {"stop": {"max_steps": 9}})
+    folder = folder_of(cfg, tmp_path)  # type: ignore[arg-type]
+    assert execute([cfg], tmp_path) == []  # type: ignore[list-item]
+    kept = (folder / name).read_bytes()
+    for damaged in (*DAMAGE[name], kept[: len(kept) // 2], None):
+        (folder / name).unlink()
+        if damaged is not None:
+            (folder / name).write_bytes(damaged)
+        assert finished(folder) is (name == "provenance.json" and damaged is None)
+        assert execute([cfg], tmp_path) == []  # type: ignore[list-item]
+        assert finished(folder)
+    if name == "checkpoint.pt":
+        assert "It is run again here." in (folder / "log.txt").read_text()
+
+
+def test_options_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for words, sentence in (
+        (["--processes", "0"], "--processes must be >= 1; got 0"),
+        (["--processes", "-1"], "--processes must be >= 1; got -1"),
+        (["--root", str(tmp_path / "file")], "--root must be a folder that can be written"),
+        (["--root", str(tmp_path / "file" / "a")], "--root must be a folder that can be written"),
+    ):
+        assert reproduce.main(["brtw/fig07", *words]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert error.count("\n") == 1
+
+
+def test_a_report_states_the_code_of_its_runs(tmp_path, capsys):
+    """Not that of the call that finds them finished."""
+    words = ["hlz/example11", "--quick", "--processes", "1", "--root", str(tmp_path)]
+    assert reproduce.main(words) == 0
+    assert "other code" not in capsys.readouterr().out
+    changed = sorted(tmp_path.glob("jobs/*/provenance.json"))[:2]
+    for path in changed:
+        sessions = json.loads(path.read_text())["sessions"]
+        sessions[0].update(commit="0ld", code="0ld code")
+        sessions[0]["versions"]["torch"] = "1.0"
+        path.write_text(json.dumps({"sessions": sessions}))
+    (first,) = tmp_path.glob("*/report.md")
+    first.unlink()
+    assert reproduce.main(words) == 0
+    assert "2 of 4 runs were made with other code than this report" in capsys.readouterr().out
+    (report,) = tmp_path.glob("*/report.md")
+    assert "2 by commit 0ld, code 0ld code, torch 1.0" in report.read_text()
+
+
+ORPHANS = """
+import sys, time
+sys.path.insert(0, {scripts!r})
+from reproduction.runs import workers
+if __name__ == "__main__":
+    with workers(2) as pool:
+        print(*[pool.submit(__import__("os").getpid).result() for _ in range(9)], flush=True)
+        list(pool.map(time.sleep, [600, 600]))
+"""
+
+
+def test_workers_end_with_the_process_that_they_work_for(tmp_path):
+    (tmp_path / "orphans.py").write_text(ORPHANS.format(scripts=str(ROOT / "scripts")))
+    with subprocess.Popen(
+        [sys.executable, "orphans.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pids = set(map(int, parent.stdout.readline().split()))
+        parent.kill()
+    assert pids
+    for _ in range(100):
+        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
 
 
 def test_a_run_that_cannot_be_made_is_a_sentence(tmp_path):

@@ -27,7 +27,7 @@ _SEAL, _LENGTH = b"deeplin sha256 ", 15 + 64
 
 
 class Damaged(ValueError):
-    """A file of a run that is not as deeplin wrote it."""
+    """What lies in a run's folder is not as deeplin wrote it."""
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Hold the folder for this process alone, free of what killed ones left half written.
 
-        Raises: ValueError, with one sentence, where another process holds it, or where something
-            lies there that is no run.
+        Raises: ValueError, with one sentence, where another process holds it; Damaged where
+            something lies there that is no run.
         """
         with contextlib.ExitStack() as stack:
             with self.writing(self.path):
@@ -75,12 +75,13 @@ class RunFolder:
             yield
 
     def _check_ours(self) -> None:
-        """Raise ValueError for a folder that holds something, but no run of deeplin."""
-        if self.config.exists():
-            return  # whose it is, read_config says
+        """Raise Damaged for a folder that holds something, but no run of deeplin."""
+        if self.config.exists():  # whose it is, read_config says
+            self.sessions()
+            return
         for found in self.path.iterdir():
             if found.name not in _BEFORE and not found.name.endswith(files.PARTIAL):
-                raise ValueError(
+                raise Damaged(
                     f"{self.path} holds {found.name} but no config.yaml of a run: choose a new "
                     "folder, so that nothing there is lost."
                 )
@@ -135,6 +136,13 @@ class RunFolder:
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         data = sealed(checkpoint)
         self._replace(self.checkpoint, lambda file: file.write(data))
+
+    def clear(self) -> None:
+        """Remove what the run has written, and nothing else; to be called while it is held."""
+        written = [*self.path.glob(_EVENTS.format(moment="*")), *self.path.glob("figures/*.png")]
+        # The configuration last: it says that the rest is ours.
+        for path in (*written, self.checkpoint, self.summary, self.provenance, self.config):
+            path.unlink(missing_ok=True)
 
     # -- reading -------------------------------------------------------------------------------
 

@@ -6,8 +6,9 @@ import base64
 import html
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,23 @@ td.verdict { white-space: nowrap; font-weight: 600; }
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What made a run: its code by digest, and the same for people."""
+
+    code: frozenset[str]
+    told: str
+
+
+@dataclass(frozen=True)
 class Chapter:
-    """What a report says about one experiment."""
+    """What a report says about one experiment; `origins` are those of its runs, by folder."""
 
     name: str
     title: str
     work: str
     claims: Sequence[Claim]
     figure: Path | None
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
@@ -84,16 +94,35 @@ class Report:
             f"Commit: {self.provenance['commit']}.",
             f"Command: {self.provenance['command']}. Started: {self.provenance['started']}; this "
             f"call took {duration(self.wall)}.",
+            f"Runs: {self._origins()}",
         ]
+
+    def _origins(self) -> str:
+        """What made the runs: not always the code that this report was made with."""
+        runs = {folder: o for chapter in self.chapters for folder, o in chapter.origins.items()}
+        counts = Counter(origin.told for origin in runs.values())
+        told = "; ".join(f"{n} by {made}" for made, n in counts.most_common()) or "none"
+        return f"{told}. {self.older()}".strip()
+
+    def older(self) -> str:
+        """A sentence if runs were made with other code than this report; else nothing."""
+        runs = {folder: o for chapter in self.chapters for folder, o in chapter.origins.items()}
+        other = [o for o in runs.values() if o.code != {self.provenance["code"]}]
+        if not other:
+            return ""
+        return (
+            f"{len(other)} of {len(runs)} runs were made with other code than this report: remove "
+            "the folder jobs beside it to make them anew."
+        )
 
     def write(self, folder: Path) -> None:
         """report.html, report.md and claims.json in a folder."""
         claims = [asdict(claim) for claim in self.claims]
         content = {"whole": self.whole, "claims": claims}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / "claims.json").write_text(text)
-        (folder / "report.html").write_text(_html(self))
-        (folder / "report.md").write_text(_markdown(self, folder))
+        (folder / "claims.json").write_text(text, encoding="utf-8")
+        (folder / "report.html").write_text(_html(self), encoding="utf-8")
+        (folder / "report.md").write_text(_markdown(self, folder), encoding="utf-8")
 
 
 def work_of(runs: Sequence[Run]) -> str:
@@ -102,6 +131,22 @@ def work_of(runs: Sequence[Run]) -> str:
     seed = ", ".join(map(str, sorted({run.cfg.seed for run in runs})))
     count = f"{len(runs)} run" + ("s" if len(runs) != 1 else "")
     return f"{count}, {duration(seconds)} of computing; seed {seed}"
+
+
+def origins_of(runs: Sequence[Run]) -> dict[str, Origin]:
+    """What made each run, all parts of it, by its folder."""
+    return {run.files.path.name: _origin(run.sessions) for run in runs}
+
+
+def _origin(sessions: Sequence[Mapping[str, Any]]) -> Origin:
+    told = []
+    for session in sessions:
+        versions = session["versions"]
+        name = session["commit"] or f"no commit, deeplin {versions['deeplin']}"
+        told.append(f"commit {name}, code {session['code']}, torch {versions['torch']}")
+    # The parts of one run that was continued with other code, in order.
+    parts = " and then ".join(dict.fromkeys(told)) or "unknown code"
+    return Origin(frozenset(session["code"] for session in sessions), parts)
 
 
 def duration(seconds: float) -> str:

@@ -6,12 +6,18 @@ import contextlib
 import copy
 import hashlib
 import itertools
-import json
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache, cached_property
-from multiprocessing import active_children, get_all_start_methods, get_context
+from multiprocessing import (
+    active_children,
+    get_all_start_methods,
+    get_context,
+    parent_process,
+)
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +32,8 @@ import deeplin.runner.cli as cli  # its resolvers stand in the configurations
 from deeplin.loop import History, Kind
 from deeplin.problems.data import Data
 from deeplin.runner.build import data_of
-from deeplin.runner.folder import FORMAT, Checkpoint, RunFolder
+from deeplin.runner.folder import FORMAT, Checkpoint, Damaged, RunFolder
+from deeplin.runner.lock import locked
 from deeplin.runner.run import run
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
@@ -39,7 +46,7 @@ class Run:
     def __init__(self, folder: Path):
         self.files = RunFolder(folder)
         self.cfg: Any = self.files.read_config()
-        self.summary: dict[str, Any] = json.loads(self.files.summary.read_text())
+        self.summary: dict[str, Any] = self.files.read_summary()
 
     @cached_property
     def _saved(self) -> Checkpoint:
@@ -76,6 +83,11 @@ class Run:
     def data(self) -> Data:
         """The data of the run, drawn anew from its configuration."""
         return data_of(self.cfg)
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """Where the parts of the run come from, in order: versions, commit, code."""
+        return self.files.sessions()
 
     @property
     def measured_rate(self) -> float | None:
@@ -138,12 +150,17 @@ def folder_of(cfg: DictConfig, root: Path) -> Path:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a folder holds a run that came to its end."""
+    """Whether a folder holds a run, every file of it whole, that came to its end."""
     files = RunFolder(folder)
-    if not (files.checkpoint.exists() and files.summary.exists()):
+    try:
+        files.read_config()
+        files.sessions()
+        result, summary = files.load_checkpoint().result, files.read_summary()
+    except (FileNotFoundError, Damaged):
         return False
-    summary = json.loads(files.summary.read_text())
-    return Kind(summary["result_kind"]) is not Kind.INTERRUPTED
+    if result is None or result.kind != summary["result_kind"]:
+        return False  # killed before the end was told
+    return result.kind is not Kind.INTERRUPTED
 
 
 def finished_runs(folders: Sequence[Path]) -> list[Run]:
@@ -162,7 +179,7 @@ def workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
     once = "forkserver" in get_all_start_methods()  # its processes share one import
     context = get_context("forkserver" if once else "spawn")
     # A thread each: more of them than cores would wait for each other.
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin) as pool:
         pool.submit(os.getpid)  # so that the imports begin
         try:
             yield pool
@@ -171,6 +188,19 @@ def workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
                 worker.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _begin() -> None:
+    """Of each worker: it has one thread, and ends with the process that it works for."""
+    torch.set_num_threads(1)
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def execute(
@@ -206,7 +236,10 @@ def _ends(
         return
     running = {pool.submit(_execute, text, folder): folder for text, folder in jobs}
     for future in as_completed(running):
-        yield running[future], *future.result()
+        try:
+            yield running[future], *future.result()
+        except BrokenProcessPool:
+            yield running[future], 2, "a process was killed; the same command goes on from here"
 
 
 def _work(cfg: DictConfig) -> float:
@@ -228,6 +261,13 @@ def _execute(text: str, folder: Path) -> tuple[int, str]:
         contextlib.redirect_stderr(log),
     ):
         try:
-            return run(cfg, folder, draw=False), "diverged; see log.txt there"
+            try:
+                status = run(cfg, folder, draw=False)
+            except Damaged as error:
+                print(f"{error} It is run again here.")
+                with locked(folder):
+                    RunFolder(folder).clear()
+                status = run(cfg, folder, draw=False)
+            return status, "diverged; see log.txt there"
         except (ValueError, TypeError, OSError) as error:
             return 2, str(error)
