@@ -20,10 +20,10 @@ from deeplin.problems import (
 )
 
 if TYPE_CHECKING:
-    from deeplin import manifolds
+    from deeplin import manifolds, nn
 
 # Imported when first asked for: they need libraries that the rest does without.
-_LAZY = ("manifolds",)
+_LAZY = ("manifolds", "nn")
 
 __all__ = [
     "DeepLinear",
@@ -44,6 +44,7 @@ __all__ = [
     "integrators",
     "landscape",
     "manifolds",
+    "nn",
     "predict",
     "problems",
     "solve",

@@ -1,0 +1,173 @@
+"""FixedRankLinear against torch.nn.Linear with the same dense weight."""
+
+import copy
+import io
+
+import geoopt
+import pytest
+import torch
+from torch import nn
+
+from deeplin.nn import FixedRankLinear
+
+
+def layer_of(rank=3, seed=0, **options):
+    torch.manual_seed(seed)
+    return FixedRankLinear(7, 9, rank, dtype=torch.float64, **options)
+
+
+def test_it_computes_what_the_dense_layer_does():
+    layer = layer_of()
+    dense = layer.to_linear()
+    assert type(dense) is nn.Linear
+    for shape in ((7,), (5, 7), (2, 5, 7)):
+        x = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(layer(x), dense(x), rtol=0, atol=1e-13)
+    assert int(torch.linalg.matrix_rank(dense.weight)) == 3
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3.5])
+def test_a_step_is_that_of_the_metric_on_the_dense_gradient(depth):
+    """First order in the step: W(h) = W − h 𝒜_W(G) + O(h²), with 𝒜_W from dense powers."""
+    layer = layer_of(depth=depth)
+    x, y = torch.randn(20, 7, dtype=torch.float64), torch.randn(20, 9, dtype=torch.float64)
+    W = layer.weight.detach().clone().requires_grad_()
+    nn.functional.mse_loss(nn.functional.linear(x, W, layer.bias), y).backward()
+    G = W.grad
+    U, s, Vh = torch.linalg.svd(W.detach(), full_matrices=False)
+    U, s, Vh = U[:, :3], s[:3], Vh[:3]
+    P, Q = U @ U.mT, Vh.mT @ Vh
+    if depth == 1:
+        moved = P @ G + G @ Q - P @ G @ Q
+    else:  # ∑_j σ_i^{2(N−j)/N} σ_k^{2(j−1)/N}, real N: its closed form on the three blocks
+        q = 2 / depth
+        a, b = s[:, None] ** 2, s[None] ** 2
+        both = torch.where(
+            (a - b).abs() < 1e-9 * a,
+            depth * a ** (1 - q / 2),
+            (a - b) / (a ** (q / 2) - b ** (q / 2)),
+        )
+        core = U @ (both * (U.mT @ G @ Vh.mT)) @ Vh
+        left = U @ torch.diag(s ** (2 - q)) @ U.mT @ G @ (torch.eye(7) - Q)
+        right = (torch.eye(9) - P) @ G @ Vh.mT @ torch.diag(s ** (2 - q)) @ Vh
+        moved = core + left + right
+    errors = []
+    for h in (1e-3, 5e-4):
+        new = copy.deepcopy(layer)
+        optimizer = geoopt.optim.RiemannianSGD(new.parameters(), lr=h)
+        nn.functional.mse_loss(new(x), y).backward()
+        optimizer.step()
+        errors.append(float((new.weight.detach() - W.detach() + h * moved).norm()) / h)
+    assert errors[1] < 0.6 * errors[0]  # O(h): it falls with the step
+    assert errors[1] < 0.01 * float(moved.norm())
+
+
+def test_from_linear_is_the_best_approximation():
+    torch.manual_seed(1)
+    dense = nn.Linear(7, 9, dtype=torch.float64)
+    layer = FixedRankLinear.from_linear(dense, 4)
+    tail = torch.linalg.svdvals(dense.weight.detach())[4:].square().sum().sqrt()
+    error = (layer.weight - dense.weight).detach().norm()
+    assert abs(float(error / tail) - 1) < 1e-12
+    assert torch.equal(layer.bias, dense.bias)
+    assert layer.bias is not dense.bias
+    whole = FixedRankLinear.from_linear(nn.Linear(7, 9, bias=False, dtype=torch.float64), 7)
+    assert whole.bias is None
+
+
+def test_from_linear_refuses_a_weight_of_lower_rank():
+    dense = nn.Linear(7, 9, dtype=torch.float64)
+    dense.weight = nn.Parameter(torch.ones(9, 7, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"must have rank 2 at least; it has rank 1"):
+        FixedRankLinear.from_linear(dense, 2)
+    with pytest.raises(ValueError, match="1 <= rank <= min"):
+        FixedRankLinear.from_linear(dense, 8)
+
+
+def test_with_rank_truncates_and_grows():
+    layer = layer_of(4)
+    optimizer = geoopt.optim.RiemannianSGD(layer.parameters(), lr=0.05)
+    for _ in range(5):  # away from equal singular values
+        optimizer.zero_grad()
+        layer(torch.randn(6, 7, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+    W = layer.weight.detach()
+    sigma = torch.linalg.svdvals(W)
+    less = layer.with_rank(2)
+    assert float((less.weight - W).detach().norm()) == pytest.approx(
+        float(sigma[2:4].norm()), rel=1e-10
+    )
+    more = layer.with_rank(6)
+    expected = torch.cat([sigma[:4], sigma[3] * 1e-3 * torch.ones(2, dtype=torch.float64)])
+    torch.testing.assert_close(torch.linalg.svdvals(more.weight.detach())[:6], expected)
+    assert float((more.weight - W).detach().norm()) == pytest.approx(
+        float(sigma[3]) * 1e-3 * 2**0.5
+    )
+    assert torch.equal(more.bias, layer.bias)
+    with pytest.raises(ValueError, match="0 < value"):
+        layer.with_rank(6, value=-1.0)
+    with pytest.raises(ValueError, match="1 <= rank <= min"):
+        layer.with_rank(8)
+
+
+def test_its_start_has_the_variance_of_torchs_own():
+    """E‖Wx‖²/m over x of covariance I is 1/3, as for nn.Linear's uniform start."""
+    torch.manual_seed(2)
+    layer = FixedRankLinear(300, 200, 5, dtype=torch.float64)
+    assert float(layer.weight.detach().square().sum() / 200) == pytest.approx(1 / 3, rel=1e-12)
+    dense = nn.Linear(300, 200, dtype=torch.float64)
+    assert float(dense.weight.detach().square().sum() / 200) == pytest.approx(1 / 3, rel=0.02)
+    assert float(layer.bias.detach().abs().max()) <= 300**-0.5
+
+
+def test_it_is_copied_saved_and_moved_as_any_layer():
+    layer = layer_of(depth=2)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other = layer_of(seed=5, depth=2)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    twin = copy.deepcopy(layer)
+    whole = io.BytesIO()
+    torch.save(layer, whole)
+    whole.seek(0)
+    again = torch.load(whole, weights_only=False)
+    x = torch.randn(4, 7, dtype=torch.float64)
+    for copied in (other, twin, again):
+        assert torch.equal(copied(x), layer(x))
+        assert isinstance(copied.factors, geoopt.ManifoldParameter)
+        assert copied.manifold.depth == 2
+        optimizer = geoopt.optim.RiemannianSGD(copied.parameters(), lr=0.1)
+        copied(x).square().sum().backward()
+        optimizer.step()
+        assert not torch.equal(copied(x), layer(x))
+        assert int(torch.linalg.matrix_rank(copied.weight)) == 3
+    single = twin.to(torch.float32)
+    assert single(x.float()).dtype == single.factors.dtype == torch.float32
+    assert isinstance(single.factors, geoopt.ManifoldParameter)
+
+
+def test_autocast_computes_in_its_dtype_and_keeps_the_factors():
+    torch.manual_seed(3)
+    layer = FixedRankLinear(7, 9, 3)
+    x = torch.randn(4, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    assert layer.factors.grad.dtype == torch.float32
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
+
+
+def test_it_compiles():
+    layer = layer_of()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.randn(4, 7, dtype=torch.float64)
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_it_says_what_it_is():
+    said = "in_features=7, out_features=9, rank=2, depth=3, bias=False"
+    assert said in repr(layer_of(2, depth=3, bias=False))
+    with pytest.raises(ValueError, match="1 <= rank <= min"):
+        layer_of(8)
