@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from runner import ROOT, SMALL, train
 
-from deeplin.runner.cli import visible
+from deeplin.runner.configurations import visible
 from deeplin.runner.schema import OPTIONS, check
 
 BAD = {
@@ -24,34 +24,35 @@ BAD = {
     # syntax and kinds
     "network.depth": "must look like key=value",
     "network.depth=[1": "must look like key=value",
-    "network.depth=three": "network.depth must be an integer, as its default 3; got 'three'",
+    "network.depth=three": "network.depth must be an integer from 2 to 1000; got 'three'",
     "network.depth=2.5": "network.depth must be an integer",
-    "init.scale=big": "init.scale must be a number",
+    "init.scale=big": "init.scale must be a positive number",
     "repeats=true": "repeats must be an integer",
     "problem.standardize=3": "problem.standardize must be true or false",
     # values
-    "network.depth=1": "depth must be an integer >= 2",
-    "network.rank=0": "1 <= rank <= min(d_x, d_y) = 61; got 0",
+    "network.depth=1": "depth must be an integer from 2 to 1000",
+    "network.rank=0": "network.rank must be an integer >= 1; got 0",
     "network.rank=62": "1 <= rank <= min(d_x, d_y) = 61; got 62",
     "network.widths=[61,10,60]": "must run from d_x = 61 to d_y = 61",
     "network.widths=[61,0,61]": "positive integers",
-    "network.widths=7": "for instance network.widths=[61,10,61]",
-    "repeats=0": "repeats must be >= 1",
+    "network.widths=7": "a list of at least two positive integers, such as [64,10,64] or null",
+    "repeats=0": "repeats must be an integer >= 1",
     "seed=-1": "seed must be an integer",
-    "dtype=int8": "dtype must be one of float64, float32",
+    "dtype=int8": "dtype must be float64 or float32",
     "method.dt=0": "method.dt must be a positive number or auto; got 0",
     "method.dt=fast": "method.dt must be a positive number or auto; got 'fast'",
     "method.t1=-1": "method.t1 must be a positive number, 20/rho or auto; got -1",
     "method.t1=20/tau": "method.t1 must be a positive number, 20/rho or auto; got '20/tau'",
     "method=rk4 method.compiled=true": "method.compiled must be false here: compiled steps are for",
     "method=rk4 method.compiled=true flow=end_to_end": "needs the flow of layers",
-    "method.safety=2.0": "method.safety must be in (0, 1]",
-    "method.batch_size=0": "1 <= batch_size <= m = 1797",
-    "init.scale=0": "scale must be positive",
+    "method.safety=2.0": "method.safety must be a number in (0, 1]",
+    "method.batch_size=0": "method.batch_size must be an integer >= 1 or null; got 0",
+    "method.batch_size=1798": "1 <= batch_size <= m = 1797",
+    "init.scale=0": "init.scale must be a positive number; got 0",
     "init.rank=11": "1 <= rank <= min widths = 10",
-    "log.records=0": "log.records must be >= 1",
+    "log.records=0": "log.records must be an integer from 1 to 10000000",
     "problem.target=pixels": "must be autoencoder or labels",
-    "problem.singular=ignore": "one of keep, project, whiten",
+    "problem.singular=ignore": "problem.singular must be keep, project or whiten",
     "device=tpu9": "device must be",
     # combinations
     "init=balanced init.path=nowhere.npz": "nowhere.npz must be a file",

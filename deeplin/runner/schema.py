@@ -1,91 +1,48 @@
-"""The options of a run: what each means, and which values it takes, in one place."""
+"""The options of a run: what each means, and which values it takes, in one place.
+
+The same for a file of conf/, the command line, a run that is continued, and Python: `check` holds a
+whole configuration against them.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["OPTIONS", "Option", "check", "check_kind", "flatten", "is_internal"]
+from deeplin.runner import kinds
+from deeplin.runner.kinds import Kind, choice, list_of, null, number, shown, switch, whole
+from deeplin.runner.named_flows import FLOWS
+
+__all__ = [
+    "GROUPS",
+    "OF_HYDRA",
+    "OPTIONS",
+    "Option",
+    "check",
+    "check_kind",
+    "flatten",
+    "is_internal",
+]
 
 
 @dataclass(frozen=True)
 class Option:
-    """What an option means, what its values must be, in words, and whether a value is."""
+    """What an option means, and the kind of its values."""
 
     help: str
-    must: str = ""
-    holds: Callable[[object], bool] = lambda value: True
+    kind: Kind
 
     def check(self, key: str, value: object) -> None:
         """Raise ValueError with one sentence for a value that the option cannot take."""
-        if not self.holds(value):
-            raise ValueError(f"{key} must be {self.must}; got {value!r}.")
+        if not self.kind.holds(value):
+            raise ValueError(f"{key} must be {self.kind.must}; got {shown(value)}.")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(
-    help: str,
-    must: str,
-    fits: Callable[[float], bool],
-    *,
-    words: tuple[object, ...] = (),
-    whole: bool = False,
-) -> Option:
-    """A number for which `fits`, or one of some words; null is the word None."""
-
-    def holds(value: object) -> bool:
-        if any(value is word or (isinstance(word, str) and value == word) for word in words):
-            return True
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            return False
-        return fits(value)
-
-    return Option(help, must, holds)
-
-
-def _least(help: str, least: int, *, null: bool = False) -> Option:
-    """A number >= least."""
-    must = f">= {least}{' or null' if null else ''}"
-    return _number(help, must, lambda x: x >= least, words=(None,) if null else ())
-
-
-def _whole(help: str, least: int, *, null: bool = False) -> Option:
-    """An integer >= least."""
-    must = f"an integer >= {least}{' or null' if null else ''}"
-    return _number(help, must, lambda x: x >= least, words=(None,) if null else (), whole=True)
-
-
-def _choice(help: str, *values: object, must: str = "") -> Option:
-    """One of some values."""
-    names = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
-    words = " or ".join(names) if len(names) == 2 else f"one of {', '.join(names)}"
-    chosen = [(type(v), v) for v in values]
-    return Option(help, must or words, lambda value: (type(value), value) in chosen)
-
-
-def _switch(help: str) -> Option:
-    return _choice(help, True, False)
-
-
-def _is_time(value: object) -> bool:
-    if isinstance(value, str):
-        number, slash, rho = value.partition("/")
-        return value == "auto" or (slash + rho == "/rho" and number.replace(".", "", 1).isdigit())
-    return isinstance(value, int | float) and _is_number(value) and 0 < value < math.inf
-
-
-_SCALE = _number("spectral norm of W(0)", "positive", lambda x: 0 < x < math.inf)
-_SINGULAR = _choice(
-    "a singular XXᵀ: keep it (and warn), project onto its range, or whiten",
-    *("keep", "project", "whiten"),
-)
-_TOLERANCE = "a number >= 0"
+_SEED = whole(0, 2**31 - 1)
+_RANK = whole(1)
+_EIGENVALUE = number("", lambda x: abs(x) < float("inf"))
 
 # By dotted name, in the order in which they are checked. An option of a group means the same in
 # all files of the group. One that is not here is held against its default's type alone.
@@ -94,165 +51,218 @@ OPTIONS: Mapping[str, Option] = {
         "what the method advances: layers, compressed (hidden widths of rank W), end_to_end, oja, "
         "coupled, riccati, pqw, dlra, dlra_rescaled, psd_dlra, psd_dlra_rescaled; auto: what the "
         "method is made for",
-        "the name of a flow",
-        lambda value: isinstance(value, str),
+        choice("auto", *FLOWS),
     ),
-    "seed": _number(
-        "of data, initial values and mini-batches",
-        "an integer with 0 <= seed < 2**31",
-        lambda x: 0 <= x < 2**31,
-        whole=True,
+    "seed": Option("of data, initial values and mini-batches", _SEED),
+    "repeats": Option(
+        "initial values at once, as a batch; figures show their median and range", whole(1)
     ),
-    "repeats": _least("initial values at once, as a batch; figures show their median and range", 1),
-    "dtype": _choice("of all numbers", "float64", "float32", must="one of float64, float32"),
-    "device": Option("cpu, or cuda", "the name of a device", lambda value: isinstance(value, str)),
-    "threads": _least(
+    "dtype": Option("of all numbers", choice("float64", "float32")),
+    "device": Option("cpu, or cuda", kinds.device),
+    "threads": Option(
         "of torch: one is fastest for small matrices, and its bits do not depend on the machine's "
         "load; more for widths of several hundred, null for all",
-        1,
-        null=True,
+        whole(1, 1024) | null,
     ),
-    "resume": Option("folder of a run to continue"),
-    "stop.grad_norm": _least(
-        "stop when the gradient norm of every repeat is below; null: never", 0, null=True
+    "resume": Option("folder of a run to continue", kinds.path | null),
+    "stop.grad_norm": Option(
+        "stop when the gradient norm of every repeat is below; null: never",
+        kinds.not_negative | null,
     ),
-    "stop.stagnation": _least(
-        "stop when nothing has moved for this fraction of t1; null: never", 0, null=True
+    "stop.stagnation": Option(
+        "stop when nothing has moved for this fraction of t1; null: never", kinds.positive | null
     ),
-    "stop.max_steps": _least("stop after so many steps; null: never", 1, null=True),
-    "log.records": _least("about so many moments of a whole run are recorded", 1),
-    "log.singular_values": _least("so many of them go to TensorBoard; files hold all", 0),
-    "log.checkpoint_seconds": _least("between two checkpoints", 0),
-    "log.factors": _switch("record W(t) too, as two thin factors, in the checkpoint's history"),
-    "problem.target": _choice(
-        "what the labels are: x itself, or one-hot digits", "autoencoder", "labels"
+    "stop.max_steps": Option("stop after so many steps; null: never", whole(1) | null),
+    "log.records": Option("about so many moments of a whole run are recorded", whole(1, 10**7)),
+    "log.singular_values": Option("so many of them go to TensorBoard; files hold all", whole(0)),
+    "log.checkpoint_seconds": Option("between two checkpoints", kinds.not_negative),
+    "log.factors": Option(
+        "record W(t) too, as two thin factors, in the checkpoint's history", switch
     ),
-    "problem.standardize": _switch(
-        "drop constant columns, centre, divide by the standard deviation"
+    "problem.target": Option(
+        "what the labels are: x itself, or one-hot digits", choice("autoencoder", "labels")
     ),
-    "problem.normalize": _switch("divide samples by sqrt(m), so that XXᵀ is the covariance"),
-    "problem.singular": _SINGULAR,
-    "problem.path": Option("the file, or a pattern of files such as shards/*.npz"),
-    "problem.labels": _whole(
-        "where there is no y: so many last columns of x are labels; 0: autoencoder", 0
+    "problem.standardize": Option(
+        "drop constant columns, centre, divide by the standard deviation", switch
     ),
-    "problem.d": _whole("dimension of the samples", 1),
-    "problem.m": _whole("number of samples; null: 3d", 1, null=True),
-    "problem.n": _whole("size of the matrix X", 1),
+    "problem.normalize": Option("divide samples by sqrt(m), so that XXᵀ is the covariance", switch),
+    "problem.singular": Option(
+        "a singular XXᵀ: keep it (and warn), project onto its range, or whiten",
+        choice("keep", "project", "whiten"),
+    ),
+    "problem.path": Option(
+        "the file, or a pattern of files such as shards/*.npz", kinds.path | null
+    ),
+    "problem.labels": Option(
+        "where there is no y: so many last columns of x are labels; 0: autoencoder", whole(0)
+    ),
+    "problem.d": Option("dimension of the samples", whole(1)),
+    "problem.m": Option("number of samples; null: 3d", whole(1) | null),
+    "problem.n": Option("size of the matrix X", whole(1)),
     "problem.spectrum": Option(
-        "eigenvalues of X, of a general one singular values, as a list; choose network.rank for r"
+        "eigenvalues of X, of a general one singular values; choose network.rank for r",
+        list_of(_EIGENVALUE, "a list of finite numbers, such as [3,2,1]"),
     ),
-    "problem.kind": _choice(
+    "problem.kind": Option(
         "of X: semidefinite, Hermitian with eigenvalues of either sign, or any matrix",
-        *("psd", "hermitian", "general"),
+        choice("psd", "hermitian", "general"),
     ),
-    "problem.field": _choice("of X, and so of all matrices of the run", "real", "complex"),
-    "problem.rows": _whole("of a general X; null: n", 1, null=True),
-    "problem.rotate": _switch("singular vectors at random; false: X is diagonal"),
-    "problem.rank": Option("of the teacher"),
-    "problem.depth": Option("of the teacher"),
-    "problem.seed": _number(
-        "of the data", "an integer with 0 <= seed < 2**31", lambda x: 0 <= x < 2**31, whole=True
+    "problem.field": Option("of X, and so of all matrices of the run", choice("real", "complex")),
+    "problem.rows": Option("of a general X; null: n", whole(1) | null),
+    "problem.rotate": Option("singular vectors at random; false: X is diagonal", switch),
+    "problem.rank": Option("of the teacher", _RANK),
+    "problem.depth": Option("of the teacher", whole(2, 1000)),
+    "problem.seed": Option("of the data", _SEED),
+    "network.depth": Option("number of layers N", whole(2, 1000)),
+    "network.rank": Option("smallest width, d_1, at most those of the data", _RANK),
+    "network.widths": Option(
+        "all widths [d_0,...,d_N] instead of depth and rank",
+        list_of(_RANK, "a list of at least two positive integers, such as [64,10,64]", 2) | null,
     ),
-    "network.depth": _whole("number of layers N", 2),
-    "network.rank": _number("smallest width, d_1", "an integer", lambda x: True, whole=True),
-    "network.widths": Option("all widths [d_0,...,d_N] instead of depth and rank"),
-    "init.matrix": Option("W(0) itself, as a list of rows"),
-    "init.path": Option("or a file that holds W(0), d_y by d_x; null: a product of Gaussians"),
-    "init.scale": _SCALE,
-    "init.psd": _switch("W(0) is positive semidefinite"),
-    "init.rotate": _switch("random bases of the hidden layers"),
+    "init.matrix": Option("W(0) itself", kinds.matrix | null),
+    "init.path": Option(
+        "or a file that holds W(0), d_y by d_x; null: a product of Gaussians", kinds.path | null
+    ),
+    "init.scale": Option("spectral norm of W(0)", kinds.positive),
+    "init.psd": Option("W(0) is positive semidefinite", switch),
+    "init.rotate": Option("random bases of the hidden layers", switch),
     "init.std": Option(
         "of the entries: fan_max, 1/sqrt(max(d_j, d_{j-1})); null: 1/sqrt(d_j); a number, or one "
-        "per layer"
+        "per layer",
+        kinds.positive | list_of(kinds.positive, "a list of them") | choice("fan_max") | null,
     ),
-    "init.rank": Option("of W(0); null: the smallest width"),
-    "init.tied": _choice(
-        "U_0 = U_N, which gives condition (37); auto: for an autoencoder", True, False, "auto"
+    "init.rank": Option("of W(0); null: the smallest width", _RANK | null),
+    "init.tied": Option(
+        "U_0 = U_N, which gives condition (37); auto: for an autoencoder",
+        choice(True, False, "auto"),
     ),
-    "init.keep": Option("the eigenvalues of X that Z_# keeps, from 1; it misses the others"),
-    "init.radius": _number("of the neighbourhood", "positive", lambda x: 0 < x < math.inf),
-    "init.law": _choice(
+    "init.keep": Option(
+        "the eigenvalues of X that Z_# keeps; it misses the others",
+        list_of(_RANK, "a list of positive integers, such as [1,2,4]", 0),
+    ),
+    "init.radius": Option("of the neighbourhood", kinds.positive),
+    "init.law": Option(
         "ball, or fan: directions from the stable one, evenly, to the missing eigenvector",
-        *("ball", "fan"),
+        choice("ball", "fan"),
     ),
-    "method.dt": _number(
+    "method.dt": Option(
         "the step, of an optimizer its learning rate; auto: safety times the stability limit",
-        "a positive number or auto",
-        lambda x: 0 < x < math.inf,
-        words=("auto",),
+        kinds.positive | choice("auto"),
     ),
-    "method.safety": _number(
-        "fraction of the stability limit that dt=auto takes", "in (0, 1]", lambda x: 0 < x <= 1
+    "method.safety": Option(
+        "fraction of the stability limit that dt=auto takes",
+        number("a number in (0, 1]", lambda x: 0 < x <= 1),
     ),
     "method.t1": Option(
         "flow time; auto: 20/rho, rho the local rate of balanced layers",
-        "a positive number, 20/rho or auto",
-        _is_time,
+        kinds.time | choice("auto"),
     ),
-    "method.batch_size": _number(
-        "samples of a step; null: all at once, from the moments",
-        "an integer or null",
-        lambda x: True,
-        words=(None,),
-        whole=True,
+    "method.batch_size": Option(
+        "samples of a step; null: all at once, from the moments", whole(1) | null
     ),
-    "method.rebalance": _switch("project the layers back onto exact balancedness after each step"),
-    "method.compiled": _switch("layers of widths <= 8: steps in C, by the system's compiler"),
-    "method.rtol": _number(
+    "method.rebalance": Option(
+        "project the layers back onto exact balancedness after each step", switch
+    ),
+    "method.compiled": Option(
+        "layers of widths <= 8: steps in C, by the system's compiler", switch
+    ),
+    "method.rtol": Option(
         "of the error of a step, relative to the norm of each part of the state",
-        _TOLERANCE,
-        lambda x: 0 <= x < math.inf,
+        kinds.not_negative,
     ),
-    "method.atol": _number(
-        "of the error of a step, absolute", _TOLERANCE, lambda x: 0 <= x < math.inf
-    ),
-    "method.order": _choice("of the projected Runge-Kutta method", 1, 2, 4, must="1, 2 or 4"),
+    "method.atol": Option("of the error of a step, absolute", kinds.not_negative),
+    "method.order": Option("of the projected Runge-Kutta method", choice(1, 2, 4)),
 }
+
+# What a user can set of Hydra's own.
+OF_HYDRA: Mapping[str, Option] = {
+    "hydra.run.dir": Option("folder of the run", kinds.path),
+    "hydra.sweep.dir": Option("folder of the runs of a sweep", kinds.path),
+    "hydra.sweep.subdir": Option("of each run, in it", kinds.path),
+    "hydra.mode": Option("one run, or a sweep", choice("RUN", "MULTIRUN") | null),
+    "hydra.output_subdir": Option("for Hydra's own record of a run", kinds.path | null),
+    "hydra.job.chdir": Option("run in the run's folder", switch | null),
+    "hydra.job.name": Option("of the log", kinds.text),
+    "hydra.verbose": Option(
+        "log more, of all or of these loggers", switch | kinds.text | list_of(kinds.text, "a list")
+    ),
+    "hydra.sweeper.max_batch_size": Option("runs of a sweep at a time", whole(1) | null),
+}
+
+# The groups that name what is called with their options; and those whose options are all above.
+GROUPS = ("problem", "init", "method")
+_CLOSED = ("network", "stop", "log")
+_REQUIRED = (
+    *("flow", "seed", "repeats", "dtype", "device", "threads", "method.t1"),
+    *(key for key in OPTIONS if key.startswith(tuple(f"{group}." for group in _CLOSED))),
+)
 
 
 def is_internal(key: str) -> bool:
     """Whether an option is no user's to set: targets, and what a file of conf/ says of itself."""
-    return key.endswith(".name") or any(part.startswith("_") for part in key.split("."))
+    group, *rest = key.split(".")
+    named = group in GROUPS and rest == ["name"]
+    return named or any(part.startswith("_") for part in (group, *rest))
 
 
 def flatten(cfg: DictConfig) -> dict[str, object]:
     """The leaves of a configuration by their dotted names."""
+    return _leaves("", OmegaConf.to_container(cfg, resolve=True))
 
-    def walk(prefix: str, node: object) -> dict[str, object]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        flat: dict[str, object] = {}
-        for key, value in node.items():
-            flat |= walk(f"{prefix}.{key}" if prefix else str(key), value)
-        return flat
 
-    return walk("", OmegaConf.to_container(cfg, resolve=True))
+def _leaves(prefix: str, node: object) -> dict[str, object]:
+    if not isinstance(node, dict) or prefix in OPTIONS:
+        return {prefix: node}
+    flat: dict[str, object] = {}
+    for key, value in node.items():
+        flat |= _leaves(f"{prefix}.{key}" if prefix else str(key), value)
+    return flat
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise ValueError with one sentence for the first value that its option cannot take."""
+    """Raise ValueError with one sentence unless a configuration has all that a run needs.
+
+    Each option has a value that it takes, none of the schema's own groups has another option, and
+    the groups that name what is called do.
+    """
     given = flatten(cfg)
     for key, option in OPTIONS.items():
         if key in given:
             option.check(key, given[key])
+    for key in _REQUIRED:
+        if key not in given:
+            raise ValueError(
+                f"the configuration has no {key}, which must be {OPTIONS[key].kind.must}: it is "
+                "damaged, or of another version of deeplin."
+            )
+    for group in GROUPS:
+        for part in ("name", "_target_"):
+            if not isinstance(given.get(f"{group}.{part}"), str):
+                raise ValueError(
+                    f"the configuration has no {group}.{part}, which its file in conf/{group} "
+                    f"gives: choose one with {group}=<name>."
+                )
+    for key in given:
+        if key not in OPTIONS and key.split(".")[0] in _CLOSED:
+            near = [known for known in OPTIONS if known.startswith(f"{key.split('.')[0]}.")]
+            raise ValueError(f"there is no {key}; what there is are {', '.join(near)}.")
 
 
 def check_kind(key: str, value: object, default: object) -> None:
-    """Raise ValueError with one sentence for a value of another kind than the default's.
+    """Raise ValueError with one sentence for a value that an option cannot take.
 
-    What an option of the schema takes besides, null or a word, is no other kind.
+    One without a line in the schema takes values of its default's kind.
     """
-    option = OPTIONS.get(key)
-    if value is None and option is not None and option.must and option.holds(None):
+    if key in OPTIONS:
+        OPTIONS[key].check(key, value)
         return
     if isinstance(default, bool):
         fits, kind = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
         fits, kind = isinstance(value, int) and not isinstance(value, bool), "an integer"
     elif isinstance(default, float):
-        fits, kind = value is None or _is_number(value), "a number"
+        fits, kind = value is None or kinds.number("", lambda x: True).holds(value), "a number"
     else:
         return
     if not fits:
-        raise ValueError(f"{key} must be {kind}, as its default {default}; got {value!r}.")
+        raise ValueError(f"{key} must be {kind}, as its default {default}; got {shown(value)}.")

@@ -15,6 +15,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from deeplin.runner.schema import check_kind
+
 __all__ = ["make", "options_of", "trust"]
 
 _trusted = {"deeplin"}
@@ -40,8 +42,11 @@ def make(group: Mapping[str, object], key: str, **offered: object) -> object:
             raise error.__cause__ from None
         raise ValueError(f"{key} cannot be made: {str(error).splitlines()[0]}") from error
     assert isinstance(partial, functools.partial)
-    names = inspect.signature(partial.func).parameters
+    names = _parameters(partial.func)
     given = {name: value for name, value in offered.items() if name in names}
+    for name, parameter in names.items():
+        if parameter.default is parameter.empty and name not in {*partial.keywords, *given}:
+            raise ValueError(f"{key}.{name} is missing: give {key}.{name}=<value>.")
     return partial(**given)
 
 
@@ -52,16 +57,44 @@ def options_of(group: DictConfig, *without: str) -> dict[str, object]:
     return {str(name): value for name, value in plain.items() if name not in without}
 
 
+def _parameters(called: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """What something takes by name."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(called).parameters.items()
+    return {name: parameter for name, parameter in parameters if parameter.kind in named}
+
+
 def _check(node: object, key: str) -> None:
-    """Raise ValueError for a target anywhere in a node that is not trusted."""
+    """Raise ValueError for a target anywhere in a node that is not trusted, or its options not."""
     if isinstance(node, Mapping):
         if "_target_" in node:
-            _resolved(node["_target_"], key)
-        for value in node.values():
-            _check(value, key)
+            _check_options(node, key, _resolved(node["_target_"], key))
+        for name, value in node.items():
+            _check(value, f"{key}.{name}")
     elif isinstance(node, list | tuple):
         for value in node:
             _check(value, key)
+
+
+def _check_options(node: Mapping[str, object], key: str, called: Callable[..., object]) -> None:
+    """Raise ValueError for an option that `called` does not take, or of another kind there."""
+    names = _parameters(called)
+    kinds = {parameter.kind for parameter in inspect.signature(called).parameters.values()}
+    for name, value in node.items():
+        if str(name).startswith("_"):
+            continue
+        if name not in names:
+            if inspect.Parameter.VAR_KEYWORD in kinds:
+                continue
+            taken = [n for n, p in names.items() if p.default is not p.empty]
+            raise ValueError(
+                f"there is no {key}.{name}; options of {node['_target_']} are "
+                f"{', '.join(taken) or 'none'}."
+            )
+        default = names[str(name)].default
+        is_count = isinstance(default, int) and not isinstance(default, bool)
+        # In Python 0 is a default of what takes any number.
+        check_kind(f"{key}.{name}", value, float(default) if is_count else default)
 
 
 def _resolved(target: object, key: str) -> Callable[..., object]:

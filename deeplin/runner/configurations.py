@@ -1,0 +1,79 @@
+"""The files of conf/: which groups there are, and what they compose to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+
+from deeplin.runner.schema import flatten, is_internal
+
+__all__ = ["Configurations", "task", "visible"]
+
+
+@dataclass(frozen=True)
+class Configurations:
+    """A folder of configurations, the name of the first of them, and a folder that adds to it."""
+
+    folder: Path
+    name: str = "train"
+    more: Path | None = None
+
+    def groups(self) -> dict[str, list[str]]:
+        """The names that each group has, Hydra's own groups among them, as hydra/launcher."""
+        with self._loader() as loader:
+            known = [g for g in loader.list_groups("") if g != "hydra"]
+            known += [f"hydra/{g}" for g in loader.list_groups("hydra")]
+            return {group: _names(loader, group, self._words) for group in known}
+
+    def composed(self, choices: Sequence[str] = ()) -> DictConfig:
+        """The configuration of some choices of groups, Hydra's own part included.
+
+        Raises: ValueError for a name that no file has.
+        """
+        with self._loader():
+            try:
+                return compose(self.name, [*self._words, *choices], return_hydra_config=True)
+            except MissingConfigException as error:
+                raise ValueError(
+                    f"there is no configuration {error.missing_cfg_file or self.name} in "
+                    f"{self.folder}{f' or {self.more}' if self.more else ''}."
+                ) from error
+
+    @property
+    def _words(self) -> list[str]:
+        if self.more is None:
+            return []
+        quoted = str(self.more).replace("\\", "\\\\").replace("'", "\\'")
+        return [f"hydra.searchpath=['file://{quoted}']"]
+
+    @contextlib.contextmanager
+    def _loader(self) -> Iterator[ConfigLoader]:
+        with initialize_config_dir(version_base="1.3", config_dir=str(self.folder)):
+            yield GlobalHydra.instance().config_loader()
+
+
+def _names(loader: ConfigLoader, group: str, words: list[str], prefix: str = "") -> list[str]:
+    """The names of a group, those of its folders as folder/name."""
+    names = [prefix + name for name in loader.get_group_options(group, overrides=words)]
+    for folder in loader.get_group_options(group, ObjectType.GROUP, overrides=words):
+        names += _names(loader, f"{group}/{folder}", words, f"{prefix}{folder}/")
+    return names
+
+
+def visible(cfg: DictConfig) -> dict[str, object]:
+    """The options that a user can set, by their dotted names, with their values."""
+    return {key: value for key, value in flatten(task(cfg)).items() if not is_internal(key)}
+
+
+def task(cfg: DictConfig) -> DictConfig:
+    """A composed configuration without Hydra's own part."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
