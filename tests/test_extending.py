@@ -108,7 +108,7 @@ def test_options_of_an_added_file_have_nearest_names_and_help(conf, capsys):
     page = capsys.readouterr().out
     assert "init: balanced, eyes, gaussian" in page
     assert "method.safety=0.5\n        fraction of the stability limit" in page
-    assert "(in (0, 1])" in page
+    assert "(a number in (0, 1])" in page
     assert "_target_" not in page
 
 

@@ -142,7 +142,7 @@ def _is_time(value: object) -> bool:
 null = choice(None)
 switch = choice(True, False)
 matrix = Kind(
-    "a list of rows of numbers, such as [[1,0],[0,2]], for problem.field=complex [[1,2j],[0,1+1j]],",
+    "a list of rows of numbers, such as [[1,0],[0,2]], complex ones [[1,2j],[0,1+1j]],",
     _is_matrix,
 )
 time = Kind("a positive number, 20/rho", _is_time)
