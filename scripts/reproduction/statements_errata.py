@@ -77,7 +77,7 @@ ERRORS = (
     S(
         "BRTW Conjecture 41(c), E10",
         "Fails for k = d_x = d_y: det W(t) keeps its sign, and the optimum has one sign.",
-        "Of 250 Gaussian starts on M_3, those of the wrong sign end on a lower rank: about half.",
+        "Of 10⁴ Gaussian starts on M_3, N = 2, 3, those of the wrong sign end on M_2: about half.",
     ),
     S(
         "BRTW Conjecture 41(b), E11",

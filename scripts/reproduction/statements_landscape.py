@@ -107,32 +107,36 @@ LANDSCAPE = (
     S(
         "BRTW Theorem 39(a)",
         "For almost all layers the flow (5) ends at a W that is minimal on its M_k.",
-        "Names of the limits of 700 random runs, N = 2 and 3, r = q and r < q.",
+        "10⁴ starts of each of 7 kinds, N = 2 to 4, r = q, r < q, q < r, until L is below every "
+        "critical value but the least: all get there. Starts on stable sets never do.",
     ),
     S(
         "BRTW Theorem 39(b)",
         "For N = 2 and almost all layers it ends at a global minimum of L².",
-        "245 of 250 runs or more (r = q) and 95 of 100 (r < q), the rest unfinished.",
+        "All of 10⁴ starts of each of 3 kinds, r = q, r < q and q < r: none is left undecided.",
     ),
     S(
         "BRTW Theorem 40",
         "For almost all W(0) in M_k, (24) ends at the minimum of M_k or on some M_ℓ, ℓ < k.",
-        "The limits of 500 balanced runs on M_3, and of 200 on M_2.",
+        "All of 10⁴ balanced starts each, N = 2 and 3: of k = 2 ≤ q at the minimum of M_2; of "
+        "k = 2 > q at that of M_1; of k = 3 there or on M_2, as the sign of det W(0) says.",
     ),
     S(
         "BRTW Conjecture 41(a)",
         "Theorem 39(b) holds for N > 2 also.",
-        "The same with N = 3.",
+        "All of 10⁴ starts of each of 3 kinds with N = 3 and one with N = 4; slow tests: starts "
+        "near 0, and N = 5.",
     ),
     S(
         "BRTW Conjecture 41(b)",
         "An autoencoder with u_iᵀW(0)u_i > 0 for i ≤ r and W(0)U_r of rank r ends at Σu_iu_iᵀ.",
-        "100 random starts of rank 1 with (37), N = 2, 3. For r ≥ 2 see E11.",
+        "100 random starts of rank 1 with (37), N = 2, 3, and all of 10⁴ of rank 2 < d = 3 each. "
+        "But see E11.",
     ),
     S(
         "BRTW Conjecture 41(c)",
         "In Theorem 40 the second case is a null set of starts if k ≤ rank Q.",
-        "200 random starts on M_2 of 3×3 matrices. For k = d_x = d_y see E10.",
+        "10⁴ random starts on M_2 of 3×3 matrices, N = 2 and 3: none. For k = d_x = d_y see E10.",
     ),
     S(
         "BRTW Remark 42",
