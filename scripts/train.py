@@ -21,8 +21,8 @@ CONFIG = Path(__file__).resolve().parent.parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
-def train(cfg: DictConfig) -> None:
-    cli.job(cfg)
+def train(cfg: DictConfig) -> int:
+    return cli.job(cfg)
 
 
 if __name__ == "__main__":

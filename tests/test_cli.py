@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from runner import ROOT, SMALL, train
 
 from deeplin.runner.configurations import visible
@@ -123,7 +124,8 @@ def test_one_bad_job_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys):
     status = train(*SMALL, "-m", "network.rank=2,9,3", "method.t1=1", "hydra.sweep.dir=sweep")
     assert status == 2
     assert "1 <= rank <= min(d_x, d_y) = 6; got 9" in capsys.readouterr().err
-    assert sorted(p.parent.name for p in tmp_path.glob("sweep/*/summary.json")) == ["0", "2"]
+    made = [p.with_name("config.yaml") for p in tmp_path.glob("sweep/*/summary.json")]
+    assert sorted(OmegaConf.load(path).network.rank for path in made) == [2, 3]
 
 
 def test_unknown_value_in_a_sweep(tmp_path, monkeypatch, capsys):

@@ -283,7 +283,7 @@ def test_a_sweep_from_its_configuration(tmp_path, monkeypatch):
     """`train.py experiment=…` alone makes the sweep."""
     monkeypatch.chdir(tmp_path)
     assert train("experiment=hlz/example11", "hydra.sweep.dir=sweep", "stop.max_steps=3") == 0
-    assert sorted(p.name for p in Path("sweep").iterdir() if p.is_dir()) == ["0", "1", "2", "3"]
+    assert len(list(Path("sweep").glob("*/summary.json"))) == 4
 
 
 def test_verdicts():

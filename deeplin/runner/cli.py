@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sys
@@ -19,11 +20,15 @@ from deeplin.runner.errors import EXPECTED, is_out_of_memory, sentence
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.help import help_page
 from deeplin.runner.run import RESUMABLE, run
+from deeplin.runner.signals import abandonable, number_of
+from deeplin.runner.statuses import Status, noted, worst
+from deeplin.runner.terminal import patient
 
 __all__ = ["job", "main"]
 
-# Exit statuses of the jobs of this process: more than one in a sweep.
-_statuses: list[int] = []
+
+# Of a job's folder's name; most file systems take 255 bytes.
+_LONGEST = 60
 
 
 def _run_folder(resume: str | None, problem: str, now: str) -> str:
@@ -36,8 +41,32 @@ OmegaConf.register_new_resolver("nearest", lambda a, b: math.floor(a / b + 0.5),
 OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
 
 
+def _job_folder(overrides: str) -> str:
+    """The name of a job's folder in a sweep: the same for the same options, whatever the others."""
+    plain = overrides.replace("/", "_").replace(" ", "_")[:_LONGEST]
+    if plain != overrides:
+        plain += f"-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    return plain or "defaults"
+
+
+OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+
+
 def main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str]) -> int:
     """Check the command line, run Hydra's entry point, return the process's exit status."""
+    with patient():
+        try:
+            with abandonable():
+                return _main(entry, config_dir, arguments)
+        except KeyboardInterrupt as stop:
+            print(f"error: stopped by {number_of(stop).name}.", file=sys.stderr)
+            return 128 + number_of(stop)
+
+
+def _main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str]) -> int:
+    if not _stands_somewhere():
+        print("error: the working directory is gone: change to another.", file=sys.stderr)
+        return 2
     try:
         line = flags.read(arguments)
         words = line.overrides
@@ -56,13 +85,30 @@ def main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str]
         return 2
     # Hydra's parser wants flags before overrides; people type them anywhere.
     sys.argv[1:] = [*line.flags, *words]
-    _statuses.clear()
+    worst()  # of an earlier call in this process
     entry()
-    return max(_statuses, default=0)
+    return worst()
 
 
-def job(cfg: DictConfig) -> None:
+def _stands_somewhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def job(cfg: DictConfig) -> Status:
     """Run one configuration in Hydra's folder; bad input is one sentence, and a sweep goes on."""
+    with patient():  # a launcher may have brought it to another process
+        status = _job(cfg)
+    noted(status)
+    if status >= 128:  # stopped by a signal: so is the whole sweep
+        sys.exit(status)
+    return Status(status)
+
+
+def _job(cfg: DictConfig) -> int:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
@@ -74,10 +120,13 @@ def job(cfg: DictConfig) -> None:
             raise
         print(f"error: {sentence(error)}", file=sys.stderr)
         status = 2
-        _remove_if_empty(folder)
-    _statuses.append(status)
-    if status >= 128:  # stopped by a signal: so is the whole sweep
-        sys.exit(status)
+    except KeyboardInterrupt as stop:
+        status = 128 + number_of(stop)
+        left = f"resume={folder} continues the run from its last checkpoint"
+        found = left if RunFolder(folder).checkpoint.exists() else "there is no checkpoint yet"
+        print(f"error: stopped at once by {number_of(stop).name}: {found}.", file=sys.stderr)
+    _remove_if_empty(folder)
+    return status
 
 
 def _resumed(cfg: DictConfig, folder: Path) -> DictConfig:
@@ -110,6 +159,11 @@ def _check_folders(checked: Checked) -> None:
             f"there is no {Path(resume, 'checkpoint.pt')}."
         )
     folder = Path(checked.folder)
+    if resume is not None and (checked.is_sweep or folder.resolve() != Path(resume).resolve()):
+        raise ValueError(
+            f"resume={resume} goes on in the folder of that run, one run at a time; got outputs in "
+            f"{folder}: leave that out."
+        )
     try:
         existing = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
         with tempfile.TemporaryDirectory(dir=existing):

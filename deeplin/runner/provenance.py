@@ -44,6 +44,7 @@ def provenance() -> dict[str, object]:
     }
 
 
+@functools.cache
 def _commit(package: Path) -> str | None:
     """The commit of a package's own checkout, marked if it has local changes.
 

@@ -1,13 +1,14 @@
-"""Ctrl-C and SIGTERM end a run after its current step."""
+"""Ctrl-C and SIGTERM end a run after its current step, before the first one at once."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["Interruption"]
+__all__ = ["Interruption", "abandonable", "number_of"]
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
@@ -39,3 +40,25 @@ class Interruption:
     def __call__(self) -> str | None:
         """What interrupted the run, or None: the `interrupt` of `deeplin.loop.drive`."""
         return None if self.signal is None else self.signal.name
+
+
+@contextlib.contextmanager
+def abandonable() -> Iterator[None]:
+    """A context in which SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _abandon)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _abandon(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def number_of(interrupt: KeyboardInterrupt) -> signal.Signals:
+    """The signal that raised KeyboardInterrupt."""
+    return signal.Signals(interrupt.args[0] if interrupt.args else signal.SIGINT)
