@@ -43,6 +43,7 @@ from reproduction.runs import Run, compositions, execute, finished_runs, folder_
 from tqdm import tqdm
 
 from deeplin.runner.provenance import provenance
+from deeplin.runner.terminal import patient
 
 ROOT = Path(__file__).resolve().parents[1] / "runs" / "reproduce"
 PAPERS = (brtw_limits, brtw_special, brtw_rates, hlz)  # imported, so registered
@@ -211,4 +212,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with patient():
+        status = main()
+    sys.exit(status)

@@ -149,7 +149,7 @@ def test_many_processes_at_once(machine):
     assert calls(machine) == before
 
 
-@pytest.mark.parametrize("compiler", ["false", "no-such-cc"])
+@pytest.mark.parametrize("compiler", ["false", "true", "no-such-cc"])
 def test_no_compiler_is_one_sentence_and_leaves_nothing(machine, monkeypatch, compiler):
     monkeypatch.setenv("CC", compiler)
     with pytest.raises(
@@ -157,3 +157,14 @@ def test_no_compiler_is_one_sentence_and_leaves_nothing(machine, monkeypatch, co
     ):
         answer(machine)
     assert list((machine / "cache" / "deeplin").iterdir()) == []
+
+
+def test_where_no_code_may_be_loaded_it_says_what_to_set(machine, monkeypatch):
+    """As on disks mounted noexec."""
+
+    def refused(path):
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(build.ctypes, "CDLL", refused)
+    with pytest.raises(ValueError, match="set XDG_CACHE_HOME or TMPDIR to one that allows it"):
+        answer(machine)

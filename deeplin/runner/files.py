@@ -18,8 +18,7 @@ PARTIAL = ".partial"
 
 def create(path: Path) -> BinaryIO:
     """A new file to write to. Raises: OSError where there is one, or a link, of that name."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "wb")
+    return path.open("xb")  # O_CREAT | O_EXCL, which follows no link
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -40,7 +39,7 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         partial.unlink(missing_ok=True)
         raise
     with contextlib.suppress(OSError):  # some file systems cannot do this to a folder
-        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = ["LOCK", "locked"]
 
 LOCK = ".lock"
+_NO_LINK = 0 if sys.platform == "win32" else os.O_NOFOLLOW
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -27,11 +31,17 @@ def locked(folder: Path) -> Iterator[None]:
     """
     held = _acquire(folder)
     try:
+        os.ftruncate(held, 0)
+        os.lseek(held, 0, os.SEEK_SET)
+        os.write(held, json.dumps(_this_process()).encode())
         yield
     finally:
+        if sys.platform == "win32":  # which removes no open file
+            os.close(held)
         with contextlib.suppress(OSError):  # the folder may have been moved
             (folder / LOCK).unlink()
-        os.close(held)
+        if sys.platform != "win32":
+            os.close(held)
         with contextlib.suppress(OSError):  # unless it holds something
             folder.rmdir()
 
@@ -41,7 +51,7 @@ def _acquire(folder: Path) -> int:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         except FileNotFoundError:  # the folder went with the process that held it
             continue
         try:
@@ -50,8 +60,6 @@ def _acquire(folder: Path) -> int:
             if not free or _is_elsewhere(owner):
                 raise ValueError(_refusal(path, owner, seen=not free))
             if _is_at(file, path):
-                os.ftruncate(file, 0)
-                os.pwrite(file, json.dumps(_this_process()).encode(), 0)
                 return file
         except BaseException:
             os.close(file)
@@ -61,6 +69,8 @@ def _acquire(folder: Path) -> int:
 
 def _is_free(file: int) -> bool:
     """Whether the lock was free; then it is ours."""
+    if sys.platform == "win32":
+        return not _owner(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -73,7 +83,8 @@ def _is_free(file: int) -> bool:
 def _owner(file: int) -> dict[str, object]:
     """Whom a lock names; nobody if it is new, or was cut off."""
     try:
-        named = json.loads(os.pread(file, 4096, 0))
+        os.lseek(file, 0, os.SEEK_SET)
+        named = json.loads(os.read(file, 4096))
     except ValueError:
         return {}
     return named if isinstance(named, dict) else {}

@@ -47,8 +47,9 @@ def library(source: Path, macros: Sequence[str]) -> ctypes.CDLL:
         except OSError as error:
             reason = error.strerror or str(error)
     raise ValueError(
-        f"compiled steps need a folder to keep code in, here or in {tempfile.gettempdir()}; got "
-        f"{reason!r}: make room, or use the integrator itself."
+        f"compiled steps need a folder to keep and load code in, here or in "
+        f"{tempfile.gettempdir()}; got {reason!r}: make room, set XDG_CACHE_HOME or TMPDIR to "
+        "one that allows it, or use the integrator itself."
     )
 
 
@@ -115,7 +116,8 @@ def _build(compiler: str, source: Path, macros: Sequence[str], kept: Path) -> No
         except OSError as error:
             raise ValueError(_needs(compiler, error.strerror or str(error))) from error
         if done.returncode or not target.exists():
-            reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+            ended = f"exit status {done.returncode}" if done.returncode else "it made no library"
+            reason = (done.stderr.strip().splitlines() or [ended])[0]
             raise ValueError(_needs(compiler, reason))
         target.chmod(0o700)
         seal = Path(folder, "seal")
