@@ -177,7 +177,8 @@ class PSDDLRAFlow(DLRAFlow):
         m, n = problem.shape
         if m != n:
             raise ValueError(
-                f"PSDDLRAFlow needs a loss of square matrices; got shape {(m, n)}: use DLRAFlow."
+                f"PSDDLRAFlow needs a loss of square matrices; got shape {(m, n)}: use DLRAFlow, "
+                "flow=dlra."
             )
         super().__init__(problem, rescaled)
         self._hermitian: bool | None = None
@@ -185,15 +186,22 @@ class PSDDLRAFlow(DLRAFlow):
     def init_state(self, start: Start, rank: int | None = None) -> Factors:
         """The factors of a positive semidefinite W.
 
-        Raises: ValueError if W has a negative eigenvalue beyond round-off, or less than the rank.
+        Raises: ValueError if W is not Hermitian or has a negative eigenvalue, beyond round-off, or
+        less than the rank.
         """
         W = start_matrix(start, self.problem.shape, type(self).__name__)
+        skew, size = torch.linalg.matrix_norm(W - W.mH), torch.linalg.matrix_norm(W)
+        if bool((skew > 100 * torch.finfo(size.dtype).eps * size).any()):
+            raise ValueError(
+                "PSDDLRAFlow needs a positive semidefinite W(0); it is not Hermitian, "
+                f"‖W − Wᴴ‖ = {float(skew.max()):.3g}: use DLRAFlow, flow=dlra."
+            )
         values, vectors = torch.linalg.eigh(hermitian_part(W))
         noise = W.shape[-1] * torch.finfo(values.dtype).eps * values.abs().amax(-1, keepdim=True)
         if bool((values < -noise).any()):
             raise ValueError(
                 "PSDDLRAFlow needs a positive semidefinite W(0); its smallest eigenvalue is "
-                f"{float(values.min()):.3g}: use DLRAFlow."
+                f"{float(values.min()):.3g}: use DLRAFlow, flow=dlra."
             )
         ranks = (values > noise).sum(-1)
         r = int(ranks.max()) if rank is None else rank

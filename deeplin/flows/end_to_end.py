@@ -12,7 +12,7 @@ from deeplin.flows.ahead import explicit_rate
 from deeplin.flows.contract import Flow, Start, State
 from deeplin.flows.starts import start_matrix
 from deeplin.geometry.coordinates import Point
-from deeplin.geometry.metric import Metric, as_metric
+from deeplin.geometry.metric import DepthMetric, Metric, as_metric
 from deeplin.geometry.points import low_rank_factors
 from deeplin.linalg import graded_svd, tall_times
 from deeplin.problems.contract import Problem
@@ -65,8 +65,14 @@ class EndToEndFlow(Flow):
         self.problem, self.metric, self.rescaled = problem, as_metric(depth), rescaled
 
     def init_state(self, start: Start, rank: int | None = None) -> Factors:
-        """The factors of the start's W at the given rank, or at its numerical rank."""
-        U, s, V = low_rank_factors(start_matrix(start, self.problem.shape, "EndToEndFlow"), rank)
+        """The factors of the start's W at the given rank, or at its numerical rank.
+
+        Raises: ValueError for layers that are not balanced, which move by another flow; for N = 1,
+        HLZ's flow of matrices, their product is the start, whatever they are.
+        """
+        layers = self.metric != DepthMetric(1)
+        W = start_matrix(start, self.problem.shape, "EndToEndFlow", balanced=layers)
+        U, s, V = low_rank_factors(W, rank)
         return U, s.log(), V
 
     def velocity(self, t: float | Tensor, y: State) -> Factors:

@@ -43,8 +43,12 @@ class PQWFlow(Flow):
         self.problem, self.depth = problem, int(depth)
 
     def init_state(self, start: Start, rank: int | None = None) -> Triple:
-        """(P, Q, W) of the best approximation of the start's W of the given rank."""
-        U, s, V = low_rank_factors(start_matrix(start, self.problem.shape, "PQWFlow"), rank)
+        """(P, Q, W) of the best approximation of the start's W of the given rank.
+
+        Raises: ValueError for layers that are not balanced, which move by another flow.
+        """
+        W = start_matrix(start, self.problem.shape, "PQWFlow", balanced=True)
+        U, s, V = low_rank_factors(W, rank)
         root = (s ** (2 / self.depth))[..., None, :]
         return (V * root) @ V.mH, (U * root) @ U.mH, (U * s[..., None, :]) @ V.mH
 

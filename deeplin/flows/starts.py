@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from deeplin.flows.contract import Start
-from deeplin.network import DeepLinear, end_to_end
+from deeplin.network import DeepLinear, check_balanced, end_to_end
 
 __all__ = ["start_layers", "start_matrix"]
 
@@ -30,12 +30,21 @@ def start_layers(start: Start, flow: str) -> list[Tensor]:
     return [W_j.detach() for W_j in weights]
 
 
-def start_matrix(start: Start, shape: tuple[int, int], flow: str) -> Tensor:
+def start_matrix(
+    start: Start, shape: tuple[int, int], flow: str, *, balanced: bool = False
+) -> Tensor:
     """The matrix W of a start: itself, or the product of the layers; detached.
 
-    Raises: ValueError where it is not of the given shape (m, n).
+    Raises: ValueError where it is not of the given shape (m, n); with `balanced`, for a flow that
+    follows layers only where they are that, where layers are not.
     """
-    W = start.detach() if isinstance(start, Tensor) else end_to_end(start_layers(start, flow))
+    if isinstance(start, Tensor):
+        W = start.detach()
+    else:
+        layers = start_layers(start, flow)
+        if balanced:
+            check_balanced(layers, flow)
+        W = end_to_end(layers)
     if W.ndim < 2 or W.shape[-2:] != tuple(shape):
         raise ValueError(
             f"{flow} needs W(0) of shape (*batch, m, n) with (m, n) = {tuple(shape)}, that of its "

@@ -6,13 +6,20 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from deeplin.linalg import orthonormal_factor, product_svdvals
 from deeplin.network.deep_linear import DeepLinear, balancedness_gap, end_to_end
 
-__all__ = ["compress", "product_ranks", "rebalance"]
+__all__ = [
+    "check_balanced",
+    "compress",
+    "is_balanced",
+    "product_ranks",
+    "rebalance",
+    "relative_gap",
+]
 
 Layers = tuple[Tensor, ...]
 
@@ -30,7 +37,34 @@ def product_ranks(layers: Sequence[Tensor]) -> Int[Tensor, "*batch"]:
     return (s > noise * s[..., :1]).sum(-1)
 
 
-def compress(layers: DeepLinear | Sequence[Tensor], *, rtol: float = 1e-8) -> Layers:
+def relative_gap(layers: Sequence[Tensor]) -> Float[Tensor, "*batch"]:
+    """max_j ‖W_{j+1}ᴴW_{j+1} − W_jW_jᴴ‖_F over the largest ‖W_j‖_F²; 0 for one layer."""
+    layers = [W_j.detach() for W_j in layers]
+    sizes = torch.stack([torch.linalg.matrix_norm(W_j).square() for W_j in layers]).amax(0)
+    gaps = [torch.linalg.matrix_norm(gap) for gap in balancedness_gap(layers)]
+    if not gaps:
+        return torch.zeros_like(sizes)
+    return (torch.stack(gaps).amax(0) / sizes).nan_to_num(nan=0.0)
+
+
+def is_balanced(layers: Sequence[Tensor], rtol: float | None = None) -> bool:
+    """Whether the relative gap of every trajectory is round-off: up to 1e-8, or 100 eps."""
+    rtol = max(1e-8, 100 * torch.finfo(layers[0].dtype).eps) if rtol is None else rtol
+    return float(relative_gap(layers).max()) <= rtol
+
+
+def check_balanced(layers: Sequence[Tensor], who: str, rtol: float | None = None) -> None:
+    """Does nothing for layers that are balanced; raises ValueError for others."""
+    if not is_balanced(layers, rtol):
+        raise ValueError(
+            f"{who} needs balanced layers, W_{{j+1}}ᴴW_{{j+1}} = W_jW_jᴴ for every j; the largest "
+            f"gap is {float(relative_gap(layers).max()):.2g} of the largest ‖W_j‖²: start from "
+            "deeplin.init.balanced_(net, W), init=balanced, or follow the layers themselves, "
+            "flow=layers with method=dopri5."
+        )
+
+
+def compress(layers: DeepLinear | Sequence[Tensor], *, rtol: float | None = None) -> Layers:
     """Balanced layers of hidden widths k = rank W with the same W(t) under the gradient flow.
 
     W_1 = Σ^{1/N}Vᴴ, W_j = Σ^{1/N}, W_N = UΣ^{1/N} for W_N···W_1 = UΣVᴴ: an exact reduction, not
@@ -41,19 +75,12 @@ def compress(layers: DeepLinear | Sequence[Tensor], *, rtol: float = 1e-8) -> La
     Shapes: layers (*batch, d_j, d_{j−1}) -> (*batch, k, d_0), (*batch, k, k) …, (*batch, d_N, k);
     k is the largest rank of the batch; a trajectory of a lower one keeps it, by zeros that stay.
     Cost: one SVD of W_1 and N thin products.
-    Raises: ValueError if the layers are not balanced to rtol of their largest ‖W_j‖².
+    Raises: ValueError if the layers are not balanced, by `is_balanced`.
     """
     weights = [
         W_j.detach() for W_j in (layers.weights if isinstance(layers, DeepLinear) else layers)
     ]
-    gap = max((float(g.norm()) for g in balancedness_gap(weights)), default=0.0)
-    size = max(float(W_j.norm()) ** 2 for W_j in weights)
-    if gap > rtol * size:
-        raise ValueError(
-            "compress needs balanced layers, W_{j+1}ᴴW_{j+1} = W_jW_jᴴ for every j; the largest "
-            f"gap is {gap:.2g}, beyond rtol·max‖W_j‖² = {rtol * size:.2g}: start from "
-            "deeplin.init.balanced_(net, W)."
-        )
+    check_balanced(weights, "compress", rtol)
     frame, root, Vh = torch.linalg.svd(weights[0], full_matrices=False)
     noise = 10 * max(weights[0].shape[-2:]) * torch.finfo(root.dtype).eps * root[..., :1]
     kept = root > noise

@@ -17,16 +17,18 @@ from deeplin.integrators import (
     IntegratorStepper,
     OptimizerStepper,
     ProjectedRungeKutta,
+    Rosenbrock,
     Stepper,
 )
-from deeplin.linalg import is_semidefinite
+from deeplin.linalg import hermitian_part, is_semidefinite
 from deeplin.loop import Observe
 from deeplin.network import DeepLinear, grid_widths
 from deeplin.prediction import Prediction, predict_flow
+from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
 from deeplin.runner.methods import unstable_step
-from deeplin.runner.named_flows import FLOWS, make_flow
+from deeplin.runner.named_flows import FLOWS, choose_flow, make_flow
 from deeplin.runner.observables import flow_observables, with_factors
 from deeplin.runner.schema import check
 from deeplin.runner.targets import make, options_of
@@ -65,8 +67,11 @@ def build(cfg: DictConfig) -> Experiment:
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
     make(options_of(cfg.init, "name"), "init", **offered)
     network.to(cfg.device)
+    fitting = list(cfg.method.get("_flows_", FLOWS))
+    flow_name, chosen = choose_flow(cfg.flow, cfg.method.name, fitting, network)
+    source = source if chosen is None else replace(source, notes=(*source.notes, chosen))
     flow, state = make_flow(
-        _flow_name(cfg.flow, cfg.method),
+        flow_name,
         network,
         problem,
         rebalance=cfg.method.get("rebalance", False),
@@ -92,6 +97,7 @@ def build(cfg: DictConfig) -> Experiment:
             f"the target of method={cfg.method.name} must return a stepper of "
             f"deeplin.integrators; got {type(stepper).__name__}."
         )
+    _check_edge_of_cone(problem, flow, stepper, prediction.rank)
     if not isinstance(cfg.method.get("dt", "auto"), str):
         warning = unstable_step(stepper, flow, state, t1)
         source = source if warning is None else replace(source, notes=(*source.notes, warning))
@@ -169,19 +175,6 @@ def _widths(group: DictConfig, d_y: int, d_x: int) -> list[int]:
     return widths
 
 
-def _flow_name(name: str, method: DictConfig) -> str:
-    """The flow that a method advances: by `auto` the first of those that it is made for."""
-    fitting = list(method.get("_flows_", FLOWS))
-    if name == "auto":
-        return fitting[0]
-    if name not in fitting:
-        raise ValueError(
-            f"flow must be auto or one of {', '.join(fitting)} for method={method.name}; got "
-            f"{name!r}."
-        )
-    return name
-
-
 def _on_the_cone(problem: Problem, prediction: Prediction) -> Prediction:
     """What is left of a prediction where W stays positive semidefinite.
 
@@ -202,6 +195,29 @@ def _on_the_cone(problem: Problem, prediction: Prediction) -> Prediction:
         prediction, limit=None, loss=None, unique=False, rate=None, pace=None,
         missing=missing, rate_missing=missing,
     )  # fmt: skip
+
+
+def _check_edge_of_cone(problem: Problem, flow: Flow, stepper: Stepper, rank: int) -> None:
+    """Raise ValueError where explicit steps of U, S meet S → 0, at which no step is short enough.
+
+    Of ½‖W − X‖² on the cone the rank of W(t) goes down to the number of positive eigenvalues of X.
+    """
+    if not isinstance(flow, PSDDLRAFlow) or flow.rescaled or not isinstance(problem, LeastSquares):
+        return
+    if not torch.equal(problem.C, torch.eye(problem.d_x).to(problem.C)):
+        return
+    values = torch.linalg.eigvalsh(hermitian_part(problem.B))
+    noise = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
+    positive = int((values > noise).sum())
+    if isinstance(stepper, AdaptiveStepper | IntegratorStepper):
+        fits = isinstance(stepper.integrator, ProjectedRungeKutta | Rosenbrock)
+        if positive < rank and not fits:
+            raise ValueError(
+                f"flow=psd_dlra from rank {rank} tends to rank {positive}, since X has so many "
+                "positive eigenvalues, and explicit steps of its factors, which divide by S, then "
+                "become unstable however short they are: use flow=psd_dlra_rescaled, method=rgd or "
+                "method=rosenbrock."
+            )
 
 
 def _end_time(t1: float | str, prediction: Prediction) -> float:

@@ -19,11 +19,17 @@ from deeplin.flows import (
     compress,
 )
 from deeplin.flows.contract import Flow, State
-from deeplin.network import DeepLinear, end_to_end, product_ranks
+from deeplin.network import (
+    DeepLinear,
+    check_balanced,
+    is_balanced,
+    product_ranks,
+    relative_gap,
+)
 from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 
-__all__ = ["FLOWS", "make_flow"]
+__all__ = ["FLOWS", "choose_flow", "make_flow"]
 
 _OF_MATRICES: dict[str, Callable[[Problem, int], Flow]] = {
     "end_to_end": lambda problem, depth: EndToEndFlow(problem, depth),
@@ -34,8 +40,36 @@ _OF_MATRICES: dict[str, Callable[[Problem, int], Flow]] = {
     "psd_dlra_rescaled": lambda problem, depth: PSDDLRAFlow(problem, rescaled=True),
 }
 _OF_TWO_LAYERS = ("oja", "coupled", "riccati")
+_OF_BALANCED = ("compressed", "end_to_end", "pqw")
 _SHOWN = 10  # repeats that a message lists
 FLOWS = ("layers", "compressed", *_OF_MATRICES, *_OF_TWO_LAYERS)
+
+
+def choose_flow(
+    name: str, method: str, fitting: Sequence[str], network: DeepLinear
+) -> tuple[str, str | None]:
+    """(the flow that a method advances, a sentence where it is not the usual one).
+
+    By `auto` the first of those that the method is made for; where that follows balanced layers
+    only and the start is not balanced, the flow of layers, if the method takes it.
+
+    Raises: ValueError for a flow that the method is not made for.
+    """
+    if name != "auto":
+        if name in fitting:
+            return name, None
+        raise ValueError(
+            f"flow must be auto or one of {', '.join(fitting)} for method={method}; got {name!r}."
+        )
+    first = fitting[0]
+    weights = [W_j.detach() for W_j in network.weights]
+    if first not in _OF_BALANCED or "layers" not in fitting or is_balanced(weights):
+        return first, None
+    gap = float(relative_gap(weights).max())
+    return "layers", (
+        f"flow=layers, since {first} follows balanced layers only: the largest gap of the start is "
+        f"{gap:.2g} of its largest ‖W_j‖²"
+    )
 
 
 def make_flow(
@@ -55,12 +89,15 @@ def make_flow(
     Layers and factors of layers keep a rank for each trajectory. The flows of matrices, and layers
     that are rebalanced, have one for the whole batch.
 
-    Raises: ValueError for a flow that does not fit the network or the problem, and for W(0) of
-        several ranks where it takes one.
+    Raises: ValueError for a flow that does not fit the network or the problem, for layers that are
+        not balanced where it follows only those, and for W(0) of several ranks where it takes one.
     """
     weights = [W_j.detach() for W_j in network.weights]
     if name == "layers":
-        rank = _common_rank(weights, "method.rebalance=true") if rebalance else None
+        rank = None
+        if rebalance:
+            check_balanced(weights, "method.rebalance=true")
+            rank = _common_rank(weights, "method.rebalance=true")
         flow = LayerFlow(problem, balanced_rank=rank)
         return flow, flow.init_state(network)
     if name == "compressed":
@@ -72,7 +109,7 @@ def make_flow(
         flow = EndToEndFlow(problem, 1, rescaled=name.endswith("rescaled"))
     else:
         flow = _OF_MATRICES[name](problem, network.depth)
-    return flow, flow.init_state(end_to_end(weights), _common_rank(weights, f"flow={name}"))
+    return flow, flow.init_state(weights, _common_rank(weights, f"flow={name}"))
 
 
 def _common_rank(weights: Sequence[Tensor], who: str) -> int:
