@@ -26,7 +26,16 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from reproduction import SUBJECTS, Claim, Subject, brtw_limits, brtw_rates, brtw_special, hlz
+from reproduction import (
+    SUBJECTS,
+    Claim,
+    Subject,
+    brtw_limits,
+    brtw_rates,
+    brtw_special,
+    brtw_teacher,
+    hlz,
+)
 from reproduction.ledger import NoLedger, Row, gathered, ledger
 from reproduction.ledger import failures as failing
 from reproduction.ledger_text import show, summary
@@ -46,7 +55,7 @@ from deeplin.runner.provenance import provenance
 from deeplin.runner.terminal import patient
 
 ROOT = Path(__file__).resolve().parents[1] / "runs" / "reproduce"
-PAPERS = (brtw_limits, brtw_special, brtw_rates, hlz)  # imported, so registered
+PAPERS = (brtw_limits, brtw_special, brtw_rates, brtw_teacher, hlz)  # imported, so registered
 
 
 def selected(names: Sequence[str]) -> list[Subject]:

@@ -9,7 +9,7 @@ from deeplin.landscape.escape import escape_direction
 from deeplin.landscape.neighbours import fan_around, neighbours_of, spurious_point
 from deeplin.landscape.operators import Eigenpairs
 from deeplin.landscape.passages import Plateau, plateau_table, plateaus, plateaus_of_modes
-from deeplin.landscape.rates import layer_rate
+from deeplin.landscape.rates import layer_rate, slowest_mode
 from deeplin.landscape.spurious import (
     ExtendedJacobian,
     SpuriousPoint,
@@ -47,6 +47,7 @@ __all__ = [
     "plateaus",
     "plateaus_of_modes",
     "saddle_curve",
+    "slowest_mode",
     "spurious_point",
     "spurious_points",
 ]

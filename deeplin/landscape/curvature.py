@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Inexact
@@ -15,6 +16,9 @@ from deeplin.landscape.criticality import check_tol, is_critical, numerical_rank
 from deeplin.landscape.operators import SymmetricOperator
 from deeplin.network import end_to_end, layer_gradients
 from deeplin.problems import Problem, Spectrum
+
+if TYPE_CHECKING:
+    from numpy import ndarray
 
 __all__ = ["LayerHessian", "RiemannianHessian", "hessian", "local_rate"]
 
@@ -104,6 +108,29 @@ class RiemannianHessian(SymmetricOperator):
             core = core + moved.M / self._core
             left, right = left + moved.Up / self._sides, right + moved.Vp / self._sides
         return self._vector((core, left, right))
+
+    def _inverse(self) -> Callable[[ndarray], ndarray] | None:
+        """The inverse; of a perfect fit, G = 0, by rows: ξ ↦ P_W(ξC) is (M, Bᴴ)VᴴCV, A·V_kᴴCV_k."""
+        if self._gram is None or self._gradient is not None:
+            return super()._inverse()
+        C11, C21, C22 = self._gram
+        whole = torch.cat([torch.cat([C11, C21.mH], -1), torch.cat([C21, C22], -1)], -2)
+        least = float(torch.linalg.eigvalsh(whole)[0])
+        # G moves no eigenvalue by more than 1e-9 of itself.
+        if not float(self._G22.norm()) <= 1e-9 * least * float(self.sigma[-1]):
+            return super()._inverse()
+        small, whole = torch.linalg.cholesky(C11), torch.linalg.cholesky(whole)
+
+        def apply(x: ndarray) -> ndarray:
+            vector = torch.as_tensor(x.ravel(), dtype=self.dtype, device=self.device)
+            M, A, B = self._parts(vector)
+            M, A, B = M / self._core, A / self._sides, B / self._sides
+            A = torch.cholesky_solve(A.mH, small).mH
+            rows = torch.cholesky_solve(torch.cat([M, B.mH], -1).mH, whole).mH
+            M, B = rows[..., : self.k], rows[..., self.k :].mH
+            return self._vector((M / self._core, A / self._sides, B / self._sides)).cpu().numpy()
+
+        return apply
 
     def tangent(self, x: Float[Tensor, "*batch dim"]) -> Inexact[Tensor, "*batch d_y d_x"]:
         """The tangent matrix 𝒜^{1/2}x: of an eigenvector x, the eigenvector of Hess^g itself.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Inexact
@@ -12,7 +13,12 @@ from deeplin.landscape.operators import SymmetricOperator
 from deeplin.network import end_to_end
 from deeplin.problems import Problem
 
-__all__ = ["layer_rate"]
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+__all__ = ["layer_rate", "slowest_mode"]
+
+_DENSE_DIMENSION = 1500  # up to which all eigenvalues are found
 
 
 def layer_rate(problem: Problem, layers: Sequence[Tensor]) -> float:
@@ -27,10 +33,19 @@ def layer_rate(problem: Problem, layers: Sequence[Tensor]) -> float:
 
     Source: linearisation of BRTW (5); the papers plot these rates without predicting them.
     Shapes: W_j (d_j, d_{j−1}), no batch.
-    Cost: a dense symmetric eigenproblem of dimension k(d_0 + d_N), twice that for complex layers,
-        after as many Hessian products of the problem.
+    Cost: as many Hessian products of the problem as the dimension k(d_0 + d_N), twice that for
+        complex layers; then a dense eigenproblem up to 1500, beyond it one Cholesky factorisation
+        and Lanczos on the inverse.
     Accuracy: the layers' own distance from the minimum, relative to σ_k.
     Raises: ValueError where rank W is less than the narrowest width, or for a batch.
+    """
+    return slowest_mode(problem, layers)[0]
+
+
+def slowest_mode(problem: Problem, layers: Sequence[Tensor]) -> tuple[float, Tensor]:
+    """(ρ, ξ): the rate of `layer_rate`, and the direction L̇R + LṘ in which W moves at it.
+
+    The same sources, shapes, cost and errors.
     """
     if layers[0].ndim != 2:
         raise ValueError(
@@ -48,14 +63,18 @@ def layer_rate(problem: Problem, layers: Sequence[Tensor]) -> float:
             f"layer_rate needs rank W = the narrowest width {k}; got σ_{k}/σ_1 = "
             f"{float(s[k - 1] / s[0]):.1e}: the layers are at a critical point of lower rank."
         )
-    # CᴴHC, K = CCᴴ: similar to KH and symmetric.
     factors = [torch.linalg.cholesky(_transport(part)) for part in (left, right) if part]
+    H = _PairHessian(problem, L, R, factors)
     zeros = k * k * (1 + R.is_complex()) if left else 0  # W = R: nothing multiplies from the left
-    return float(torch.linalg.eigvalsh(_PairHessian(problem, L, R, factors).dense())[zeros])
+    if H.dim <= _DENSE_DIMENSION:
+        values, vectors = torch.linalg.eigh(H.scaled())
+        return float(values[zeros]), H.moved(H.unscaled(vectors[:, zeros]))
+    rate, direction = _least_beyond_zeros(H)
+    return rate, H.moved(direction)
 
 
 class _PairHessian(SymmetricOperator):
-    """CᴴHC, H the Hessian of (L, R) ↦ f(LR), or of R alone, C block diagonal on their entries."""
+    """H, the Hessian of (L, R) ↦ f(LR), or of R alone; `factors` C of the blocks of K = CCᴴ."""
 
     def __init__(self, problem: Problem, L: Tensor, R: Tensor, factors: list[Tensor]):
         self._problem, self._L, self._R, self._factors = problem, L, R, factors
@@ -63,14 +82,8 @@ class _PairHessian(SymmetricOperator):
         shapes = [(A.shape[0], A.shape[1]) for A in (L, R)]
         super().__init__(shapes[-len(factors) :], R.dtype, R.device)
 
-    def _through(self, parts: Sequence[Tensor], factors: list[Tensor]) -> list[Tensor]:
-        return [
-            (part.flatten(-2) @ factor.mT).reshape(part.shape)
-            for part, factor in zip(parts, factors, strict=True)
-        ]
-
     def __matmul__(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        moved = self._through(self._parts(x), self._factors)
+        moved = self._parts(x)
         L, R, batch = self._L, self._R, x.shape[:-1]
         L_dot = moved[0] if len(moved) == 2 else L.new_zeros(*batch, *L.shape)
         R_dot = moved[-1]
@@ -78,8 +91,85 @@ class _PairHessian(SymmetricOperator):
         right = torch.cat([R.mH.expand(*batch, *R.mH.shape), R_dot.mH], -1)
         HRh, HhL = self._problem.hessian_times(L, R.mH, left, right, R.mH, L)
         pulled = (HRh + self._G @ R_dot.mH, HhL.mH + L_dot.mH @ self._G)
-        adjoints = [factor.mH for factor in self._factors]
-        return self._vector(self._through(pulled[-len(moved) :], adjoints))
+        return self._vector(pulled[-len(moved) :])
+
+    def scaled(self) -> Float[Tensor, "dim dim"]:
+        """CᴴHC, similar to KH and symmetric."""
+
+        def pulled(rows: Tensor) -> Tensor:
+            parts = zip(self._parts(rows), self._factors, strict=True)
+            return self._vector(
+                [(part.flatten(-2) @ C.conj()).reshape(part.shape) for part, C in parts]
+            )
+
+        return pulled(pulled(self.dense()).mT)
+
+    def unscaled(self, x: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
+        """Cx, the direction of an eigenvector x of CᴴHC."""
+        parts = zip(self._parts(x), self._factors, strict=True)
+        return self._vector([(C @ part.flatten()).reshape(part.shape) for part, C in parts])
+
+    def moved(self, x: Float[Tensor, " dim"]) -> Inexact[Tensor, "m n"]:
+        """L̇R + LṘ of a direction."""
+        parts = self._parts(x)
+        along = self._L @ parts[-1]
+        return along + parts[0] @ self._R if len(parts) == 2 else along
+
+    def inverse_transport(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """K^{-1}x."""
+        parts = zip(self._parts(x), self._factors, strict=True)
+        return self._vector(
+            [
+                torch.cholesky_solve(part.flatten(-2).reshape(-1, len(C)).mT, C).mT.reshape(
+                    part.shape
+                )
+                for part, C in parts
+            ]
+        )
+
+    def still(self) -> Float[Tensor, "zeros dim"]:
+        """Directions (LM, −MR), along which LR stands still; none of R alone."""
+        if len(self.shapes) == 1:
+            return torch.zeros(0, self.dim, dtype=self.dtype, device=self.device)
+        k = self._R.shape[-2]
+        M = torch.eye(k * k, dtype=self._R.dtype, device=self.device).reshape(-1, k, k)
+        M = torch.cat([M, 1j * M]) if M.is_complex() else M
+        return self._vector((self._L @ M, -M @ self._R))
+
+
+def _least_beyond_zeros(H: _PairHessian) -> tuple[float, Tensor]:
+    """The least eigenpair of Hy = ρK^{-1}y but the zeros, which s(K^{-1}Z)(K^{-1}Z)ᵀ moves to s.
+
+    Z spans the null space, K^{-1}-orthonormal; all other eigenvectors are K^{-1}-orthogonal to it.
+    """
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    A, Z = H.dense(), H.still()
+    curvature = float(A.diagonal().max())  # s: of the size of H, so that the sum is no worse
+    moved = H.inverse_transport(Z)
+    root = torch.linalg.cholesky(Z @ moved.mT)
+    moved = torch.linalg.solve_triangular(root, moved, upper=False)
+    A = torch.linalg.cholesky(A.addmm_(moved.mT, moved, alpha=curvature))
+
+    def of_vectors(function: Callable[[Tensor], Tensor]) -> LinearOperator:
+        def apply(x: ndarray) -> ndarray:
+            return (
+                function(torch.as_tensor(x.ravel(), dtype=H.dtype, device=H.device)).cpu().numpy()
+            )
+
+        kind = torch.empty(0, dtype=H.dtype).numpy().dtype
+        return LinearOperator((H.dim, H.dim), matvec=apply, dtype=kind)  # pyright: ignore
+
+    values, vectors = eigsh(
+        of_vectors(lambda x: H @ x),
+        k=1,
+        M=of_vectors(H.inverse_transport),
+        sigma=0.0,
+        OPinv=of_vectors(lambda x: torch.cholesky_solve(x[:, None], A)[:, 0]),
+        v0=torch.randn(H.dim, generator=torch.Generator().manual_seed(0), dtype=H.dtype).numpy(),
+        tol=1e-8,  # pyright: ignore[reportArgumentType]
+    )
+    return float(values[0]), torch.as_tensor(vectors[:, 0], dtype=H.dtype, device=H.device)
 
 
 def _transport(layers: Sequence[Tensor]) -> Inexact[Tensor, "c c"]:

@@ -108,25 +108,39 @@ def teacher(
     *,
     rank: int = 2,
     depth: int = 2,
+    spectrum: Sequence[float] | None = None,
     singular: str = "keep",
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Data:
-    """Labels Y = W̃X of a random deep linear teacher W̃ = W̃_N···W̃_1 of the given rank.
+    """Labels Y = W̃X of a random teacher W̃ of the given rank.
 
-    The widths are those of `grid_widths(d, d, depth, rank)`, the entries of W̃_j Gaussian with
-    standard deviation 1/√d_j, the m = 3d samples from N(0, I/d).
+    Without a `spectrum` it is a deep linear network W̃_N···W̃_1, whose widths are those of
+    `grid_widths(d, d, depth, rank)`, the entries of W̃_j Gaussian with standard deviation 1/√d_j:
+    its singular values fall with the depth. With one, W̃ = U diag(spectrum) Vᵀ for random
+    orthonormal U and V, the same whatever the depth. The m = 3d samples are from N(0, I/d).
 
-    Source: BRTW §7.2. Raises: ValueError unless d, m >= 1, depth >= 2 and 1 <= rank <= d.
+    Source: BRTW §7.2. Raises: ValueError unless d, m >= 1, depth >= 2 and 1 <= rank <= d, and for a
+    spectrum that is not `rank` positive numbers.
     """
     x = _gaussian_samples(d, m, generator, dtype)
-    widths = grid_widths(d, d, depth, rank)
-    layers = [
-        d_out**-0.5 * torch.randn(d_out, d_in, dtype=dtype, generator=generator)
-        for d_in, d_out in itertools.pairwise(widths)
-    ]
-    W = chain(layers)
-    note = f"{len(x)} samples from N(0, I/{d}), labels of a teacher of depth {depth}, rank {rank}"
+    if spectrum is None:
+        widths = grid_widths(d, d, depth, rank)
+        layers = [
+            d_out**-0.5 * torch.randn(d_out, d_in, dtype=dtype, generator=generator)
+            for d_in, d_out in itertools.pairwise(widths)
+        ]
+        W, kind = chain(layers), f"a teacher of depth {depth}, rank {rank}"
+    else:
+        values = torch.tensor([float(v) for v in spectrum], dtype=dtype)
+        if not len(values) == rank <= d or not bool(((values > 0) & torch.isfinite(values)).all()):
+            raise ValueError(
+                f"problem.spectrum must be problem.rank = {rank} <= d = {d} positive numbers, the "
+                f"singular values of the teacher; got {values.tolist()}."
+            )
+        U, V = (random_orthogonal(d, rank, dtype=dtype, generator=generator) for _ in range(2))
+        W, kind = (U * values) @ V.mT, f"a teacher of singular values {values.tolist()}"
+    note = f"{len(x)} samples from N(0, I/{d}), labels of {kind}"
     made = Data.from_samples(x, x @ W.mT, note).regularised(singular)
     return replace(made, truth=W if singular == "keep" else None)
 
@@ -161,7 +175,7 @@ def approximation(
     _check_matrix_kind(kind, field, rows, n)
     m = n if rows is None else rows
     ask_for_memory(f"the approximation of {m}×{n} matrices", n * (m + n) * dtype.itemsize)
-    values = torch.tensor([float(v) for v in spectrum], dtype=dtype.to_real())
+    values = torch.tensor([float(v) for v in spectrum or ()], dtype=dtype.to_real())
     signed = kind == "hermitian"
     fits = (values != 0 if signed else values > 0).all() & torch.isfinite(values).all()
     if not 1 <= len(values) <= min(m, n) or not bool(fits):

@@ -100,8 +100,9 @@ OPTIONS: Mapping[str, Option] = {
     "problem.m": Option("number of samples; null: 3d", whole(1) | null),
     "problem.n": Option("size of the matrix X", whole(1)),
     "problem.spectrum": Option(
-        "eigenvalues of X, of a general one singular values; choose network.rank for r",
-        list_of(_EIGENVALUE, "a list of finite numbers, such as [3,2,1]"),
+        "eigenvalues of X, of a general one singular values; choose network.rank for r; singular "
+        "values of a teacher, null: those of its layers",
+        list_of(_EIGENVALUE, "a list of finite numbers, such as [3,2,1]") | null,
     ),
     "problem.kind": Option(
         "of X: semidefinite, Hermitian with eigenvalues of either sign, or any matrix",

@@ -18,10 +18,14 @@ __all__ = [
     "PREDICTED",
     "STYLES",
     "band",
+    "by_label",
     "canvas",
     "decays",
+    "median_run",
+    "over_seeds",
     "panel_per",
     "split",
+    "spread",
     "time_to",
 ]
 
@@ -60,6 +64,49 @@ def panel_per(
     return figure
 
 
+def by_label(runs: Sequence[Run], label: Callable[[Run], str]) -> dict[str, list[Run]]:
+    """Runs that share a label, as those of all seeds of one curve do, in the order given."""
+    return {text: [r for r in runs if label(r) == text] for text in dict.fromkeys(map(label, runs))}
+
+
+def over_seeds(
+    runs: Sequence[Run], values: Callable[[Run], np.ndarray], *, floor: float | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """t, and the least, the median and the largest of a quantity over runs at these times.
+
+    Between records a run is interpolated, with a `floor` logarithmically. After its end it counts
+    as at the floor, below which nothing is told apart, and without one as at its last value.
+    """
+    t = np.unique(np.concatenate([run.t for run in runs]))
+    each = []
+    for run in runs:
+        y = values(run)
+        if floor is None:
+            each.append(np.interp(t, run.t, y))
+        else:
+            log = np.interp(t, run.t, np.log(np.maximum(y, floor)), right=math.log(floor))
+            each.append(np.exp(log))
+    return t, np.min(each, 0), np.median(each, 0), np.max(each, 0)
+
+
+def spread(
+    ax: Axes,
+    runs: Sequence[Run],
+    values: Callable[[Run], np.ndarray],
+    label: Callable[[Run], str],
+    *,
+    floor: float | None = None,
+) -> None:
+    """A curve for each label, the median over its runs, in a band, their range."""
+    for i, (text, members) in enumerate(by_label(runs, label).items()):
+        t, least, median, most = over_seeds(members, values, floor=floor)
+        shown = slice(None) if floor is None else slice(0, len(t) - int((median <= floor).sum()))
+        colour = COLOURS[i % 6]
+        if len(members) > 1:
+            ax.fill_between(t, least, most, color=colour, alpha=0.13, linewidth=0)
+        ax.plot(t[shown], median[shown], color=colour, ls=STYLES[i % 6], lw=1.5, label=text)
+
+
 def decays(
     ax: Axes,
     runs: Sequence[Run],
@@ -68,24 +115,35 @@ def decays(
     predicted: bool = False,
     *,
     floor: float = 1e-13,
+    times: float = 1.0,
 ) -> None:
     """Curves over flow time on a logarithmic axis, each with its predicted e^{−ρt} dotted.
 
-    Time is logarithmic, too, where one run takes far longer than another.
+    Of runs with one label, the seeds, the median is drawn in the band of their range, and the
+    prediction is that of the run with the median ρ; `times` multiplies it, 2 for a loss. Time is
+    logarithmic, too, where one run takes far longer than another.
     """
-    for i, run in enumerate(runs):
-        y = values(run)
-        seen = np.where(y > floor, y, np.nan)
-        ax.semilogy(run.t, seen, color=COLOURS[i % 6], ls=STYLES[i % 6], lw=1.5, label=label(run))
-        if predicted and run.predicted_rate:
-            draw_predicted_decay(ax, run.t, seen, run.predicted_rate)
+    ax.set_yscale("log")
+    spread(ax, runs, values, label, floor=floor)
+    for members in by_label(runs, label).values():
+        if predicted and (run := median_run(members)) is not None and run.predicted_rate:
+            y = values(run)
+            seen = np.where(y > floor, y, np.nan)
+            draw_predicted_decay(ax, run.t, seen, times * run.predicted_rate)
     if predicted:
         ax.plot([], [], label="predicted rate", **PREDICTED)
     ends = [float(run.t[-1]) for run in runs]
     if max(ends) > 20 * min(ends):
         ax.set(xscale="log", xlim=(0.02 * min(ends), 1.5 * max(ends)))
+    ax.set_ylim(bottom=floor)
     ax.set_xlabel("flow time t")
     ax.legend(frameon=False, fontsize=8.5)
+
+
+def median_run(runs: Sequence[Run]) -> Run | None:
+    """The run with the median of the predicted rates; None if none has one."""
+    known = sorted((r for r in runs if r.predicted_rate), key=lambda r: r.predicted_rate or 0.0)
+    return known[len(known) // 2] if known else None
 
 
 def band(ax: Axes, run: Run, values: np.ndarray, colour: str, label: str) -> None:

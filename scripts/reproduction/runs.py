@@ -35,6 +35,7 @@ from deeplin.runner.build import data_of
 from deeplin.runner.folder import FORMAT, Checkpoint, Damaged, RunFolder
 from deeplin.runner.lock import locked
 from deeplin.runner.run import run
+from deeplin.runner.verdict import fitted_rate
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
 _ = cli.main
@@ -89,10 +90,21 @@ class Run:
         """Where the parts of the run come from, in order: versions, commit, code."""
         return self.files.sessions()
 
-    @property
+    @cached_property
     def measured_rate(self) -> float | None:
-        """The decay rate of the distance to the limit, fitted to its last e³ above round-off."""
-        return self.summary["rate_measured"]
+        """The decay rate of the distance to the limit, fitted to its last e³ above the noise."""
+        distance = self.history.column("distance_to_limit").double()
+        return fitted_rate(self.history.t, distance, self.noise * self.size)
+
+    @property
+    def noise(self) -> float:
+        """Of what is below it, relative to W, the integrator's tolerances say nothing."""
+        return max(1e3 * torch.finfo(torch.float64).eps, 10 * self.cfg.method.get("atol", 0.0))
+
+    @property
+    def size(self) -> float:
+        """‖W‖_F at the end."""
+        return float(np.linalg.norm(self["singular_values"][-1]))
 
     @property
     def predicted_rate(self) -> float | None:
@@ -129,17 +141,25 @@ def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictCon
         sweep |= {key: value for key, value in changes.items() if key in sweep or "," in value}
         fixed = [f"{key}={value}" for key, value in changes.items() if key not in sweep]
         parser = OverridesParser.create()
-        choices = []
+        groups, values = [], []
         for override in parser.parse_overrides([f"{k}={v}" for k, v in sweep.items()]):
             key = override.key_or_group
-            if override.is_sweep_override():
-                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            swept = override.is_sweep_override()
+            if (CONFIG / key).is_dir():
+                texts = override.sweep_string_iterator() if swept else [override.value()]
+                groups.append([f"{key}={text}" for text in texts])
             else:
-                choices.append([f"{key}={override.get_value_element_as_str()}"])
+                each = override.sweep_iterator() if swept else [override.value()]
+                values.append([(key, value) for value in each])
         found = []
-        for combination in itertools.product(*choices):
-            cfg = compose("train", [*chosen, *fixed, *combination])
-            found.append(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+        # Hydra composes files, which takes long: once for all values of a sweep.
+        for files in itertools.product(*groups):
+            base = compose("train", [*chosen, *fixed, *files])
+            for combination in itertools.product(*values):
+                cfg = copy.deepcopy(base)
+                for key, value in combination:
+                    OmegaConf.update(cfg, key, value, merge=False)
+                found.append(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
     return found
 
 
