@@ -67,7 +67,7 @@ def _run(cfg: DictConfig, folder: RunFolder, draw: bool) -> int:
     experiment = build(cfg)
     if saved is not None:
         folder.check_fits(saved, experiment.stepper)
-    since = 0.0 if saved is None else saved.history.records[-1].t
+    since = saved.history.records[-1].t if saved and saved.history.records else 0.0
     folder.write_config(cfg)
     folder.add_provenance({**provenance(), "files": inputs, "from_t": since})
     return _drive(cfg, experiment, folder, saved, ended, inputs, draw)
