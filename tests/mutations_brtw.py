@@ -63,7 +63,6 @@ BRTW = (
         "test_statements_bounds::test_the_bound_of_the_product_is_attained_and_can_be_broken",
     ),
     M("BRTW §3", LAYERS, FIRST_LAYER, "*([2 * earlier[-1]] if p else []),"),
-    M("BRTW (12)", BOUNDS, "power(squared, i) @ gap @ power(M,", "power(M, i) @ gap @ power(M,"),
     M(
         "BRTW Lemma 7",
         "deeplin/geometry/coordinates.py",
@@ -96,8 +95,9 @@ BRTW = (
     M(
         "BRTW Prop. 12",
         "tests/test_flows.py",
-        "init.balanced_(net, W, rotate=True, generator=generator)\n    flow = LayerFlow(problem)\n    for",
-        "init.gaussian_(net, 0.5, generator=generator)\n    flow = LayerFlow(problem)\n    for",
+        "rotate=True, generator=generator)\n    flow = LayerFlow(problem)\n    for",
+        "rotate=True, generator=generator)\n    init.gaussian_(net, 0.5)\n"
+        "    flow = LayerFlow(problem)\n    for",
         "test_flows::test_rank_is_constant",
     ),
     M(

@@ -150,6 +150,8 @@ def test_a_thousand_limits_are_named(generator, randn, depth, balanced):
             assert name == "global minimum"
         else:
             assert name == ("strict saddle" if depth == 2 else "non-strict saddle")
+    # Minimal on its M_k is every limit: none is another W_J.
+    assert [known for known in truth if known is None or not known[1]] == []
     if not balanced:
         assert names == ["global minimum"] * 250
         return

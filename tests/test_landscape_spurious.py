@@ -44,6 +44,8 @@ def test_all_partial_sums_are_critical(generator, dtype, seen):
         torch.testing.assert_close(Z, Z.mH, rtol=0, atol=1e-14)
         seen.below(torch.linalg.matrix_norm(projected(Z, Z - X)), 1e-12)
         assert int(torch.linalg.matrix_rank(Z, rtol=1e-9)) == point.rank
+        # J names the eigenvalues that it keeps: 4, 3, 2, 1 are the first to the fourth.
+        seen.close(point.d, torch.tensor([5.0 - j for j in point.J], dtype=F64), 0, 1e-12)
         rest = (point.U_missing * point.missing) @ point.V_missing.mH
         seen.close(Z + rest, X, rtol=0, atol=1e-12)
     for s in range(4):

@@ -1,11 +1,15 @@
 """Every row of the ledger fails when a formula behind it is broken: no check that cannot fail."""
 
 import pytest
-from mutations import ROOT, Ending, Mutation, Tree, caught
+from mutations import Tree, caught
+from mutations_bounds import BOUNDS
 from mutations_brtw import BRTW
+from mutations_errata import ERRATA
+from mutations_hlz import HLZ
+from mutations_landscape import LANDSCAPE
 from reproduction import ledger
 
-MUTATIONS = BRTW
+MUTATIONS = (*BRTW, *BOUNDS, *LANDSCAPE, *HLZ, *ERRATA)
 OF_ROW = {
     row: [m for m in MUTATIONS if m.source == row]
     for row in dict.fromkeys(m.source for m in MUTATIONS)

@@ -136,6 +136,22 @@ def constants(layers):
     return linear, P, max(excess(x) for x in [0.0, *turns])
 
 
+def sides(layers, given):
+    """The two sides of (10) for every layer, (13), (14) and (15), from the `constants` given."""
+    linear, _, C = given
+    N, W = len(layers), end_to_end(layers)
+    sigma = float(torch.linalg.matrix_norm(layers[-1], 2))
+    square, rest = float((W @ W.mT).norm()), float(remainder(layers, gaps(layers)).norm())
+    root = 2 ** (1 / (2 * N)) * float(W.norm()) ** (1 / N) + (2 * C) ** (1 / (2 * N))
+    of_layers = [(float(W_j.norm()), f(root)) for W_j, f in zip(layers, linear, strict=True)]
+    return {
+        10: of_layers,
+        13: [(sigma ** (2 * N), square + rest)],
+        14: [(sigma ** (2 * N), 2 * square + 2 * C)],
+        15: [(sigma, root)],
+    }
+
+
 @pytest.mark.statement("BRTW (10)")
 @pytest.mark.statement("BRTW (12)")
 @pytest.mark.statement("BRTW (13)")
@@ -159,19 +175,56 @@ def test_bounds_of_layers_with_the_constants_of_their_start(randn, seen, widths)
         assert P.order <= 2 * N - 2
         for y in path:
             layers = [W_j[n] for W_j in y]
-            W = end_to_end(layers)
-            size, sigma = float(W.norm()), float(torch.linalg.matrix_norm(layers[-1], 2))
-            square, rest = float((W @ W.mT).norm()), float(remainder(layers, gaps(layers)).norm())
-            root = 2 ** (1 / (2 * N)) * size ** (1 / N) + (2 * C) ** (1 / (2 * N))
-            tight[13] = max(tight[13], sigma ** (2 * N) / (square + rest), rest / P(sigma))
-            tight[14] = max(tight[14], sigma ** (2 * N) / (2 * square + 2 * C))
-            tight[15] = max(tight[15], sigma / root)
+            sigma = float(torch.linalg.matrix_norm(layers[-1], 2))
+            rest = float(remainder(layers, gaps(layers)).norm())
+            of[13].at_most(rest / P(sigma) - 1, 1e-9)
             for W_j, factor in zip(layers, linear, strict=True):
-                assert float(W_j.norm()) <= factor(sigma) + 1e-9
-                tight[10] = max(tight[10], float(W_j.norm()) / factor(root))
+                of[10].at_most(float(W_j.norm()) / factor(sigma) - 1, 1e-9)
+            for number, pairs in sides(layers, (linear, P, C)).items():
+                tight[number] = max(tight[number], *(left / right for left, right in pairs))
     for number, ratio in tight.items():
-        of[number].number("left over right side, largest", ratio)
+        of[number].number("left over right side, largest on runs", ratio)
         of[number].at_most(ratio - 1, 1e-9)
+
+
+@pytest.mark.statement("BRTW (10)")
+@pytest.mark.statement("BRTW (13)")
+@pytest.mark.statement("BRTW (14)")
+@pytest.mark.statement("BRTW (15)")
+def test_bounds_of_layers_are_attained(seen):
+    """N = 2, numbers, A_1 = −a: w_2⁴ = W² + aw_2², and w_1 = 0 at w_2² = a, where all are equal."""
+    of = {k: seen.of(f"BRTW ({k})") for k in (10, 13, 14, 15)}
+
+    def attained(w_1, w_2):
+        layers = [torch.full((1, 1), w, dtype=torch.float64) for w in (w_1, w_2)]
+        found = sides(layers, constants(layers))
+        return {number: [a / b for a, b in pairs] for number, pairs in found.items()}
+
+    for a in (0.3, 2.0):
+        at_0 = attained(0.0, math.sqrt(a))
+        of[10](at_0[10][1] - 1, 1e-12)  # of W_2; that of W_1 = 0 is not sharp there
+        for number in (13, 14, 15):
+            of[number](at_0[number][0] - 1, 1e-12)
+        for w_2 in (1.1 * math.sqrt(a), 3.0, 30.0, 300.0):
+            large = attained(math.sqrt(w_2**2 - a), w_2)
+            of[13](large[13][0] - 1, 1e-9)  # an equality for every w_2
+            for number in (10, 14, 15):
+                of[number].at_most(max(large[number]) - 1, 1e-12)
+        # (14) without the 2 before ‖WWᵀ‖ would be false: aw_2² is beyond every constant.
+        W_squared = w_2**4 - a * w_2**2
+        assert w_2**4 > W_squared + 100 * a**2
+        # Of the right sides the factor 2 is half, where the layers are large.
+        of[14](large[14][0] - 0.5, 1e-4)
+        of[15](large[15][0] - 2**-0.25, 1e-2)
+        # ‖W_1‖ ≤ √d·σ_N + (tr A_1)^{1/2} is an equality for W_2 = 0.
+        linear = constants([torch.full((1, 1), w, dtype=torch.float64) for w in (a**0.5, 0.0)])[0]
+        of[10](linear[0](0.0) - math.sqrt(a), 1e-12)
+    # Balanced, of rank 1: ‖W_i‖ = σ_N = ‖W‖^{1/N}; all that is left of (10) and (15) is 2^{1/2N}.
+    balanced = attained(0.7, 0.7)
+    of[10]((torch.tensor(balanced[10]) - 2**-0.25).abs(), 1e-12)
+    of[13](balanced[13][0] - 1, 1e-12)
+    of[14](balanced[14][0] - 0.5, 1e-12)
+    of[15](balanced[15][0] - 2**-0.25, 1e-12)
 
 
 def layers_of_fixed_gaps(scale, drawn, grow=0.0):

@@ -42,6 +42,7 @@ def test_lower_ranks_are_the_boundary(randn, seen):
         seen.of("HLZ Lemma 2.1(1)")((near - Z).norm() - math.sqrt(2) * eps, 1e-14)
     W = (U * torch.tensor([2.0, 1.0, 0.3], dtype=F64)) @ V.mT  # in M_3, off its boundary by σ_3
     E = randn(1000, 6, 5)
+    E[0] = -U[:, 2:] @ V[:, 2:].mT  # the worst of them
     E *= 0.299 / torch.linalg.matrix_norm(E, 2)[:, None, None]
     assert float(least(W + E, 3).min()) > 1e-4
     nearest = W - 0.3 * U[:, 2:] @ V[:, 2:].mT

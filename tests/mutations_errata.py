@@ -1,0 +1,218 @@
+"""Errors in what stands behind the errata; where the papers print one, their own formula."""
+
+from mutations import Mutation as M
+
+TESTS, HLZ, ESCAPES = (
+    "tests/test_errata.py",
+    "tests/test_statements_hlz.py",
+    "tests/test_statements_escape.py",
+)
+SADDLES, LAWS = "tests/test_statements_saddles.py", "tests/test_manifolds_laws.py"
+SPURIOUS, LAYERS = "deeplin/landscape/spurious.py", "deeplin/network/deep_linear.py"
+
+ERRATA = (
+    M(
+        "HLZ Lemma 4.1, E1",
+        SPURIOUS,
+        "1.0 + alpha * d, (vector,)",
+        "1.0 + 2 * alpha * d, (vector,)",
+    ),
+    M(
+        "HLZ (4), E2",
+        HLZ,
+        "seen.ratio(forms[1], fourth_order",
+        "seen.ratio(forms[-1], fourth_order",
+    ),
+    M(
+        "HLZ Lemma 2.1(3), E3",
+        LAWS,
+        "wanted = (2 * 6 - r) * r if",
+        "wanted = (4 * 6 - r + 1) * r // 2 if",
+    ),
+    M(
+        "HLZ Lemma 2.1(3), E3",
+        LAWS,
+        "r * (6 + 5 - r) * (2 if complex_ else 1)",
+        "r * ((2 * 6 + 2 * 5 - r) if complex_ else 6 + 5 - r)",
+    ),
+    M(
+        "HLZ Lemma 2.1(2), E3",
+        HLZ,
+        "end[:, 0] *= -torch.sign(torch.linalg.det(end))",
+        "end[:, 0] *= torch.sign(torch.linalg.det(end))",
+        "test_statements_hlz::test_invertible_real_matrices_have_two_branches",
+    ),
+    M(
+        "HLZ Lemma 2.1(2), E3",
+        ESCAPES,
+        "found = lowest_on_a_path(randn, 3, 3, 3)",
+        "found = lowest_on_a_path(randn, 4, 4, 3)",
+        "test_statements_escape::test_the_same_check_fails_on_invertible_real_matrices",
+    ),
+    M("HLZ Lemma 3.7, E3", HLZ, "seen.ratio(entry, -1 / d[i]", "seen.ratio(entry, 1 / d[i]"),
+    M(
+        "HLZ Lemma 3.7, E3",
+        HLZ,
+        "torch.linalg.inv(S) * torch.linalg.eigvalsh(S)[0]\n\n    sigma",
+        "torch.linalg.inv(S)\n\n    sigma",
+    ),
+    M("HLZ Theorem 2.13, E4", TESTS, "((1.0, 10_000), (0.1, 0))", "((0.9, 10_000), (0.1, 0))"),
+    M("HLZ Lemma 3.8, E5", TESTS, "w if orthogonal else (u_2 + w) / math.sqrt(2)", "w"),
+    M(
+        "HLZ Lemma 3.8, E5",
+        "deeplin/flows/dlra.py",
+        "return torch.linalg.eigvalsh(S)[..., 0]",
+        "return torch.linalg.eigvalsh(S)[..., 0].sqrt()",
+    ),
+    M(
+        "HLZ App. B, E5",
+        TESTS,
+        "torch.outer(b, b) - torch.outer(a, a)",
+        "torch.outer(b, b) + torch.outer(a, a)",
+    ),
+    M(
+        "BRTW §7.1.1, E6",
+        "tests/test_init.py",
+        "seen(free - 2.0**-4, 0.03)",
+        "seen(free - 1.0, 0.03)",
+    ),
+    M(
+        "BRTW §7.1.1, E6",
+        "deeplin/network/init.py",
+        "    if tied:\n        bases[-1]",
+        "    if net.widths[0] == net.widths[-1]:\n        bases[-1]",
+    ),
+    M(
+        "BRTW Prop. 32(1), E7",
+        SADDLES,
+        "torch.tensor([[1.0], [1.0]], dtype=F64) / math.sqrt(2)",
+        "torch.tensor([[1.0], [0.0]], dtype=F64)",
+        "test_statements_saddles::test_a_critical_point_of_no_singular_vectors_at_hand",
+    ),
+    M(
+        "BRTW Prop. 32(1), E7",
+        "deeplin/problems/spectrum.py",
+        "overlap[..., g.start : g.stop] = values.flip(-1)",
+        "overlap[..., g.start : g.stop] = block.diagonal(dim1=-2, dim2=-1)",
+        "test_landscape_critical::test_repeated_singular_values_give_continua",
+    ),
+    M(
+        "BRTW §7.2, E8",
+        "tests/test_data.py",
+        "(int(rank), len(points)) == (2, 1)",
+        "(int(rank), len(points)) == (20, 190)",
+    ),
+    M(
+        "BRTW §7.2, E8",
+        "deeplin/problems/data.py",
+        "widths = grid_widths(d, d, depth, rank)",
+        "widths = grid_widths(d, d, depth, rank + 1)",
+    ),
+    M(
+        "BRTW §7.3, E9",
+        "deeplin/exact.py",
+        "((a - b) ** 2 + 4 * b**2).sqrt()",
+        "((a - b) ** 2 + 2 * b**2).sqrt()",
+        "test_landscape::test_autoencoder_rate_has_a_closed_form_at_any_depth",
+    ),
+    M(
+        "BRTW §7.3, E9",
+        LAYERS,
+        "*([earlier[-1]] if p else []),",
+        "*([2 * earlier[-1]] if p else []),",
+        "test_landscape::test_rate_predicts_the_decay_of_a_trajectory",
+    ),
+    M(
+        "BRTW §7.2, E9",
+        "deeplin/geometry/metric.py",
+        "sigma ** (2 - 2 / self.depth)",
+        "sigma ** (2 - 2 / 2)",
+        "test_errata::test_with_a_fixed_teacher_the_rate_rises_stays_or_falls_with_depth",
+    ),
+    M(
+        "BRTW §7.2, E9",
+        TESTS,
+        "randn(200, b, a) / math.sqrt(b)",
+        "randn(200, b, a) / math.sqrt(min(a, b))",
+        "test_errata::test_a_teacher_drawn_with_the_students_widths_weakens_with_depth",
+    ),
+    M(
+        "BRTW Conjecture 41(c), E10",
+        "tests/test_many_starts.py",
+        "tell.at_most(0.45 - at_least(lower, RUNS), 0.0)",
+        "tell.at_most(lower, 0.0)",
+    ),
+    M(
+        "BRTW Conjecture 41(b), E11",
+        TESTS,
+        "0.3 * torch.tensor([[1.0, 2.0], [2.0, 1.0]]",
+        "0.3 * torch.tensor([[2.0, 1.0], [1.0, 2.0]]",
+        "test_errata::test_the_counterexample_inside_a_larger_space",
+    ),
+    M(
+        "BRTW Conjecture 41(b), E11",
+        "tests/test_landscape_limits.py",
+        "0.3 * torch.tensor([[1.0, 2.0], [2.0, 1.0]]",
+        "0.3 * torch.tensor([[2.0, 1.0], [1.0, 2.0]]",
+        "test_landscape_limits::test_the_counterexample_ends_at_the_saddle_of_rank_one",
+    ),
+    M(
+        "BRTW §7.1.1, S1",
+        SADDLES,
+        "seen.ratio(problem.loss(W), tail / 2",
+        "seen.ratio(problem.loss(W), math.sqrt(tail)",
+    ),
+    M("BRTW Theorem 39, S1", TESTS, "rank == LeastSquares(X, Y).rank_Q == 1", "rank == 2"),
+    M(
+        "BRTW Theorem 39, S1",
+        TESTS,
+        "W_2[:, 0], W_1[0] = U[:, 0] * s[0].sqrt(), Vh[0] * s[0].sqrt()",
+        "W_2[:, :2], W_1[:2] = U[:, :2] * s[0].sqrt(), Vh[:2] * s[0].sqrt()",
+    ),
+    M("BRTW Corollary 24, S1", TESTS, "assert dimension == 5", "assert dimension == 8"),
+    M("BRTW §7.3, S1", SADDLES, "assert early > 0.1", "assert early < 1e-8"),
+    M(
+        "BRTW §7.3, S1",
+        LAYERS,
+        "*([later[-1]] if p < N else []),",
+        "*([0 * later[-1]] if p < N else []),",
+    ),
+    M("HLZ §2, S1", TESTS, "float(torch.linalg.det(Q)) == -1", "float(torch.linalg.det(Q)) == 1"),
+    M(
+        "HLZ Definition 2.3, C1",
+        "deeplin/geometry/retractions.py",
+        "U, S = psd_tangent_step(U, hermitian_part(T), Up, diagonal=True)\n            V = U",
+        "U, S, V = tangent_step(U, T, V, Up, Vp, diagonal=True)",
+    ),
+    M(
+        "HLZ Lemma 3.5, C1",
+        HLZ,
+        "singular_values(y)[-1], 1 / (1 + t)",
+        "singular_values(y)[-1], math.exp(-t)",
+    ),
+    M(
+        "HLZ Lemma 3.5, C1",
+        "deeplin/flows/dlra.py",
+        "return torch.linalg.eigvalsh(S)[..., 0]",
+        "return torch.linalg.eigvalsh(S)[..., 0] ** 2",
+    ),
+    M(
+        "HLZ Lemma 3.8, C1",
+        SPURIOUS,
+        "return float(known.s[j]), near.U",
+        "return float(known.s[-1]), near.U",
+    ),
+    M("HLZ Lemma 4.1, C1", HLZ, "(1.98, True), (2.02, False)", "(2.02, True), (2.02, False)"),
+    M(
+        "BRTW §5, C2",
+        LAYERS,
+        "*([later[-1]] if p < N else []),",
+        "*([0 * later[-1]] if p < N else []),",
+    ),
+    M(
+        "BRTW Fig. 4, C3",
+        "tests/test_structure.py",
+        "W = 0.3 * torch.tensor([[1.0, 2.0], [2.0, 1.0]]",
+        "W = 0.3 * torch.tensor([[2.0, 1.0], [1.0, 2.0]]",
+    ),
+)

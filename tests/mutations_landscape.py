@@ -1,0 +1,227 @@
+"""Errors in what stands behind BRTW, section 6 and the appendices."""
+
+from mutations import Mutation as M
+
+CRITICAL, KINDS = "deeplin/landscape/critical.py", "deeplin/landscape/classification.py"
+SPECTRUM, ESCAPE = "deeplin/problems/spectrum.py", "deeplin/landscape/escape.py"
+SQUARES, LAYERS = "deeplin/problems/least_squares.py", "deeplin/network/deep_linear.py"
+SADDLES, SEARCH = "tests/test_statements_saddles.py", "tests/test_statements_search.py"
+SMOOTH, LIMITS = "tests/test_statements_smooth.py", "tests/test_landscape_limits.py"
+MANY = "tests/test_many_starts.py"
+STATEMENTS, CONNECTION = "tests/test_statements.py", "deeplin/geometry/connection.py"
+END_TO_END = "deeplin/flows/end_to_end.py"
+
+FIRST_LAYER = "*([earlier[-1]] if p else []),"
+LAST_LAYERS = "*([later[-1]] if p < N else []),"
+STRICT = "code = torch.full_like(near.rank, KINDS.index(STRICT))"
+GLOBAL = "(near.rank == highest)] = KINDS"
+FOLLOWED = "run = follow_layers(problem, layers, below(values[1]))"
+FROM_ZERO = "run = follow_layers(problem, [0 * W for W in layers], below(values[1]), t1=2.0)"
+
+LANDSCAPE = (
+    M("BRTW Definition 26", KINDS, STRICT, STRICT.replace("STRICT", "NON_STRICT")),
+    M("BRTW Definition 27", CRITICAL, "index += inside * larger", "index += inside"),
+    M("BRTW (28)", CONNECTION, "self.core * third.M) / 2", "self.core * third.M)"),
+    M("BRTW (28)", CONNECTION, "(first.M - second.M", "(first.M + second.M"),
+    M("BRTW Theorem 28", LAYERS, FIRST_LAYER, "*([2 * earlier[-1]] if p else []),"),
+    M("BRTW Theorem 28", SADDLES, "matrix_exp(-T * H)", "matrix_exp(-2 * T * H)"),
+    M(
+        "BRTW Theorem 29",
+        SADDLES,
+        "x[:, 0], x[:, 1] ** 3 - x[:, 1]]",
+        "x[:, 0], x[:, 1] ** 3 + x[:, 1]]",
+    ),
+    M("BRTW Theorem 31(1)", SADDLES, "[[3, 2, 2], [3, 2, 2, 2], [3, 2, 3, 2, 2]]", "[[3, 2]]"),
+    M("BRTW Theorem 31(2)", SEARCH, "min(widths))[0])", "min(widths))[-1])"),
+    M("BRTW Theorem 31(2)", KINDS, "highest = min(highest, *(", "highest = max(highest, *("),
+    M("BRTW Theorem 31(3)", KINDS, GLOBAL, "(near.rank <= highest)] = KINDS"),
+    M(
+        "BRTW Theorem 31(3)",
+        SEARCH,
+        "0.5 * (Y - W @ X).square().sum()",
+        "-0.5 * (Y - W @ X).square().sum()",
+    ),
+    M(
+        "BRTW Theorem 31(4)",
+        SADDLES,
+        "A[range(k, 2), range(k, 2)] = 1",
+        "A[range(k, 2), range(k, 2)] = 0",
+    ),
+    M("BRTW Prop. 32(1)", SPECTRUM, "values.rsqrt()[:, None] * V * s)", "V * s)"),
+    M(
+        "BRTW Prop. 32(1)",
+        SPECTRUM,
+        "for count in range(min(k, len(groups[0])), -1, -1):",
+        "for count in range(min(k, len(groups[0])), 0, -1):",
+        "test_statements_search::test_a_search_on_the_manifold_finds_exactly_the_points_of_32",
+    ),
+    M(
+        "BRTW Prop. 32(1)",
+        SEARCH,
+        "(U[:, J] * s[J]) @ Vh[J] @ inverse_root",
+        "(U[:, J] * s[J]) @ Vh[J] @ inverse_root.matrix_power(2)",
+        "test_statements_search::test_a_search_finds_no_critical_point_beyond_the_rank_of_Q",
+    ),
+    M(
+        "BRTW Prop. 32(2)",
+        CRITICAL,
+        "0.5 * optimum.s[outside].square()",
+        "optimum.s[outside].square()",
+    ),
+    M(
+        "BRTW Prop. 33",
+        CRITICAL,
+        "s[j0 - 1] * torch.outer(u, v.conj())",
+        "s[j1 - 1] * torch.outer(u, v.conj())",
+        "test_landscape_critical::test_second_derivative_along_the_curve_of_the_proof",
+    ),
+    M("BRTW Prop. 34(a)", SEARCH, "G = (W @ X - Y) @ X.mT", "G = (W @ X - 2 * Y) @ X.mT"),
+    M("BRTW Prop. 34(a)", SEARCH, "F.norm(dim=1) < 1e-11]", "F.norm(dim=1) < 1e-2 + x.norm()]"),
+    M(
+        "BRTW Prop. 34(b)",
+        CRITICAL,
+        "last, first = U * s, optimum.over_root(V.mH)",
+        "last, first = U * s, V.mH",
+    ),
+    M("BRTW Prop. 35", KINDS, STRICT, STRICT.replace("STRICT", "NON_STRICT")),
+    M("BRTW Prop. 36", KINDS, "if len(layers) > 2 and", "if len(layers) > 3 and"),
+    M("BRTW Remark 37", KINDS, GLOBAL, "(near.rank == highest) & (near.rank > 0)] = KINDS"),
+    M(
+        "BRTW Prop. 38",
+        KINDS,
+        "strict = torch.ones_like(deficient)",
+        "strict = torch.zeros_like(deficient)",
+    ),
+    # One of the exceptional set among almost all: 0, a saddle for ever.
+    M("BRTW Theorem 39(a)", MANY, FOLLOWED, FROM_ZERO),
+    M("BRTW Theorem 39(b)", MANY, FOLLOWED, FROM_ZERO),
+    M("BRTW Conjecture 41(a)", MANY, FOLLOWED, FROM_ZERO),
+    M(
+        "BRTW Theorem 40",
+        MANY,
+        "randn(RUNS, 3, 2) @ randn(RUNS, 2, 3) / 2",
+        "randn(9, 3, 1) @ randn(9, 1, 3) / 2",
+    ),
+    M(
+        "BRTW Conjecture 41(c)",
+        MANY,
+        "randn(RUNS, 3, 2) @ randn(RUNS, 2, 3) / 2",
+        "randn(9, 3, 1) @ randn(9, 1, 3) / 2",
+    ),
+    # W(0)U_r of rank 1 < r = 2.
+    M(
+        "BRTW Conjecture 41(b)",
+        MANY,
+        "    assert len(W) == RUNS\n",
+        "    W = W[:9, :, :1] @ W[:9, :1]\n",
+    ),
+    M("BRTW Remark 42", "deeplin/network/init.py", "False, None), -V]", "False, None), V]"),
+    M(
+        "BRTW Lemma 43",
+        SADDLES,
+        "* t ** (1 / p + 1)",
+        "* t ** (1 / p)",
+        "test_statements_saddles::test_integrals_solve_the_power_equation",
+    ),
+    M("BRTW (43)", SMOOTH, "resolvent(W @ W.mT, t + u)", "resolvent(W @ W.mT, t)"),
+    M(
+        "BRTW (43)",
+        "tests/metric_oracles.py",
+        "torch.linalg.eigh(A + u * torch.eye",
+        "torch.linalg.eigh(A - u * torch.eye",
+    ),
+    M(
+        "BRTW (44)",
+        SMOOTH,
+        "-phi @ (W @ Y.mT + Y @ W.mT) @ phi",
+        "-phi @ (W @ Y.mT - Y @ W.mT) @ phi",
+    ),
+    M("BRTW (45)", SMOOTH, "D_psi = -psi", "D_psi = psi"),
+    M(
+        "BRTW (46)",
+        SMOOTH,
+        "zeta[0][:k] = (xi @ (torch.eye(n, dtype=F64) - P))[:k]",
+        "zeta[0][:k] = (xi @ (torch.eye(n, dtype=F64) - P))[:k] / 2",
+    ),
+    M("BRTW (47)", SMOOTH, "large = first.abs() * t**3", "large = first.abs() * t**4"),
+    M("BRTW (47)", SMOOTH, "(second.abs() * t**2 / norms)", "(second.abs() * t / norms)"),
+    M(
+        "BRTW (47)",
+        SMOOTH,
+        "phi, psi = resolvent(W @ W.mT, t)",
+        "phi, psi = 2 * resolvent(W @ W.mT, t)",
+    ),
+    M(
+        "BRTW Theorem 44",
+        STATEMENTS,
+        "left[0] ** ((depth - j) / depth)",
+        "left[0] ** ((depth - j + 1) / depth)",
+    ),
+    M(
+        "BRTW Theorem 45(1)",
+        "deeplin/geometry/metric.py",
+        "core = larger(p, p.mT) * torch.expm1(x) / divisor",
+        "core = larger(p, p.mT) * (self.depth / 2 + x)",
+    ),
+    M("BRTW Theorem 45(2)", STATEMENTS, "math.exp(extended[-1])", "math.exp(extended[-1] / 2)"),
+    M(
+        "BRTW Theorem 45(2)",
+        STATEMENTS,
+        "integrated(lambda s, v: -field(s, v), end, t)",
+        "integrated(field, end, t)",
+    ),
+    M("BRTW Lemma 46", SQUARES, "R.mH)) - BRh", "R.mH)) + BRh"),
+    M(
+        "BRTW Lemma 46",
+        SADDLES,
+        "seen(max(v.norm() for v in flow.velocity(0.0, (W_2.mT, W_2))), 1e-13)",
+        "seen(max(v.norm() for v in flow.velocity(0.0, (-W_2.mT, W_2))), 1e-13)",
+    ),
+    M(
+        "BRTW Remark 47",
+        SQUARES,
+        "LhB = matmul(L.mH, self.B)",
+        "LhB = self.B[..., : L.shape[-1], :]",
+    ),
+    M(
+        "BRTW Corollary 48(1)",
+        SADDLES,
+        "sums(torch.eye(4, dtype=F64), 2)",
+        "sums(torch.eye(4, dtype=F64), 1)",
+    ),
+    M("BRTW Corollary 48(1)", LAYERS, LAST_LAYERS, "*([0 * later[-1]] if p < N else []),"),
+    M(
+        "BRTW Corollary 48(2)",
+        SADDLES,
+        "2, 4) / 3, rotate=True, generator=generator)",
+        "2, 4) / 3)\n    init.gaussian_(net, 0.5, generator=generator)",
+    ),
+    M("BRTW Corollary 48(3)", LAYERS, LAST_LAYERS, "*([0 * later[-1]] if p < N else []),"),
+    M(
+        "BRTW Corollary 48(3)",
+        SADDLES,
+        "float(EIGENVALUES[1] + EIGENVALUES[3])",
+        "float(EIGENVALUES[1] + EIGENVALUES[2])",
+    ),
+    M("BRTW Corollary 48(4)", LAYERS, LAST_LAYERS, "*([0 * later[-1]] if p < N else []),"),
+    M(
+        "BRTW Theorem 49",
+        ESCAPE,
+        "directions = [torch.outer(u, w.conj())]",
+        "directions = [-torch.outer(u, w.conj())]",
+    ),
+    M("BRTW Remark 50", "deeplin/flows/autoencoder.py", "upper = CW2 - CW1t", "upper = CW2 + CW1t"),
+    M(
+        "BRTW §7.1.1",
+        "deeplin/network/init.py",
+        "[root * after @ before.mH for before, after in itertools.pairwise(bases)]",
+        "[scale * after @ before.mH for before, after in itertools.pairwise(bases)]",
+    ),
+    M("BRTW §7.1.1", "deeplin/problems/widths.py", "math.floor(d + 0.5)", "round(d)"),
+    M(
+        "BRTW §7.2",
+        "deeplin/problems/data.py",
+        "widths = grid_widths(d, d, depth, rank)",
+        "widths = grid_widths(d, d, depth, rank + 1)",
+    ),
+)
