@@ -4,6 +4,7 @@ python scripts/reproduce.py                     all of them
 python scripts/reproduce.py brtw/fig07 hlz      some, or those of one paper
 python scripts/reproduce.py --quick             at reduced sizes, a few minutes
 python scripts/reproduce.py ledger              every numbered statement and what checks it
+python scripts/reproduce.py mutations           the same, with every check seen to fail
 python scripts/reproduce.py --list              the names
 
 Runs that are finished already are not run again; Ctrl-C keeps what was done. The report goes to
@@ -71,7 +72,7 @@ def selected(names: Sequence[str]) -> list[Subject]:
         found = [s for key, s in known if key == name or key.startswith(f"{name}/")]
         if not found:
             groups = dict.fromkeys(key.partition("/")[0] for key, _ in known)
-            choices = [*groups, "ledger", *(key for key, _ in known)]
+            choices = [*groups, "ledger", "mutations", *(key for key, _ in known)]
             raise ValueError(f"there is no experiment {name}; choose among {', '.join(choices)}.")
         chosen += [s for s in found if s not in chosen]
     return chosen
@@ -150,7 +151,7 @@ def _told(
 def with_ledger(report: Report, folder: Path, start: float) -> Sequence[Row] | None:
     """The rows of the ledger, added to a report; None, with the reason there, if it needs more."""
     try:
-        rows = ledger(gathered(report.claims))
+        rows = ledger(gathered(report.claims), mutate=True)
     except NoLedger as error:
         print(error)
         dataclasses.replace(report, no_ledger=str(error)).write(folder)
@@ -192,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", help="experiments, brtw, hlz, or ledger")
+    parser.add_argument("names", nargs="*", help="experiments, brtw, hlz, ledger, mutations")
     parser.add_argument("--quick", action="store_true", help="reduced sizes, a few minutes")
     parser.add_argument("--list", action="store_true", help="print the names of the experiments")
     parser.add_argument(
@@ -204,8 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, subject in sorted(SUBJECTS.items()):
             print(f"{name:16}{subject.title}")
         return 0
-    if options.names == ["ledger"]:
-        return show(gathered(last_claims(options.root)))
+    if options.names in (["ledger"], ["mutations"]):
+        claims = gathered(last_claims(options.root))
+        return show(claims, mutate=options.names == ["mutations"])
     try:
         subjects = selected(options.names)
         _check(options.processes, options.root)

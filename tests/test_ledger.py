@@ -200,9 +200,9 @@ def test_renderings(rows):
     assert "stretch: 1.5; N: 1 to 3" in screen
     table = ledger_text.markdown(rows)
     assert "| BRTW Lemma 1 | A \\| B. | Their difference. | test\\_a::test\\_x ×2, " in table
-    assert "test\\_y ×2 | 1e-09 ≤ 1e-08; stretch: 1.5; N: 1 to 3 | holds |" in table
+    assert "test\\_y ×2 | 1e-09 ≤ 1e-08; stretch: 1.5; N: 1 to 3 | ? | holds |" in table
     lines = [line.replace("\\|", "") for line in table.splitlines() if "|" in line]
-    assert {line.count("|") for line in lines} == {7}
+    assert {line.count("|") for line in lines} == {8}
     parser = Tags()
     parser.feed(ledger_text.fragment(rows))
     assert parser.open == []
@@ -213,6 +213,35 @@ def test_renderings(rows):
     labelled = [book.Row("Errors", f"HLZ Lemma {n}, E{n}", "A.", "B.") for n in (1, 2, 2)]
     assert "(E1, E2): 3 rows: 3 nothing." in ledger_text.summary(labelled)
     assert "nor a reason: BRTW Lemma 4." in told
+
+
+def mutated(caught, of):
+    numbers = {"mutations": [of, of], "mutations caught": [caught, caught]}
+    return [{"test": "t", "outcome": "passed", "numbers": numbers}]
+
+
+def test_mutations_are_counted_where_they_were_run(rows):
+    """A row counts if every mutation of it failed it, and there was one."""
+    assert [row.caught for row in rows] == ["?", "?", "", "", "", "", ""]
+    assert "type python scripts/reproduce.py mutations" in ledger_text.summary(rows)
+    for first, second, told in (
+        ((2, 2), (1, 1), "2 of 2 rows fail whenever what stands behind them is broken: 3 of 3"),
+        ((2, 2), (0, 1), "1 of 2 rows fail whenever what stands behind them is broken: 2 of 3"),
+        ((1, 2), (1, 1), "1 of 2 rows fail whenever what stands behind them is broken: 2 of 3"),
+        ((2, 2), None, "1 of 2 rows fail whenever what stands behind them is broken: 2 of 2"),
+    ):
+        runs = {"BRTW Lemma 1": mutated(*first)}
+        if second is not None:
+            runs["BRTW Lemma 2"] = mutated(*second)
+        found = book.ledger(results=RESULTS, mutated=runs, statements=EXAMPLES)
+        assert found[0].caught == f"{first[0]} of {first[1]}"
+        summary = ledger_text.summary(found)
+        assert told in summary
+        none = second is None or second[0] == 0
+        assert ("No mutation makes these fail: BRTW Lemma 2." in summary) == none
+    assert "2 of 2" in ledger_text.text(found)
+    assert max(map(len, ledger_text.text(found).splitlines())) <= 100
+    assert "<td>2 of 2</td>" in ledger_text.fragment(found)
 
 
 def test_results_are_kept_until_a_source_changes(tmp_path, monkeypatch):
@@ -229,6 +258,8 @@ def test_results_are_kept_until_a_source_changes(tmp_path, monkeypatch):
     assert book.run_tests(file) == book.run_tests(file) == RESULTS
     assert len(calls) == 1
     book.run_tests(file, fresh=True)
+    assert book.run_mutations(tmp_path / "other.json") == RESULTS
+    assert calls.pop()[-4:-1] == ["-m", "slow", "tests/test_mutations.py"]
     monkeypatch.setattr(book, "SELECTION", "another")
     book.run_tests(file)
     assert len(calls) == 3
@@ -244,6 +275,9 @@ def test_results_are_kept_until_a_source_changes(tmp_path, monkeypatch):
 
 def test_exit_status(monkeypatch, capsys):
     monkeypatch.setattr(book, "run_tests", lambda fresh: {})
+    monkeypatch.setattr(book, "run_mutations", lambda fresh: {"BRTW Lemma 7": mutated(1, 1)})
+    assert ledger_text.show(mutate=True) == 0
+    assert "1 of 1" in capsys.readouterr().out
     assert ledger_text.show() == 0
     out = capsys.readouterr().out
     assert "nor a reason: BRTW Definition 1" in out

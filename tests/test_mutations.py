@@ -21,9 +21,10 @@ def tree(tmp_path_factory):
     return Tree(tmp_path_factory.mktemp("tree"))
 
 
-def test_mutations_name_rows_that_have_a_test():
+def test_every_row_that_has_a_test_has_a_mutation_and_no_other():
     marked = ledger.markers()
-    assert [row for row in OF_ROW if row not in marked] == []
+    assert [row for row in marked if row not in OF_ROW] == [], "rows without a mutation"
+    assert [row for row in OF_ROW if row not in marked] == [], "mutations of no row with a test"
     for m in MUTATIONS:
         assert not m.test or m.test in marked[m.source], f"{m.source}: {m.test}"
 
@@ -36,13 +37,14 @@ def test_mutations_fit_their_files(mutation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", OF_ROW)
-def test_a_broken_formula_fails_its_row(request, tree, source):
-    seen = caught(tree, OF_ROW[source], ledger.markers())
-    request.node.user_properties += [
-        ("statements", [source]),
-        ("seen", {"": {"numbers": {"caught": [sum(e.asserted for e in seen.values())] * 2}}}),
-    ]
+def test_a_broken_formula_fails_its_row(request, seen, tree, source):
+    endings = caught(tree, OF_ROW[source], ledger.markers())
+    request.node.user_properties.append(("statements", [source]))
+    seen.number("mutations", len(endings))
+    seen.number("mutations caught", sum(end.asserted for end in endings.values()))
     missed = [
-        f"{m.right!r} -> {m.wrong!r}: {e.test}: {e.told}" for m, e in seen.items() if not e.asserted
+        f"{m.right!r} -> {m.wrong!r}: {e.test}: {e.told}"
+        for m, e in endings.items()
+        if not e.asserted
     ]
     assert missed == [], "\n".join(missed)

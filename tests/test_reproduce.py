@@ -227,7 +227,7 @@ def test_one_more_subject_keeps_the_ledger_in_the_full_report(tmp_path, monkeypa
     more = Subject("ours/new", "One more figure", lambda runs: None, lambda runs, others: [])
     monkeypatch.setitem(SUBJECTS, more.name, more)
     monkeypatch.setattr(reproduce, "compositions", lambda name, changes: [])
-    monkeypatch.setattr(reproduce, "ledger", lambda verdicts: [])
+    monkeypatch.setattr(reproduce, "ledger", lambda verdicts, mutate: [])
     for names, whole in (([], True), (["brtw", "hlz"], False), (["ours", "brtw", "hlz"], True)):
         root = tmp_path / "-".join(["all", *names])
         assert reproduce.main([*names, "--processes", "1", "--root", str(root)]) == 0
@@ -272,7 +272,7 @@ def test_without_pytest_the_report_is_whole_and_the_ledger_says_what_it_needs(tm
 def test_the_report_is_written_before_the_ledger_is_made(tmp_path, monkeypatch):
     """What stops the ledger, a signal too, leaves a report behind."""
 
-    def stopped(verdicts):
+    def stopped(verdicts, mutate):
         assert len(list(tmp_path.glob("*/report.html"))) == 1
         raise KeyboardInterrupt
 

@@ -1,8 +1,8 @@
 """The ledger: every statement of the papers beside the tests that hold it to a number.
 
 `ledger()` runs the tests that carry `@pytest.mark.statement(...)`, unless the result of the same
-sources is at hand, and joins them with the list of statements and with the verdicts of the
-experiments; `ledger_text` shows it.
+sources is at hand, and joins them with the list of statements, with the verdicts of the experiments
+and with how many mutations of each the tests caught; `ledger_text` shows it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from reproduction.statements import PAPERS, STATEMENTS, Statement
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "runs" / "reproduce" / "ledger.json"
+MUTATED = ROOT / "runs" / "reproduce" / "mutations.json"
 # A change of any of these makes the tests run again.
 SOURCES = ("tests/**/*.py", "deeplin/**/*.py", "conf/**/*.yaml", "pyproject.toml")
 SELECTION = "statement and not slow"
@@ -68,6 +69,8 @@ class Row:
     `residual` is that of the comparison nearest to its bound, of all tests of the statement;
     `verdict` is "holds", "fails", "refuted", "unfinished", "unchecked" (then `reason` says why) or
     "nothing".
+    `mutations` are how many errors, put into what stands behind the statement one at a time, failed
+    one of its tests, and how many were tried; None where that was not run at these sources.
     A row of an error holds if the paper is wrong in the way it says.
     """
 
@@ -81,6 +84,14 @@ class Row:
     numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     verdict: str = "nothing"
     reason: str = ""
+    mutations: tuple[int, int] | None = None
+
+    @property
+    def caught(self) -> str:
+        """Of how many mutations how many failed the row; "?" if it has tests and none was tried."""
+        if self.mutations is not None:
+            return f"{self.mutations[0]} of {self.mutations[1]}"
+        return "?" if set(self.by) - {"experiment"} else ""
 
     @property
     def seen(self) -> str:
@@ -121,28 +132,51 @@ def run_tests(file: Path = FILE, fresh: bool = False) -> Results:
 
     Raises: NoLedger where they cannot be run.
     """
-    key = sources_key()
-    if file.is_file() and not fresh:
-        kept = json.loads(file.read_text())
-        if kept.get("key") == key:
-            return kept["statements"]
+    kept = None if fresh else at_hand(file)
+    return (
+        _run(file, ["-m", SELECTION], "tests of the papers' statements") if kept is None else kept
+    )
+
+
+def run_mutations(file: Path = MUTATED, fresh: bool = False) -> Results:
+    """How many mutations of each statement its tests caught, of how many; as `run_tests`.
+
+    Raises: NoLedger where they cannot be run.
+    """
+    kept = None if fresh else at_hand(file)
+    return (
+        _run(file, ["-m", "slow", "tests/test_mutations.py"], "mutations") if kept is None else kept
+    )
+
+
+def at_hand(file: Path) -> Results | None:
+    """What is kept in a file of `run_tests` or `run_mutations`, if it is of these sources."""
+    if not file.is_file():
+        return None
+    kept = json.loads(file.read_text())
+    return kept["statements"] if kept.get("key") == sources_key() else None
+
+
+def _run(file: Path, selection: Sequence[str], what: str) -> Results:
+    """Runs tests and keeps what they saw, by statement."""
     if absent := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise NoLedger(
             f"The ledger runs the tests of the statements, which need {', '.join(absent)}: type "
             'pip install -c constraints.txt -e ".[test]", then python scripts/reproduce.py ledger.'
         )
+    key = sources_key()
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial.json")
     partial.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", SELECTION]
-    print("Running the tests of the papers' statements ...", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", *selection]
+    print(f"Running the {what} ...", file=sys.stderr, flush=True)
     start = time.perf_counter()
     # Their progress goes to the screen, the ledger alone to the standard output.
     done = subprocess.run([*command, f"--ledger={partial}"], cwd=ROOT, stdout=sys.stderr)
     if not partial.is_file():
         raise NoLedger(
-            f"The tests of the statements did not run to their end (pytest: {done.returncode}, its "
-            "output is above): mend that, then type python scripts/reproduce.py ledger."
+            f"The {what} did not run to their end (pytest: {done.returncode}, its output is "
+            "above): mend that, then type python scripts/reproduce.py ledger."
         )
     statements = json.loads(partial.read_text())
     partial.unlink()
@@ -193,15 +227,20 @@ def ledger(
     verdicts: Verdicts | None = None,
     *,
     results: Results | None = None,
+    mutated: Results | None = None,
     statements: Iterable[Statement] = STATEMENTS,
     fresh: bool = False,
+    mutate: bool = False,
 ) -> list[Row]:
     """A row for every statement, then one for every claim of an experiment beyond them.
 
-    Of these the papers' come first, then ours.
+    Of these the papers' come first, then ours. Mutations are run where `mutate` says so; else what
+    is at hand of them is shown.
     """
     verdicts = {} if verdicts is None else verdicts
     results = run_tests(fresh=fresh) if results is None else results
+    if mutated is None:
+        mutated = run_mutations(fresh=fresh) if mutate else at_hand(MUTATED)
     parts = {s.source: part for part, group in PAPERS.items() for s in group}
     rows = [
         _row(
@@ -209,6 +248,7 @@ def ledger(
             s,
             results.get(s.source, ()),
             verdicts.get(s.source, ()),
+            _mutations((mutated or {}).get(s.source, ())),
         )
         for s in statements
     ]
@@ -229,8 +269,20 @@ def ledger(
     return rows + sorted(others, key=lambda row: row.part)
 
 
+def _mutations(runs: Sequence[Mapping]) -> tuple[int, int] | None:
+    """(caught, tried) of a row."""
+    for run in runs:
+        seen = run.get("numbers", {})
+        return int(seen["mutations caught"][0]), int(seen["mutations"][0])
+    return None
+
+
 def _row(
-    part: str, statement: Statement, runs: Sequence[Mapping], claims: Sequence[tuple[str, str]]
+    part: str,
+    statement: Statement,
+    runs: Sequence[Mapping],
+    claims: Sequence[tuple[str, str]],
+    mutations: tuple[int, int] | None,
 ) -> Row:
     by = Counter(run["test"].partition("[")[0].removeprefix("tests/") for run in runs)
     names = tuple(f"{name} ×{n}" if n > 1 else name for name, n in by.items())
@@ -269,6 +321,7 @@ def _row(
         numbers,
         verdict,
         statement.unchecked or "; ".join(text for text, _ in claims),
+        mutations,
     )
 
 

@@ -23,7 +23,14 @@ TITLES = {
     "Ours": "Our own claims on their figures",
 }
 # Columns of the screen: name and width, 100 characters with the spaces between them.
-SCREEN = (("", 4), ("statement", 19), ("says", 37), ("seen ≤ bound", 17), ("by", 15))
+SCREEN = (
+    ("", 4),
+    ("statement", 19),
+    ("says", 31),
+    ("seen ≤ bound", 17),
+    ("by", 13),
+    ("caught", 6),
+)
 MARKS = {
     "holds": "ok",
     "fails": "FAIL",
@@ -32,7 +39,15 @@ MARKS = {
     "unchecked": "-",
     "nothing": "??",
 }
-HEADERS = ("Statement", "It says", "We check", "By", "Seen ≤ bound", "Verdict")
+HEADERS = (
+    "Statement",
+    "It says",
+    "We check",
+    "By",
+    "Seen ≤ bound",
+    "Mutations caught",
+    "Verdict",
+)
 
 
 def parts(rows: Iterable[Row]) -> Iterable[tuple[str, list[Row]]]:
@@ -46,7 +61,7 @@ def text(rows: Iterable[Row]) -> str:
     for title, group in parts(rows):
         lines += [title, "-" * 100, _line(name for name, _ in SCREEN), "-" * 100]
         for row in group:
-            cells = [MARKS[row.verdict], row.source, row.says, row.seen, _short(row)]
+            cells = [MARKS[row.verdict], row.source, row.says, row.seen, _short(row), row.caught]
             wrapped = [
                 textwrap.wrap(cell, width, break_long_words=True)
                 for cell, (_, width) in zip(cells, SCREEN, strict=True)
@@ -79,7 +94,7 @@ def _cells(row: Row) -> Sequence[str]:
     seen = "; ".join(part for part in (row.seen, row.numbers_text) if part)
     check = f"not checked: {row.reason}" if row.verdict == "unchecked" else row.checked
     by = ", ".join(name.replace(".py::", "::") for name in row.by)
-    return row.source, row.says, check, by, seen, row.verdict
+    return row.source, row.says, check, by, seen, row.caught, row.verdict
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -133,6 +148,7 @@ def summary(rows: Sequence[Row]) -> str:
     ):
         if names:
             lines.append(f"{sentence}: {', '.join(names)}.")
+    lines += _mutations(rows)
     if not missing(rows):
         lines.append("Every number has a test, an experiment or a reason why it has none.")
     lines.append(
@@ -142,10 +158,26 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def show(verdicts: Verdicts | None = None, *, fresh: bool = False) -> int:
+def _mutations(rows: Sequence[Row]) -> list[str]:
+    """Whether the checks can fail: how many rows do when a formula behind them is broken."""
+    tested = [row for row in rows if row.caught]
+    tried = {row.source: row.mutations for row in tested if row.mutations is not None}
+    if not tried:
+        told = "Mutations are not run at these sources: type python scripts/reproduce.py mutations."
+        return [told] if tested else []
+    caught, of = (sum(counts) for counts in zip(*tried.values(), strict=True))
+    rows_caught = sum(a == b > 0 for a, b in tried.values())
+    told = f"{rows_caught} of {len(tested)} rows fail whenever what stands behind them is broken: "
+    lines = [f"{told}{caught} of {of} mutations caught."]
+    if missed := [row.source for row in tested if tried.get(row.source, (0, 1))[0] == 0]:
+        lines.append(f"No mutation makes these fail: {', '.join(missed)}.")
+    return lines
+
+
+def show(verdicts: Verdicts | None = None, *, fresh: bool = False, mutate: bool = False) -> int:
     """Prints the ledger; 1 if a statement fails, 2 if it could not be made."""
     try:
-        rows = ledger(verdicts, fresh=fresh)
+        rows = ledger(verdicts, fresh=fresh, mutate=mutate)
     except NoLedger as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
