@@ -10,6 +10,7 @@ from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from deeplin.network import DeepLinear
+from deeplin.problems.contract import Problem
 
 __all__ = ["Flow", "Start", "State", "TangentFlow"]
 
@@ -37,6 +38,15 @@ class Flow(ABC):
     logarithmic_parts: tuple[int, ...] = ()
     autonomous: bool = False
     normalises: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The real dtype of what the flow and its problem hold; None where it is none, or many."""
+        held = list(vars(self).values())
+        held += [v for own in held if isinstance(own, Problem) for v in vars(own).values()]
+        tensors = [v for v in held if isinstance(v, Tensor)]
+        found = {v.real.dtype for v in tensors if v.is_floating_point() or v.is_complex()}
+        return found.pop() if len(found) == 1 else None
 
     @abstractmethod
     def velocity(self, t: float | Tensor, y: State) -> State:

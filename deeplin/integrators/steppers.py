@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deeplin.flows.contract import Flow, State
+from deeplin.integrators.batches import Frozen, checked_start, finite_trajectories
 from deeplin.integrators.contract import Integrator, Memory, bound
 
 __all__ = ["IntegratorStepper", "OptimizerStepper", "Stepper", "minibatch_indices"]
@@ -26,6 +27,11 @@ class Stepper(Protocol):
     @property
     def state(self) -> State:
         """The current state; not to be changed by the caller."""
+        ...
+
+    @property
+    def batch(self) -> torch.Size:
+        """The dimensions of the trajectories of the state."""
         ...
 
     @property
@@ -48,11 +54,29 @@ class Stepper(Protocol):
         """The number of stretches that `advance` has completed: what `Every` counts."""
         ...
 
-    def advance(self, target: float, max_steps: int | None = None) -> None:
+    def advance(
+        self,
+        target: float,
+        max_steps: int | None = None,
+        pause: Callable[[], bool] = lambda: False,
+    ) -> None:
         """One stretch towards the time `target`, broken off once `step` is `max_steps`.
 
-        A stretch is one step, of length at most `stretch`, where steps are fixed.
+        A stretch is one step, of length at most `stretch`, where steps are fixed. One of many steps
+        is broken off, too, where `pause`, asked after each, says so; the next call goes on with it.
         """
+        ...
+
+    def freeze(self, lost: Tensor, at: State) -> None:
+        """Take the trajectories of a mask (*batch) out; they are shown at `at` from now on."""
+        ...
+
+    def failing(self, target: float) -> Tensor:
+        """Of which trajectories, (*batch), the step cannot be taken that has just raised."""
+        ...
+
+    def end_to_end(self) -> Tensor | None:
+        """W, (*batch, m, n); None where the stepper does not know it."""
         ...
 
     def state_dict(self) -> dict[str, object]:
@@ -63,8 +87,8 @@ class Stepper(Protocol):
         """Continue from what `state_dict` returned."""
         ...
 
-    def fault(self) -> str | None:
-        """A sentence if the next step cannot be taken."""
+    def faults(self) -> Mapping[int, str]:
+        """A sentence for each trajectory, by its number, whose next step cannot be taken."""
         ...
 
     def remark(self) -> str | None:
@@ -78,12 +102,16 @@ class _Moment(TypedDict):
     step: int
     state: list[Tensor]
     memory: Memory | None
+    frozen: object
+    working: list[Tensor] | None
 
 
 class _Optimized(TypedDict):
     step: int
     state: list[Tensor]
     optimizer: dict[str, object]
+    frozen: object
+    working: list[Tensor] | None
 
 
 class IntegratorStepper:
@@ -91,46 +119,84 @@ class IntegratorStepper:
 
     So every target is met exactly, and asking for more of them changes the result only within the
     order of the integrator. `stretch` is the dt asked for, `dt` the step taken last.
+
+    Raises: ValueError for dt <= 0 and for a start that `batches.checked_start` refuses.
     """
 
     def __init__(self, flow: Flow, y0: State, integrator: Integrator, dt: float):
         self.flow, self.integrator = flow, integrator.fresh()
         self.stretch = self.dt = _check_dt(dt)
-        self.t, self.step, self.state = 0.0, 0, tuple(y0)
-        self._step = bound(self.integrator, flow)
+        self.t, self.step, self._y = 0.0, 0, checked_start(flow, y0)
+        self.batch = flow.batch_shape(self._y)
+        self._step, self._frozen = bound(self.integrator, flow), Frozen()
 
     @property
     def stretches(self) -> int:
         return self.step
 
-    def advance(self, target: float, max_steps: int | None = None) -> None:
+    @property
+    def state(self) -> State:
+        return self._frozen.shown(self._y)
+
+    def advance(
+        self,
+        target: float,
+        max_steps: int | None = None,
+        pause: Callable[[], bool] = lambda: False,
+    ) -> None:
         steps = max(1, math.ceil((target - self.t) / self.stretch - 1e-9))
         h = (target - self.t) / steps
-        self.state = self._step(self.t, self.state, h)
+        self._y = self._step(self.t, self._y, h)
         self.t = target if steps == 1 else self.t + h
         self.dt = h
         self.step += 1
 
-    def fault(self) -> str | None:
-        return None
+    def freeze(self, lost: Tensor, at: State) -> None:
+        self._frozen.add(lost, at)
+        self._y = tuple(map(self._frozen.filled, self._y))
+        self.integrator.memory = self._frozen.filled_memory(self.integrator.memory)
+
+    def failing(self, target: float) -> Tensor:
+        """By steps of batches that are all copies of one."""
+        failing = ~finite_trajectories(self._y, len(self.batch))
+        if bool(failing.any()):
+            return failing
+        step = bound(self.integrator.fresh(), self.flow)
+        for index in torch.ones(self.batch).nonzero().tolist():
+            copies = tuple(part[tuple(index)].expand_as(part).clone() for part in self._y)
+            try:
+                step(self.t, copies, min(self.stretch, target - self.t))
+            except torch.linalg.LinAlgError:
+                failing[tuple(index)] = True
+        return failing
+
+    def end_to_end(self) -> Tensor:
+        return self.flow.end_to_end(self._y)
+
+    def faults(self) -> Mapping[int, str]:
+        return {}
 
     def remark(self) -> str | None:
         return self.flow.remark(self.state)
 
     def state_dict(self) -> dict[str, object]:
+        frozen = self._frozen.state_dict()
         return {
             "t": self.t,
             "dt": self.dt,
             "step": self.step,
             "state": list(self.state),
             "memory": self.integrator.memory,
+            "frozen": frozen,
+            "working": None if frozen is None else list(self._y),
         }
 
     def load_state_dict(self, saved: Mapping[str, object]) -> None:
         moment = cast(_Moment, saved)
         self.t, self.dt, self.step = moment["t"], moment["dt"], moment["step"]
-        pairs = zip(moment["state"], self.state, strict=True)
-        self.state = tuple(new.to(old) for new, old in pairs)
+        self._frozen.load_state_dict(moment["frozen"])
+        pairs = zip(moment["working"] or moment["state"], self._y, strict=True)
+        self._y = tuple(new.to(old) for new, old in pairs)
         self.integrator.memory = moment["memory"]
 
 
@@ -139,7 +205,8 @@ class OptimizerStepper:
 
     `loss(k)` is the scalar whose gradient step k follows; with torch.optim.SGD and a learning rate
     dt this is Euler's method for the gradient flow of the loss. Steps are all of length dt, so a
-    target is met within less than one step.
+    target is met within less than one step. Given the `flow` whose states the parameters are, the
+    stepper knows the trajectories of a batch; else all is one.
     """
 
     def __init__(
@@ -148,10 +215,13 @@ class OptimizerStepper:
         optimizer: torch.optim.Optimizer,
         loss: Callable[[int], Tensor],
         dt: float,
+        flow: Flow | None = None,
     ):
         self.parameters, self.optimizer, self.loss = parameters, optimizer, loss
         self.stretch = self.dt = _check_dt(dt)
-        self.step = 0
+        self.step, self.flow, self._frozen = 0, flow, Frozen()
+        here = tuple(p.detach() for p in parameters)
+        self.batch = torch.Size() if flow is None else flow.batch_shape(checked_start(flow, here))
 
     @property
     def stretches(self) -> int:
@@ -163,33 +233,60 @@ class OptimizerStepper:
 
     @property
     def state(self) -> State:
-        return tuple(p.detach() for p in self.parameters)
+        return self._frozen.shown(tuple(p.detach() for p in self.parameters))
 
-    def advance(self, target: float, max_steps: int | None = None) -> None:
+    def advance(
+        self,
+        target: float,
+        max_steps: int | None = None,
+        pause: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(self.step).backward()
         self.optimizer.step()
         self.step += 1
 
-    def fault(self) -> str | None:
-        return None
+    def freeze(self, lost: Tensor, at: State) -> None:
+        self._frozen.add(lost, at)
+        with torch.no_grad():
+            for p in self.parameters:
+                p.copy_(self._frozen.filled(p.detach()))
+                own = self.optimizer.state[p]  # momentum and the like
+                for name, value in own.items():
+                    if isinstance(value, Tensor) and value.shape == p.shape:
+                        own[name] = self._frozen.filled(value)
+
+    def failing(self, target: float) -> Tensor:
+        return ~finite_trajectories(tuple(self.parameters), len(self.batch))
+
+    def end_to_end(self) -> Tensor | None:
+        here = tuple(p.detach() for p in self.parameters)
+        return None if self.flow is None else self.flow.end_to_end(here)
+
+    def faults(self) -> Mapping[int, str]:
+        return {}
 
     def remark(self) -> str | None:
         return None
 
     def state_dict(self) -> dict[str, object]:
+        frozen, here = self._frozen.state_dict(), [p.detach().clone() for p in self.parameters]
         return {
             "step": self.step,
-            "state": [p.detach().clone() for p in self.parameters],
+            "state": [part.clone() for part in self.state],
             "optimizer": self.optimizer.state_dict(),
+            "frozen": frozen,
+            "working": None if frozen is None else here,
         }
 
     def load_state_dict(self, saved: Mapping[str, object]) -> None:
         moment = cast(_Optimized, saved)
         self.step = moment["step"]
+        self._frozen.load_state_dict(moment["frozen"])
         self.optimizer.load_state_dict(moment["optimizer"])
         with torch.no_grad():
-            for p, value in zip(self.parameters, moment["state"], strict=True):
+            values = moment["working"] or moment["state"]
+            for p, value in zip(self.parameters, values, strict=True):
                 p.copy_(value)
 
 

@@ -1,7 +1,7 @@
 """The loop: step, observe, stop, report. Every method of deeplin runs in it."""
 
 from deeplin.loop.driving import Listener, Observe, drive
-from deeplin.loop.records import Every, History, Record
+from deeplin.loop.records import Every, History, Lost, Record
 from deeplin.loop.results import Kind, Result
 from deeplin.loop.solving import Solution, solve
 from deeplin.loop.stops import (
@@ -11,6 +11,7 @@ from deeplin.loop.stops import (
     Stagnation,
     Stop,
 )
+from deeplin.loop.watching import RisenLoss
 
 __all__ = [
     "Every",
@@ -19,9 +20,11 @@ __all__ = [
     "Kind",
     "Listener",
     "LossBelow",
+    "Lost",
     "Observe",
     "Record",
     "Result",
+    "RisenLoss",
     "SingularValueBelow",
     "Solution",
     "Stagnation",

@@ -9,7 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-__all__ = ["Every", "History", "Record"]
+from deeplin.flows.contract import State
+from deeplin.loop.results import Kind
+
+__all__ = ["Every", "History", "Lost", "Record"]
 
 # (step, t, dt, scheduled) of a record, as checkpoints hold it.
 Moment = tuple[int, float, float, bool]
@@ -30,11 +33,33 @@ class Record:
     scheduled: bool = True
 
 
+@dataclass(frozen=True)
+class Lost:
+    """When and why a trajectory was lost: it diverged, or no step of it could be taken."""
+
+    step: int
+    t: float
+    kind: Kind
+    sentence: str
+
+
 @dataclass
 class History:
-    """The records of a run, in order."""
+    """The records of a run, in order, and what became of its batch.
+
+    - `lost`: the trajectories that were lost on the way, by their numbers from 0; later records
+      show them as they were when last seen
+    - `shown`: the state of the last scheduled record, for them; None for a run of one trajectory
+    """
 
     records: list[Record] = field(default_factory=list)
+    lost: dict[int, Lost] = field(default_factory=dict)
+    shown: State | None = None
+
+    def living(self, values: Tensor) -> Tensor:
+        """The entries (*batch) of the trajectories that are not lost, in one row."""
+        values = values.flatten()
+        return values[[i for i in range(len(values)) if i not in self.lost]]
 
     def column(self, name: str) -> Tensor:
         """The values of one observable, stacked along a first axis of records."""
@@ -50,16 +75,22 @@ class History:
         return {
             "moments": [(r.step, r.t, r.dt, r.scheduled) for r in self.records],
             "observed": {name: self.column(name) for name in names},
+            "lost": {i: (w.step, w.t, str(w.kind), w.sentence) for i, w in self.lost.items()},
+            "shown": None if self.shown is None else list(self.shown),
         }
 
     @classmethod
     def from_state_dict(cls, saved: Mapping[str, object]) -> History:
         columns = cast(dict[str, Tensor], saved["observed"])
+        lost = cast(dict[int, tuple[int, float, str, str]], saved["lost"])
+        shown = cast(list[Tensor] | None, saved["shown"])
         return cls(
             [
                 Record(step, t, dt, {name: column[i] for name, column in columns.items()}, due)
                 for i, (step, t, dt, due) in enumerate(cast(Sequence[Moment], saved["moments"]))
-            ]
+            ],
+            {i: Lost(step, t, Kind(kind), why) for i, (step, t, kind, why) in lost.items()},
+            None if shown is None else tuple(shown),
         )
 
 

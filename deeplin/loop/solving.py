@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deeplin.flows.contract import Flow, State, TangentFlow
 from deeplin.integrators.adaptive import AdaptiveStepper
+from deeplin.integrators.batches import checked_start
 from deeplin.integrators.contract import ErrorControlled, Integrator
 from deeplin.integrators.explicit import RK4
 from deeplin.integrators.projected import ProjectedRungeKutta
@@ -24,7 +25,10 @@ __all__ = ["Solution", "solve"]
 
 @dataclass(frozen=True)
 class Solution:
-    """Times saved, the states then (`y[-1]` is the last), what was observed, how it ended."""
+    """Times saved, the states then (`y[-1]` is the last), what was observed, how it ended.
+
+    Trajectories that `result.lost` numbers are shown from then on as they were when last saved.
+    """
 
     t: Tensor
     y: list[State]
@@ -55,10 +59,14 @@ def solve(
     `chebyshev.RKC()` or `rosenbrock.Rosenbrock()` where the flow is stiff. These two have no limit
     of stability; without dt their rtol is 1e-6. States and observables are saved
     at t = 0, at the times `save_at` and at the end: fixed steps meet them exactly, adaptive ones
-    by dense output. `stop`, one function or several, is asked at each of those times.
+    by dense output. `stop`, one function or several, is asked at each of those times. A trajectory
+    of a batch that diverges is left behind, and `result` says which (`loop.Result`).
 
     Raises: ValueError for t1 <= 0, dt <= 0, times outside [0, t1], tolerances with an integrator
-    that has no error estimate, and without dt where the curvature gives none.
+    that has no error estimate, without dt where the curvature gives none, for a start that is
+    not finite, or of another dtype than the flow's, for what is observed of it and not finite, and
+    for a stop that needs what is not observed; TypeError for a stop that returns
+    something else than a Result or None.
 
     >>> import torch, deeplin
     >>> problem = deeplin.autoencoder(torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64)))
@@ -74,6 +82,9 @@ def solve(
     outside = [t for t in times if not 0 <= t <= t1]
     if outside:
         raise ValueError(f"save_at must hold times in [0, t1] = [0, {t1}]; got {outside[0]}.")
+    y0 = checked_start(flow, y0)
+    if 0 in flow.batch_shape(y0):  # nothing moves, whatever the steps
+        integrator, dt, rtol, atol = RK4(), t1, None, None
     stepper = _stepper(flow, y0, integrator, dt, rtol, atol)
     states: list[State] = []
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from deeplin.loop.records import History
 from deeplin.loop.results import Kind, Result
 
-__all__ = ["GradientNormBelow", "LossBelow", "SingularValueBelow", "Stagnation", "Stop"]
+__all__ = ["GradientNormBelow", "LossBelow", "SingularValueBelow", "Stagnation", "Stop", "first_of"]
 
 Stop = Callable[[History], "Result | None"]
+
+
+# Records and steps that a run at rest must have stayed there.
+_AT_REST = 8
 
 
 @dataclass(frozen=True)
@@ -19,9 +26,12 @@ class GradientNormBelow:
 
     tol: float
 
+    def __post_init__(self) -> None:
+        _check(self, self.tol)
+
     def __call__(self, history: History) -> Result | None:
         record = history.records[-1]
-        norm = float(record.observed["gradient_norm"].max())
+        norm = max(history.living(_seen(self, history, "gradient_norm")).tolist(), default=0.0)
         if norm > self.tol:
             return None
         return Result(
@@ -38,7 +48,7 @@ class LossBelow:
 
     def __call__(self, history: History) -> Result | None:
         record = history.records[-1]
-        loss = float(record.observed["loss"].max())
+        loss = max(history.living(_seen(self, history, "loss")).tolist(), default=-math.inf)
         if loss > self.tol:
             return None
         return Result(
@@ -52,9 +62,13 @@ class SingularValueBelow:
 
     tol: float
 
+    def __post_init__(self) -> None:
+        _check(self, self.tol)
+
     def __call__(self, history: History) -> Result | None:
         record = history.records[-1]
-        smallest = float(record.observed["singular_values"][..., -1].min())
+        values = _seen(self, history, "singular_values")
+        smallest = min(history.living(values[..., -1]).tolist(), default=math.inf)
         if smallest > self.tol:
             return None
         return Result(
@@ -68,30 +82,70 @@ class SingularValueBelow:
 class Stagnation:
     """Stop when nothing has happened for a flow time `duration`: the loss at rest to round-off.
 
-    The loss has fallen by less than `rtol` of itself and the gradient norm has stayed within a
-    factor 2. A flow that leaves a saddle at a rate above log 2/duration is not at rest by this.
+    In all records of that time, eight at least and of eight different steps, the loss has stayed
+    within `rtol` of itself and the gradient norm within a factor 2. A flow that leaves a saddle at
+    a rate above log 2/duration is not at rest by this.
     """
 
     duration: float
     rtol: float = 1e-15
 
+    def __post_init__(self) -> None:
+        _check(self, self.duration)
+
     def __call__(self, history: History) -> Result | None:
         now = history.records[-1].t
-        if history.records[0].t > now - self.duration:
+        steps = len({record.step for record in history.records[-_AT_REST:]})
+        if history.records[0].t > now - self.duration or steps < _AT_REST:
             return None
         start = next(
             i
-            for i in range(len(history.records) - 1, -1, -1)
+            for i in range(len(history.records) - _AT_REST, -1, -1)
             if history.records[i].t <= now - self.duration
         )
+        _seen(self, history, "loss")
+        _seen(self, history, "gradient_norm")
         recent = History(history.records[start:])
         loss, norm = recent.column("loss"), recent.column("gradient_norm")
-        fell = (loss[0] - loss[-1]) > self.rtol * loss[0].abs()
-        moved = norm.amax(0) > 2 * norm.amin(0)
-        if bool((fell | moved).any()):
+        moved = loss.amax(0) - loss.amin(0) > self.rtol * loss.abs().amax(0)
+        moved = moved | (norm.amax(0) > 2 * norm.amin(0))
+        if bool(moved.any()):
             return None
         return Result(
             Kind.STAGNATED,
             f"stagnated at t = {now:.6g}: loss and gradient norm at rest for a flow time of "
-            f"{self.duration:.3g}, at gradient norm {float(norm[-1].max()):.2g}.",
+            f"{now - recent.records[0].t:.3g}, at gradient norm {float(norm[-1].max()):.2g}.",
         )
+
+
+def first_of(results: Sequence[object]) -> Result | None:
+    """The first result of those that stops return.
+
+    Raises: TypeError for what is neither a Result nor None.
+    """
+    for result in results:
+        if result is None or result is False:
+            continue
+        if not isinstance(result, Result):
+            raise TypeError(
+                "a stop must return None, or why it stops: deeplin.loop.Result(Kind.CONVERGED, "
+                f"'...'); got {result!r}."
+            )
+        return result
+    return None
+
+
+def _check(stop: Stop, number: float) -> None:
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{type(stop).__name__}(...) must be a finite number >= 0; got {number}.")
+
+
+def _seen(stop: Stop, history: History, name: str) -> Tensor:
+    """The last value of an observable that a stop needs."""
+    observed = history.records[-1].observed
+    if name not in observed:
+        raise ValueError(
+            f"{type(stop).__name__} judges the observable {name!r}; observed is "
+            f"{', '.join(observed) or 'nothing'}: give observe=lambda t, y: {{{name!r}: ...}}."
+        )
+    return observed[name]

@@ -50,6 +50,7 @@ class Experiment:
     observe: Observe
     t1: float
     notes: list[str]
+    unstable: str | None  # a sentence where the steps are beyond what the method is stable for
 
 
 def build(cfg: DictConfig) -> Experiment:
@@ -98,6 +99,7 @@ def build(cfg: DictConfig) -> Experiment:
             f"deeplin.integrators; got {type(stepper).__name__}."
         )
     _check_edge_of_cone(problem, flow, stepper, prediction.rank)
+    warning = None
     if not isinstance(cfg.method.get("dt", "auto"), str):
         warning = unstable_step(stepper, flow, state, t1)
         source = source if warning is None else replace(source, notes=(*source.notes, warning))
@@ -113,7 +115,7 @@ def build(cfg: DictConfig) -> Experiment:
     if cfg.log.factors:
         observe = with_factors(observe, flow)
     notes = [*source.notes, *prediction.told]
-    return Experiment(source, network, prediction, flow, stepper, observe, t1, notes)
+    return Experiment(source, network, prediction, flow, stepper, observe, t1, notes, warning)
 
 
 def _is_descent(optimizer: torch.optim.Optimizer) -> bool:

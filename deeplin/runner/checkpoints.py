@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ def sealed(checkpoint: Checkpoint) -> bytes:
         "stepper": dict(checkpoint.stepper),
         "history": checkpoint.history.state_dict(),
         "seconds": checkpoint.seconds,
-        "result": None if result is None else [str(result.kind), result.sentence],
+        "result": None if result is None else _plain(result),
     }
     archive = io.BytesIO()
     torch.save(content, archive)
@@ -110,8 +110,7 @@ def unsealed(data: bytes, device: str = "cpu") -> Checkpoint:
         raise Damaged("it carries no digest")
     result = None
     if saved["result"] is not None:
-        kind, sentence = saved["result"]
-        result = Result(Kind(kind), sentence)
+        result = _result(saved["result"])
     return Checkpoint(
         saved["stepper"],
         History.from_state_dict(saved["history"]),
@@ -120,6 +119,16 @@ def unsealed(data: bytes, device: str = "cpu") -> Checkpoint:
         saved["config"],
         saved["inputs"],
     )
+
+
+def _plain(result: Result) -> dict[str, object]:
+    rest = None if result.rest is None else str(result.rest)
+    return {**asdict(result), "kind": str(result.kind), "rest": rest}
+
+
+def _result(saved: dict) -> Result:
+    rest = None if saved["rest"] is None else Kind(saved["rest"])
+    return Result(**{**saved, "kind": Kind(saved["kind"]), "rest": rest})
 
 
 def check_format(number: object) -> None:

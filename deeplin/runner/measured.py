@@ -140,11 +140,15 @@ def parts_of(
         return history.column(name).reshape(len(history.records), -1)
 
     loss, ranks = over_time("loss")[-1], over_time("rank")[-1].int().tolist()
-    gap, gradient = over_time("balancedness_gap"), over_time("gradient_norm")[-1]
+    living = [i for i in range(len(ranks)) if i not in history.lost] or list(range(len(ranks)))
+    gap, gradient = over_time("balancedness_gap")[:, living], over_time("gradient_norm")[-1]
     shows_sign = "sign_det" in history.records[0].observed
     sign = over_time("sign_det") if shows_sign else None
     parts = []
-    for case, members in prediction.grouped(len(ranks)):
+    for case, of_case in prediction.grouped(len(ranks)):
+        members = [i for i in of_case if i in living]
+        if not members:
+            continue
         relative, distance = None, None
         rates: list[float | None] = [None] * len(members)
         if case.limit is not None and case.loss is not None:

@@ -91,7 +91,7 @@ def optimizer_steps(
     step = _step(dt, safety, Euler().stability_limit, flow, state)
     parameters = list(network.weights)
     loss = _loss_of_step(network, source, batch_size, seed)
-    return OptimizerStepper(parameters, optimizer(parameters, lr=step), loss, step)
+    return OptimizerStepper(parameters, optimizer(parameters, lr=step), loss, step, flow)
 
 
 def _step(

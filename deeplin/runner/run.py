@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from deeplin.flows import LayerFlow
 from deeplin.integrators import AdaptiveStepper, Stepper
-from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
-from deeplin.loop import Every, GradientNormBelow, History, Kind, Result, Stagnation, Stop, drive
-from deeplin.runner import figures
+from deeplin.loop import (
+    Every,
+    GradientNormBelow,
+    History,
+    Result,
+    RisenLoss,
+    Stagnation,
+    Stop,
+    drive,
+)
 from deeplin.runner.build import Experiment, build
-from deeplin.runner.folder import Checkpoint, Checkpointer, Damaged, RunFolder
+from deeplin.runner.concluding import conclude
+from deeplin.runner.ending import settled, told, unchanged
+from deeplin.runner.folder import Checkpoint, Checkpointer, RunFolder
 from deeplin.runner.progress import Progress
 from deeplin.runner.provenance import digests, provenance
-from deeplin.runner.schema import flatten, is_internal
+from deeplin.runner.schema import flatten
 from deeplin.runner.signals import Interruption
 from deeplin.runner.tensorboard import TIME_UNIT, TensorBoardLog
-from deeplin.runner.verdict import judge
 
 __all__ = ["RESUMABLE", "run"]
 
@@ -39,7 +44,8 @@ def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
     With `draw=False` it makes no figures, for callers that draw from many runs.
 
     A finished run of the same configuration is reported, an unfinished one is continued: jobs are
-    idempotent. 0: ended by itself; 1: diverged; 128 + n: stopped by signal n.
+    idempotent. The status is that of `loop.Kind`: 0 for an end that was asked for, 1: diverged,
+    3: the method could take no step, 128 + n: stopped by signal n.
 
     Raises: ValueError, TypeError and OSError, with one sentence, for bad input.
     """
@@ -58,16 +64,19 @@ def _run(cfg: DictConfig, folder: RunFolder, draw: bool) -> int:
         saved = folder.load_checkpoint(cfg.device)
         _check_same(given, saved.config, folder.checkpoint)
         _check_inputs(given, inputs, saved.inputs, folder)
-        if _is_finished(saved, cfg):
-            if _report_again(folder):
-                return 0
-            ended = saved.result  # killed after its last step: only the report is due
+        ended = settled(saved, given)
+        summary = None if ended is None else told(folder, ended)
+        if ended and summary and unchanged(given, saved.config, "log"):
+            print(f"{folder.path} is finished already: {summary['result']}\n{summary['verdict']}")
+            return ended.kind.status
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     experiment = build(cfg)
     if saved is not None:
         folder.check_fits(saved, experiment.stepper)
     since = saved.history.records[-1].t if saved and saved.history.records else 0.0
+    if ended is None:  # it goes on, and ends otherwise than was told
+        folder.summary.unlink(missing_ok=True)
     folder.write_config(cfg)
     folder.add_provenance({**provenance(), "files": inputs, "from_t": since})
     return _drive(cfg, experiment, folder, saved, ended, inputs, draw)
@@ -100,28 +109,6 @@ def _check_inputs(
                 f"{folder.path} holds a run on {key}={given.get(key)} with SHA-256 {digest[:12]}…, "
                 f"and that file now {now}: put it back, or choose another folder."
             )
-
-
-def _is_finished(saved: Checkpoint, cfg: DictConfig) -> bool:
-    if saved.result is None:
-        return False
-    kind, last = saved.result.kind, saved.history.records[-1]
-    t1 = cfg.method.t1
-    if kind == Kind.TIME and isinstance(t1, (int, float)) and t1 > last.t * (1 + 1e-9):
-        return False
-    if kind == Kind.STEPS and (cfg.stop.max_steps is None or cfg.stop.max_steps > last.step):
-        return False
-    return kind != Kind.INTERRUPTED
-
-
-def _report_again(folder: RunFolder) -> bool:
-    """Print how a finished run ended; False where no summary tells it."""
-    try:
-        summary = folder.read_summary()
-    except (FileNotFoundError, Damaged):
-        return False
-    print(f"{folder.path} is finished already: {summary['result']}\n{summary['verdict']}")
-    return True
 
 
 # -- run -------------------------------------------------------------------------------------------
@@ -168,19 +155,25 @@ def _drive(
                 record_at=Every(max(1, math.ceil(stretches / cfg.log.records))),
                 observe=experiment.observe,
                 stop=_stops(cfg, experiment.t1),
+                risen=RisenLoss(_loss_at_zero(experiment)),
                 max_steps=cfg.stop.max_steps,
                 interrupt=interruption,
                 listeners=[log, progress, checkpointer],
                 history=history,
             )
         progress.close()
-        if result.kind != Kind.DIVERGED and ended is None:
-            checkpointer.save(result)
-        _conclude(cfg, title, experiment, folder, log, history, result, checkpointer.seconds, draw)
+        # Of one that had ended: with the options given now.
+        checkpointer.save(result)
+        conclude(cfg, title, experiment, folder, log, history, result, checkpointer.seconds, draw)
         log.close()
     if interruption.signal is not None:
         return 128 + interruption.signal
-    return int(result.kind == Kind.DIVERGED)
+    return result.kind.status
+
+
+def _loss_at_zero(experiment: Experiment) -> float:
+    problem, like = experiment.data.problem, experiment.network.weights[0]
+    return float(problem.loss(torch.zeros(problem.shape, dtype=like.dtype, device=like.device)))
 
 
 def _stops(cfg: DictConfig, t1: float) -> list[Stop]:
@@ -216,93 +209,3 @@ def _headline(
     if resumed_at is not None:
         lines.append(f"  resumed at t = {float(resumed_at):.6g}")
     return "\n".join(lines)
-
-
-def _conclude(
-    cfg: DictConfig,
-    title: str,
-    experiment: Experiment,
-    folder: RunFolder,
-    log: TensorBoardLog,
-    history: History,
-    result: Result,
-    seconds: float,
-    draw: bool,
-) -> None:
-    """Figures, summary, hyperparameters and the table on the terminal."""
-    problem = experiment.data.problem
-    prediction = experiment.prediction
-    if isinstance(experiment.flow, LayerFlow) and result.kind != Kind.DIVERGED:
-        prediction = prediction.arrived(problem, experiment.stepper.state)
-    passed = _plateaus(experiment, history)
-    stochastic = cfg.method.get("batch_size") is not None
-    verdict = judge(
-        problem,
-        prediction,
-        history,
-        result,
-        seconds=seconds,
-        stochastic=stochastic,
-        plateaus=passed,
-    )
-    if draw:
-        figure = figures.convergence(history, prediction, title)
-        _show("convergence", figures.rendered(figure), folder, log)
-    if passed and len(passed[verdict.shown]) > 1:
-        shown = f"{title}, repeat {verdict.shown + 1}" if len(passed) > 1 else title
-        _show_plateaus(shown, folder, log, history, passed[verdict.shown], verdict.shown, draw)
-    folder.write_json("summary.json", {**verdict.summary, "notes": experiment.notes})
-    metrics = {
-        name: value
-        for name, value in verdict.summary.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
-    parameters = {
-        k: v for k, v in flatten(cfg).items() if not (k.startswith("log.") or is_internal(k))
-    }
-    log.hparams(parameters, metrics)
-    log.text("verdict", f"{verdict}\n\n{verdict.sentence}")
-    print(f"\n{verdict}\n")
-    print(f"{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
-    print(verdict.sentence)
-    images = f", or {folder.path / 'figures'}" if draw else ""
-    print(f"Look: tensorboard --logdir {folder.path.parent}{images}")
-    if result.kind == Kind.DIVERGED:
-        print(f"error: {result.sentence}", file=sys.stderr)
-
-
-def _show(name: str, image: np.ndarray, folder: RunFolder, log: TensorBoardLog) -> None:
-    folder.write_image(name, image)
-    log.image(name, image)
-
-
-def _plateaus(experiment: Experiment, history: History) -> list[list[Plateau]]:
-    """Which critical points each trajectory passed; none where they are not known."""
-    problem = experiment.data.problem
-    if "nearest_modes" not in history.records[0].observed:
-        return []
-    records, rank = len(history.records), min(experiment.network.widths)
-    modes = history.column("nearest_modes")
-    modes = modes.reshape(records, -1, modes.shape[-1])
-    distance = history.column("nearest_distance").reshape(records, -1)
-    return [
-        plateaus_of_modes(problem, history.t, modes[:, i], distance[:, i], rank=rank)
-        for i in range(distance.shape[1])
-    ]
-
-
-def _show_plateaus(
-    title: str,
-    folder: RunFolder,
-    log: TensorBoardLog,
-    history: History,
-    report: list[Plateau],
-    repeat: int,
-    draw: bool,
-) -> None:
-    """The table and the figure of the critical points that one trajectory passed."""
-    if draw:
-        figure = figures.saddle_to_saddle(history, report, title, repeat=repeat)
-        _show("plateaus", figures.rendered(figure), folder, log)
-    log.text("plateaus", plateau_table(report))
-    print(f"\ncritical points passed:\n{plateau_table(report)}")

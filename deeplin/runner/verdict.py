@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from deeplin.landscape import Plateau
 from deeplin.loop import History, Kind, Result
 from deeplin.prediction import Prediction
 from deeplin.problems.contract import Problem
 from deeplin.problems.spectrum import Spectrum
-from deeplin.runner.measured import RATE_TOLERANCE, Checks, Part, Seen, fitted_rate, parts_of
+from deeplin.runner.measured import (
+    EXCESS_TOLERANCE,
+    RATE_TOLERANCE,
+    Checks,
+    Part,
+    Seen,
+    fitted_rate,
+    parts_of,
+)
 
 __all__ = ["Verdict", "fitted_rate", "judge"]
 
@@ -47,18 +55,25 @@ def judge(
     seconds: float,
     stochastic: bool = False,
     plateaus: Sequence[Sequence[Plateau]] = (),
+    unstable: str | None = None,
 ) -> Verdict:
     """Hold a run's history against its prediction.
 
     `relative_excess_loss` is (L − L*)/L*, or relative to L(0) where the optimum L* is 0.
-    `plateaus` are the critical points that each trajectory passed, for the summary.
+    `plateaus` are the critical points that each trajectory passed, for the summary; `unstable` says
+    what is too long of the steps, if so. Trajectories that were lost on the way are not judged.
     """
-    last = history.records[-1]
     parts = parts_of(problem, prediction, history, stochastic=stochastic)
     part = max(parts, key=lambda part: part.badness)
     seen, prediction, worst = part.seen, part.prediction, part.worst
-    rest = _resting_place(problem, history, worst)
-    sentence = _sentence(part, result, stochastic, rest) + _by_their_starts(parts)
+    end = _End(
+        result,
+        stochastic,
+        unstable,
+        _resting_place(problem, history, worst),
+        _rise(history, worst),
+    )
+    sentence = _without_the_lost(history, result) + _sentence(part, end) + _by_their_starts(parts)
     summary: dict[str, object] = {
         "loss": seen.loss,
         "optimal_loss": prediction.loss,
@@ -69,8 +84,8 @@ def judge(
         "balancedness_gap_final": seen.gap_final,
         "rate_measured": seen.rate,
         "rate_predicted": prediction.rate,
-        "steps": last.step,
-        "flow_time": last.t,
+        "steps": result.step,
+        "flow_time": result.t,
         "seconds": round(seconds, 3),
         "result": result.sentence,
         "result_kind": str(result.kind),
@@ -79,8 +94,7 @@ def judge(
     passed = [[plateau.as_dict() for plateau in report] for report in plateaus]
     if any(p.left for p in parts):
         summary["left_invariant_set_at"] = min(min(p.left) for p in parts if p.left)
-    trajectories = sum(len(p.members) for p in parts)
-    if trajectories > 1:
+    if history.records[-1].observed["loss"].numel() > 1:
         summary["repeats"] = _of_repeats(problem, history, parts, passed)
     if passed:
         summary["plateaus"] = passed[worst]
@@ -94,15 +108,19 @@ def _of_repeats(
     last = history.records[-1].observed
     found: dict[str, object] = {"loss": last["loss"].reshape(-1).tolist()}
     by_number = {i: (p, n) for p in parts for n, i in enumerate(p.members)}
-    each = [by_number[i] for i in range(len(by_number))]
+    each = [by_number.get(i) for i in range(last["loss"].numel())]  # None of those that were lost
     for name in ("relative_excess_loss", "distance_to_limit"):
         known = any(p.prediction.limit is not None for p in parts)
-        found[name] = [p.ends[name][n] for p, n in each] if known else None
+        found[name] = [at and at[0].ends[name][at[1]] for at in each] if known else None
     found["rank"] = last["rank"].reshape(-1).int().tolist()
-    found["rate_measured"] = [p.rates[n] for p, n in each]
+    found["rate_measured"] = [at and at[0].rates[at[1]] for at in each]
+    if history.lost:
+        found["lost"] = [
+            None if i not in history.lost else asdict(history.lost[i]) for i in range(len(each))
+        ]
     if len(parts) > 1:
-        found["optimal_loss"] = [p.prediction.loss for p, _ in each]
-        found["rank_predicted"] = [p.prediction.rank for p, _ in each]
+        found["optimal_loss"] = [at and at[0].prediction.loss for at in each]
+        found["rank_predicted"] = [at and at[0].prediction.rank for at in each]
     if passed:
         found["plateaus"] = passed
     return found
@@ -181,10 +199,43 @@ def _resting_place(problem: Problem, history: History, worst: int) -> str | None
     return "{" + ",".join(str(j + 1) for j in modes.nonzero().ravel().tolist()) + "}"
 
 
-def _sentence(part: Part, result: Result, stochastic: bool, rest: str | None) -> str:
+def _rise(history: History, worst: int) -> tuple[float, float] | None:
+    """(the loss of a trajectory's start, that of its end), if the end's is above."""
+    loss = history.column("loss").reshape(len(history.records), -1)[:, worst]
+    first, last = float(loss[0]), float(loss[-1])
+    return (first, last) if last > first + EXCESS_TOLERANCE * abs(first) else None
+
+
+def _without_the_lost(history: History, result: Result) -> str:
+    if not result.lost or result.rest is None:
+        return ""
+    count = history.records[-1].observed["loss"].numel()
+    return f"Of {count - len(result.lost)} of {count} trajectories, without those lost: "
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a run ended: what is said where it is not at what is predicted.
+
+    `unstable` says what is too long of the steps, `rest` at which critical point W is, `rise` from
+    where to where the loss rose; each None if not so.
+    """
+
+    result: Result
+    stochastic: bool
+    unstable: str | None
+    rest: str | None
+    rise: tuple[float, float] | None
+
+    @property
+    def kind(self) -> Kind:
+        return self.result.kind if self.result.rest is None else self.result.rest
+
+
+def _sentence(part: Part, end: _End) -> str:
     seen, prediction, checks = part.seen, part.prediction, part.checks
-    if result.kind == Kind.DIVERGED:
-        return f"No verdict: the run {result.sentence}"
+    if end.kind in (Kind.DIVERGED, Kind.FAULT):
+        return f"No verdict: the run {end.result.sentence}"
     if seen.excess is None or seen.distance is None:
         return f"No verdict: {prediction.missing}; the run ended at {seen.state}."
     if part.left:
@@ -207,17 +258,37 @@ def _sentence(part: Part, result: Result, stochastic: bool, rest: str | None) ->
             f"Theory and run disagree: W reached the predicted {what}, but its distance decayed at "
             f"the rate {seen.rate:.4g} where {prediction.rate:.4g} is predicted."
         )
-    if stochastic:
+    return _elsewhere(part, end, what, because)
+
+
+def _elsewhere(part: Part, end: _End, what: str, because: str) -> str:
+    """What is told of a run that did not reach what is predicted, by how it ended."""
+    seen = part.seen
+    if end.unstable is not None:
+        return f"No verdict ({seen.state}): {end.unstable}"
+    if end.stochastic:
         return (
             f"No verdict: mini-batch noise holds W away from the {what} ({seen.state}); "
             "a smaller dt or full batches come closer."
         )
-    if result.kind in (Kind.TIME, Kind.STEPS, Kind.INTERRUPTED):
-        return f"Unfinished: W is not yet at the predicted {what} ({seen.state}){because}."
-    if rest is not None:
+    if end.rise is not None:
+        first, last = end.rise
         return (
-            f"W came to rest at the critical point {rest}, not at the {what} ({seen.state}): the "
-            "start lies on what flows there."
+            f"No verdict: the loss rose from {first:.4g} to {last:.4g}, as no descent does "
+            f"({seen.state}): the steps do not follow the flow; take a smaller step or tolerance."
+        )
+    if end.kind in (Kind.TIME, Kind.STEPS, Kind.INTERRUPTED):
+        return f"Unfinished: W is not yet at the predicted {what} ({seen.state}){because}."
+    if end.rest is not None:
+        return (
+            f"W came to rest at the critical point {end.rest}, not at the {what} ({seen.state}): "
+            "the start lies on what flows there."
+        )
+    if end.kind is Kind.CONVERGED:
+        return (
+            f"Stopped early: the gradient norm, {seen.gradient_norm:.2g}, fell to what is asked of "
+            f"it before W was at the predicted {what} ({seen.state}){because}; a smaller "
+            "stop.grad_norm goes on."
         )
     return f"Theory and run disagree: W came to rest away from the predicted {what} ({seen.state})."
 

@@ -29,9 +29,10 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 import deeplin.runner.cli as cli  # its resolvers stand in the configurations
-from deeplin.loop import History, Kind
+from deeplin.loop import History, Kind, Result
 from deeplin.problems.data import Data
 from deeplin.runner.build import data_of
+from deeplin.runner.ending import told
 from deeplin.runner.folder import FORMAT, Checkpoint, Damaged, RunFolder
 from deeplin.runner.lock import locked
 from deeplin.runner.run import run
@@ -169,18 +170,23 @@ def folder_of(cfg: DictConfig, root: Path) -> Path:
     return root / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def finished(folder: Path) -> bool:
-    """Whether a folder holds a run, every file of it whole, that came to its end."""
+def end_of(folder: Path) -> Result | None:
+    """How the run in a folder ended, if it did, was told of it and every file is whole."""
     files = RunFolder(folder)
     try:
         files.read_config()
         files.sessions()
-        result, summary = files.load_checkpoint().result, files.read_summary()
+        result = files.load_checkpoint().result
     except (FileNotFoundError, Damaged):
-        return False
-    if result is None or result.kind != summary["result_kind"]:
-        return False  # killed before the end was told
-    return result.kind is not Kind.INTERRUPTED
+        return None
+    if result is None or result.kind is Kind.INTERRUPTED or told(files, result) is None:
+        return None
+    return result
+
+
+def finished(folder: Path) -> bool:
+    """Whether a folder holds a run, every file of it whole, that came to its end."""
+    return end_of(folder) is not None
 
 
 def finished_runs(folders: Sequence[Path]) -> list[Run]:
@@ -228,12 +234,16 @@ def execute(
 ) -> list[str]:
     """Run what is not finished yet, the largest first, with a progress bar.
 
-    Returns a sentence for each run that could not be made. Raises KeyboardInterrupt when a run was
-    stopped; the next call continues it.
+    Returns a sentence for each run that could not be made, or did not end as was asked. Raises
+    KeyboardInterrupt when a run was stopped; the next call continues it.
     """
-    todo = {folder_of(cfg, root): cfg for cfg in configurations}
-    todo = {folder: cfg for folder, cfg in todo.items() if not finished(folder)}
-    failures: list[str] = []
+    todo, failures = {}, []
+    for folder, cfg in {folder_of(cfg, root): cfg for cfg in configurations}.items():
+        end = end_of(folder)
+        if end is None:
+            todo[folder] = cfg
+        elif end.kind.status:
+            failures.append(f"{folder}: {end.sentence}")
     if not todo:
         return failures
     order = sorted(todo, key=lambda folder: -_work(todo[folder]))
@@ -288,6 +298,7 @@ def _execute(text: str, folder: Path) -> tuple[int, str]:
                 with locked(folder):
                     RunFolder(folder).clear()
                 status = run(cfg, folder, draw=False)
-            return status, "diverged; see log.txt there"
+            end = end_of(folder)
+            return status, f"{end.sentence if end else 'no end was told'}; see log.txt there"
         except (ValueError, TypeError, OSError) as error:
             return 2, str(error)

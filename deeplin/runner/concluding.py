@@ -1,0 +1,112 @@
+"""What is told of a run that has ended: figures, summary, log and the table on the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from omegaconf import DictConfig
+
+from deeplin.flows import LayerFlow
+from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
+from deeplin.loop import History, Kind, Result
+from deeplin.runner import figures
+from deeplin.runner.build import Experiment
+from deeplin.runner.folder import RunFolder
+from deeplin.runner.schema import flatten, is_internal
+from deeplin.runner.tensorboard import TensorBoardLog
+from deeplin.runner.verdict import judge
+
+__all__ = ["conclude"]
+
+
+def conclude(
+    cfg: DictConfig,
+    title: str,
+    experiment: Experiment,
+    folder: RunFolder,
+    log: TensorBoardLog,
+    history: History,
+    result: Result,
+    seconds: float,
+    draw: bool,
+) -> None:
+    """Figures, summary, hyperparameters and the table on the terminal."""
+    problem = experiment.data.problem
+    prediction = experiment.prediction
+    gone = result.kind is Kind.DIVERGED and result.rest is None
+    if isinstance(experiment.flow, LayerFlow) and not gone:
+        prediction = prediction.arrived(problem, experiment.stepper.state)
+    passed = _plateaus(experiment, history)
+    stochastic = cfg.method.get("batch_size") is not None
+    verdict = judge(
+        problem,
+        prediction,
+        history,
+        result,
+        seconds=seconds,
+        stochastic=stochastic,
+        plateaus=passed,
+        unstable=experiment.unstable,
+    )
+    if draw:
+        figure = figures.convergence(history, prediction, title)
+        _show("convergence", figures.rendered(figure), folder, log)
+    if passed and len(passed[verdict.shown]) > 1:
+        shown = f"{title}, repeat {verdict.shown + 1}" if len(passed) > 1 else title
+        _show_plateaus(shown, folder, log, history, passed[verdict.shown], verdict.shown, draw)
+    folder.write_json("summary.json", {**verdict.summary, "notes": experiment.notes})
+    metrics = {
+        name: value
+        for name, value in verdict.summary.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    parameters = {
+        k: v for k, v in flatten(cfg).items() if not (k.startswith("log.") or is_internal(k))
+    }
+    log.hparams(parameters, metrics)
+    log.text("verdict", f"{verdict}\n\n{verdict.sentence}")
+    print(f"\n{verdict}\n")
+    print(f"{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
+    print(verdict.sentence)
+    images = f", or {folder.path / 'figures'}" if draw else ""
+    print(f"Look: tensorboard --logdir {folder.path.parent}{images}")
+    if result.kind in (Kind.DIVERGED, Kind.FAULT):
+        print(f"error: {result.sentence}", file=sys.stderr)
+
+
+def _show(name: str, image: np.ndarray, folder: RunFolder, log: TensorBoardLog) -> None:
+    folder.write_image(name, image)
+    log.image(name, image)
+
+
+def _plateaus(experiment: Experiment, history: History) -> list[list[Plateau]]:
+    """Which critical points each trajectory passed; none where they are not known."""
+    problem = experiment.data.problem
+    if "nearest_modes" not in history.records[0].observed:
+        return []
+    records, rank = len(history.records), min(experiment.network.widths)
+    modes = history.column("nearest_modes")
+    modes = modes.reshape(records, -1, modes.shape[-1])
+    distance = history.column("nearest_distance").reshape(records, -1)
+    return [
+        plateaus_of_modes(problem, history.t, modes[:, i], distance[:, i], rank=rank)
+        for i in range(distance.shape[1])
+    ]
+
+
+def _show_plateaus(
+    title: str,
+    folder: RunFolder,
+    log: TensorBoardLog,
+    history: History,
+    report: list[Plateau],
+    repeat: int,
+    draw: bool,
+) -> None:
+    """The table and the figure of the critical points that one trajectory passed."""
+    if draw:
+        figure = figures.saddle_to_saddle(history, report, title, repeat=repeat)
+        _show("plateaus", figures.rendered(figure), folder, log)
+    log.text("plateaus", plateau_table(report))
+    print(f"\ncritical points passed:\n{plateau_table(report)}")
