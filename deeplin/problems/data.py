@@ -174,7 +174,8 @@ def approximation(
     """
     _check_matrix_kind(kind, field, rows, n)
     m = n if rows is None else rows
-    ask_for_memory(f"the approximation of {m}×{n} matrices", n * (m + n) * dtype.itemsize)
+    size = n * (m + n) * dtype.itemsize
+    ask_for_memory(f"the approximation of {m}×{n} matrices", size, "take a smaller one")
     values = torch.tensor([float(v) for v in spectrum or ()], dtype=dtype.to_real())
     signed = kind == "hermitian"
     fits = (values != 0 if signed else values > 0).all() & torch.isfinite(values).all()
@@ -270,7 +271,8 @@ def _gaussian_samples(
     m = 3 * d if m is None else m
     if d < 1 or m < 1:
         raise ValueError(f"d and m must be >= 1; got d={d}, m={m}.")
-    ask_for_memory(f"{m} samples of {d} numbers", d * (m + d) * dtype.itemsize)
+    size = d * (m + d) * dtype.itemsize
+    ask_for_memory(f"{m} samples of {d} numbers and XXᵀ", size, "take a smaller d or m")
     return torch.randn(m, d, dtype=dtype, generator=generator) / math.sqrt(d)
 
 

@@ -9,17 +9,21 @@ from pathlib import Path
 __all__ = ["ask_for_memory"]
 
 
-def ask_for_memory(what: str, size: int) -> None:
+def ask_for_memory(
+    what: str,
+    size: int,
+    instead: str = "take less of it, or store it in parts that are read one at a time",
+) -> None:
     """Raises ValueError unless `size` bytes are less than the memory of the machine.
 
     That of its container where that is less. What other objects hold is not counted: this refuses
-    what cannot fit at all.
+    what cannot fit at all. `instead` says what to do then.
     """
     most = _memory()
     if most is not None and size >= most:
         raise ValueError(
             f"{what} needs {_readable(size)} of memory; the machine has {_readable(most)} in all: "
-            "take less of it, or store it in parts that are read one at a time."
+            f"{instead}."
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +29,7 @@ from deeplin.prediction import Prediction, predict_flow
 from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
+from deeplin.problems.memory import ask_for_memory
 from deeplin.runner.methods import unstable_step
 from deeplin.runner.named_flows import FLOWS, choose_flow, make_flow
 from deeplin.runner.observables import flow_observables, with_factors
@@ -35,6 +38,7 @@ from deeplin.runner.targets import make, options_of
 
 __all__ = ["Experiment", "build", "data_of"]
 
+_MOST_STEPS = 2.0**53  # with more of them t + dt is t
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -99,6 +103,11 @@ def build(cfg: DictConfig) -> Experiment:
             f"deeplin.integrators; got {type(stepper).__name__}."
         )
     _check_edge_of_cone(problem, flow, stepper, prediction.rank)
+    if not t1 / stepper.stretch <= _MOST_STEPS:
+        raise ValueError(
+            f"a run of {t1:.4g} in steps of {stepper.stretch:.4g} has more of them than can be "
+            "counted: take a larger method.dt or method.safety, or a smaller method.t1."
+        )
     warning = None
     if not isinstance(cfg.method.get("dt", "auto"), str):
         warning = unstable_step(stepper, flow, state, t1)
@@ -146,8 +155,10 @@ def data_of(cfg: DictConfig) -> Data:
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch once had
+            float(torch.zeros(1, device=device))
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
             f"device must be one that torch has here, such as cpu or cuda; got {device!r}."
         ) from error
@@ -161,8 +172,14 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
 def _network(
     group: DictConfig, shape: Sequence[int], repeats: int, dtype: torch.dtype
 ) -> DeepLinear:
-    batch = (repeats,) if repeats > 1 else ()
-    return DeepLinear(_widths(group, *shape), batch_shape=batch, dtype=dtype)
+    batch, widths = (repeats,) if repeats > 1 else (), _widths(group, *shape)
+    numbers = repeats * sum(d_in * d_out for d_in, d_out in itertools.pairwise(widths))
+    ask_for_memory(
+        f"a run of {repeats} networks of {len(widths) - 1} layers",
+        4 * numbers * dtype.itemsize,  # at least: the layers, the state, its velocity, the next
+        "take fewer repeats or smaller widths",
+    )
+    return DeepLinear(widths, batch_shape=batch, dtype=dtype)
 
 
 def _widths(group: DictConfig, d_y: int, d_x: int) -> list[int]:

@@ -230,12 +230,18 @@ def _checked_composed(cfg: DictConfig) -> dict[str, object]:
     cfg.hydra.runtime.output_dir = "."
     config.set_config(cfg)
     try:
-        own = {key: OmegaConf.select(cfg, key) for key in OF_HYDRA}
+        own = {key: _plain(OmegaConf.select(cfg, key)) for key in OF_HYDRA}
         for key, value in own.items():
-            OF_HYDRA[key].check(key, value.name if isinstance(value, Enum) else value)
+            OF_HYDRA[key].check(key, value)
         check(task(cfg))
         return own
     except OmegaConfBaseException as error:
         raise ValueError(sentence(error)) from error
     finally:
         config.cfg = before
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.name
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

@@ -6,6 +6,7 @@ that it names, and of the options of its file; it returns a stepper.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -88,6 +89,8 @@ def optimizer_steps(
     batch_size: int | None = None,
 ) -> OptimizerStepper:
     """An optimizer with the learning rate dt on the layers; step k is at flow time k·dt."""
+    if isinstance(optimizer, functools.partial) and "lr" in optimizer.keywords:
+        raise ValueError("the learning rate of an optimizer is method.dt: leave out lr.")
     step = _step(dt, safety, Euler().stability_limit, flow, state)
     parameters = list(network.weights)
     loss = _loss_of_step(network, source, batch_size, seed)

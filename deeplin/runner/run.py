@@ -28,7 +28,7 @@ from deeplin.runner.ending import settled, told, unchanged
 from deeplin.runner.folder import Checkpoint, Checkpointer, RunFolder
 from deeplin.runner.progress import Progress
 from deeplin.runner.provenance import digests, provenance
-from deeplin.runner.schema import flatten
+from deeplin.runner.schema import check, flatten
 from deeplin.runner.signals import Interruption
 from deeplin.runner.tensorboard import TIME_UNIT, TensorBoardLog
 
@@ -50,6 +50,7 @@ def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
     Raises: ValueError, TypeError and OSError, with one sentence, for bad input.
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
+    check(cfg)
     run_folder = RunFolder(folder)
     with run_folder.held():
         return _run(cfg, run_folder, draw)

@@ -266,4 +266,5 @@ def check_kind(key: str, value: object, default: object) -> None:
     else:
         return
     if not fits:
-        raise ValueError(f"{key} must be {kind}, as its default {default}; got {shown(value)}.")
+        as_default = f"as its default {shown(default)}"
+        raise ValueError(f"{key} must be {kind}, {as_default}; got {shown(value)}.")

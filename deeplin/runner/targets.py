@@ -44,6 +44,9 @@ def make(group: Mapping[str, object], key: str, **offered: object) -> object:
     assert isinstance(partial, functools.partial)
     names = _parameters(partial.func)
     given = {name: value for name, value in offered.items() if name in names}
+    own = [name for name in given if name in group]
+    if own:
+        raise ValueError(f"{key}.{own[0]} is the run's to give, no option: leave it out.")
     for name, parameter in names.items():
         if parameter.default is parameter.empty and name not in {*partial.keywords, *given}:
             raise ValueError(f"{key}.{name} is missing: give {key}.{name}=<value>.")
