@@ -96,7 +96,7 @@ def chapter(name: str, folders: Sequence[Path], folder: Path, quick: bool) -> Ch
         stem = folder / "figures" / name.replace("/", "-")
         png = save_figure(subject.draw(runs), runs, stem)
         claims += subject.claims(runs, runs_of)
-    return Chapter(name, subject.title, work_of(runs), claims, png, origins_of(runs))
+    return Chapter(name, subject.title, work_of(name, runs), claims, png, origins_of(runs))
 
 
 def reproduce(subjects: Sequence[Subject], quick: bool, processes: int, root: Path) -> int:

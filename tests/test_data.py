@@ -70,6 +70,27 @@ def test_teacher_data(generator, seen):
     torch.testing.assert_close(source.x @ problem.minimizer(2).mT, source.y)
 
 
+def test_a_teacher_of_given_singular_values_is_the_same_for_every_depth():
+    def drawn(depth, seed=0, **options):
+        generator = torch.Generator().manual_seed(seed)
+        return data.teacher(9, rank=2, depth=depth, generator=generator, **options)
+
+    two, twenty = (drawn(depth, spectrum=[0.5, 3]) for depth in (2, 20))
+    assert two.truth is not None
+    assert twenty.truth is not None
+    expected = torch.tensor([3, 0.5] + 7 * [0.0], dtype=torch.float64)
+    torch.testing.assert_close(torch.linalg.svdvals(two.truth), expected)
+    assert torch.equal(two.truth, twenty.truth)
+    assert two.x is not None
+    assert twenty.x is not None
+    assert torch.equal(two.x, twenty.x)
+    assert not torch.allclose(two.truth, drawn(2, 1, spectrum=[0.5, 3]).truth)
+    assert torch.equal(two.x, drawn(2).x), "X is that of the teacher of layers"
+    for wrong in ([1.0], [1.0, 2.0, 3.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], []):
+        with pytest.raises(ValueError, match=r"must be problem\.rank = 2 <= d = 9 positive"):
+            drawn(2, spectrum=wrong)
+
+
 def test_seeds_repeat_bit_for_bit():
     draws = [data.gaussian(7, generator=torch.Generator().manual_seed(s)).x for s in (5, 5, 6)]
     assert torch.equal(draws[0], draws[1])

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from reproduction.modes import embedded_hessian_of
 
 import deeplin
 from deeplin import DeepLinear, init
 from deeplin.flows import LayerFlow
-from deeplin.landscape import layer_rate, local_rate
+from deeplin.landscape import hessian, layer_rate, local_rate, slowest_mode
+from deeplin.landscape.operators import SymmetricOperator
 from deeplin.network import end_to_end
 from deeplin.problems import data
 from deeplin.runner.verdict import fitted_rate
@@ -70,3 +72,86 @@ def test_a_single_layer():
     assert W.shape == eye.shape
     expected = float(torch.linalg.eigvalsh(problem.C)[0])
     assert layer_rate(square, [eye]) == pytest.approx(expected, rel=1e-10)
+
+
+DIRECT = "deeplin.landscape.rates._DENSE_DIMENSION", "deeplin.landscape.operators._DENSE_DIMENSION"
+
+
+@pytest.fixture(params=["all eigenvalues", "the inverse"])
+def way(request, monkeypatch):
+    """Both ways to the slowest mode; the second is that of large problems."""
+    if request.param == "the inverse":
+        for name in DIRECT:
+            monkeypatch.setattr(name, 0)
+
+
+def at_the_minimum(problem, widths, generator):
+    """Layers of the minimizer that are not balanced: between them stand M and M^{-1}."""
+    net = init.balanced_(DeepLinear(widths, dtype=torch.float64), problem.minimizer(2))
+    layers = [W_j.detach().clone() for W_j in net.weights]
+    for j, width in enumerate(widths[1:-1]):
+        M = torch.eye(width).double() + 0.3 * torch.randn(
+            width, width, dtype=torch.float64, generator=generator
+        )
+        layers[j], layers[j + 1] = M @ layers[j], torch.linalg.solve(M, layers[j + 1], left=False)
+    return layers
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "teacher"])
+@pytest.mark.parametrize("widths", [[8, 2, 8], [8, 5, 2, 8], [8, 2, 4, 6, 8]])
+def test_the_slowest_part_of_any_displacement_falls_at_the_rate(kind, widths, way):
+    """⟨P, Ẇ⟩ = −ρ⟨P, W − W*⟩ to first order, Ẇ by the layers' own gradients; P = Hess f[ξ]."""
+    problem, generator = problem_of(kind, 3), torch.Generator().manual_seed(4)
+    layers, W = at_the_minimum(problem, widths, generator), problem.minimizer(2)
+    rho, direction = slowest_mode(problem, layers)
+    assert rho != pytest.approx(local_rate(problem, W, len(layers)), rel=1e-2)
+    P = embedded_hessian_of(problem, W, direction)
+    size = 1e-5
+
+    def seen(moved):
+        """⟨P, W − W*⟩ and ⟨P, Ẇ⟩."""
+        moved = [W_j.requires_grad_() for W_j in moved]
+        velocity = [-g for g in torch.autograd.grad(problem.loss(end_to_end(moved)), moved)]
+        product, W_dot = torch.func.jvp(lambda *a: end_to_end(a), tuple(moved), tuple(velocity))
+        return torch.stack([(P * (product - W)).sum(), (P * W_dot).sum()]).detach()
+
+    for _ in range(3):
+        step = [size * torch.randn(A.shape, dtype=A.dtype, generator=generator) for A in layers]
+        # What is odd in the displacement: all but the second order.
+        there, back = (
+            seen([A + sign * S for A, S in zip(layers, step, strict=True)]) for sign in (1, -1)
+        )
+        away, falls = 0.5 * (there - back)
+        assert abs(away) > 1e-4 * size * P.norm(), "a displacement that the mode is seen in"
+        torch.testing.assert_close(falls, -rho * away, rtol=1e-5, atol=0.0)
+
+
+def test_the_inverse_finds_the_rate_of_all_eigenvalues(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    for kind in ("autoencoder", "teacher"):
+        problem = problem_of(kind, 3)
+        layers = at_the_minimum(problem, [8, 5, 2, 8], generator)
+        expected = layer_rate(problem, layers)
+        with monkeypatch.context() as patch:
+            patch.setattr(DIRECT[0], 0)
+            assert layer_rate(problem, layers) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("depth", [2, 5, 20])
+@pytest.mark.parametrize("kind", ["autoencoder", "teacher", "labels"])
+def test_the_inverse_of_a_hessian(kind, depth, randn, monkeypatch):
+    """In closed form where the fit is perfect, else by a factorisation: H·H^{-1}x = x."""
+    if kind == "labels":
+        problem = deeplin.LeastSquares(randn(8, 30), randn(6, 30))
+    else:
+        problem = problem_of(kind, depth)
+    H = hessian(problem, problem.minimizer(2), depth)
+    closed = []
+    monkeypatch.setattr(
+        type(H), "dense", lambda self: closed.append(0) or SymmetricOperator.dense(self)
+    )
+    inverse = H._inverse()
+    assert inverse is not None
+    assert bool(closed) == (kind != "teacher")
+    x = randn(H.dim)
+    torch.testing.assert_close(H @ torch.from_numpy(inverse(x.numpy())), x, rtol=1e-9, atol=1e-9)

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from deeplin.runner.observables import KEPT_ASIDE
 from reproduction import Claim
+from reproduction.brtw_limits import RATE_TOLERANCE
 from reproduction.ledger import Row
 from reproduction.ledger_text import fragment, markdown
-from reproduction.runs import Run
+from reproduction.runs import Run, left_out
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -48,6 +51,14 @@ class Origin:
 
     code: frozenset[str]
     told: str
+
+
+_SEEDS = (
+    "Every curve of BRTW Figs 1 to 12 is the median over the seeds 0 to 4 (fewer with --quick), in "
+    "the band of their range, and every claim is judged on all of them: none is chosen. Fitted "
+    f"rates are held to {RATE_TOLERANCE:.0%} in all figures. Seeds and tolerances were fixed "
+    "before the runs."
+)
 
 
 @dataclass(frozen=True)
@@ -125,12 +136,13 @@ class Report:
         (folder / "report.md").write_text(_markdown(self, folder), encoding="utf-8")
 
 
-def work_of(runs: Sequence[Run]) -> str:
-    """How many runs, the time they took, and their seeds."""
+def work_of(name: str, runs: Sequence[Run]) -> str:
+    """How many runs of an experiment, the time they took, their seeds, and what is left out."""
     seconds = sum(run.summary["seconds"] for run in runs)
     seed = ", ".join(map(str, sorted({run.cfg.seed for run in runs})))
     count = f"{len(runs)} run" + ("s" if len(runs) != 1 else "")
-    return f"{count}, {duration(seconds)} of computing; seed {seed}"
+    told = f"{count}, {duration(seconds)} of computing; seed {seed}"
+    return f"{told}. {missing}" if (missing := left_out(name)) else told
 
 
 def origins_of(runs: Sequence[Run]) -> dict[str, Origin]:
@@ -162,21 +174,25 @@ def save_figure(figure: Figure, runs: Sequence[Run], stem: Path) -> Path:
     figure.savefig(png)
     figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
     np.savez_compressed(
-        stem.with_suffix(".npz"), allow_pickle=False, **_drawn(figure), **_seen(runs)
+        stem.with_suffix(".npz"), allow_pickle=False, **drawn(figure), **_seen(runs)
     )
     return png
 
 
-def _drawn(figure: Figure) -> dict[str, np.ndarray]:
+def drawn(figure: Figure) -> dict[str, np.ndarray]:
     """The points of all lines and bands, by panel and label."""
     data = {}
     for i, ax in enumerate(figure.axes):
         for j, line in enumerate(ax.get_lines()):
             label = str(line.get_label()).lstrip("_") or f"line {j}"
             data[f"panel {i}/{j} {label}".replace("/", "|")] = np.asarray(line.get_xydata())
-        for j, band in enumerate(c for c in ax.collections if type(c) is PolyCollection):
+        for j, band in enumerate(c for c in ax.collections if _is_band(c)):
             data[f"panel {i}|band {j}"] = np.asarray(band.get_paths()[0].vertices)
     return data
+
+
+def _is_band(drawn: Artist) -> bool:
+    return isinstance(drawn, PolyCollection) and not isinstance(drawn, Poly3DCollection)
 
 
 def _seen(runs: Sequence[Run]) -> dict[str, np.ndarray]:
@@ -231,6 +247,7 @@ def _html(report: Report) -> str:
         *(f"<p>{html.escape(fact)}</p>" for fact in report.facts),
         "<p>BRTW: Bah, Rauhut, Terstiege, Westdickenberg, 2020. HLZ: Hou, Li, Zhang, 2021. What "
         "we claim of their figures is marked ours, and counted apart.</p>",
+        f"<p>{html.escape(_SEEDS)}</p>",
     ]
     for chapter in report.chapters:
         name = html.escape(chapter.name)
@@ -241,7 +258,9 @@ def _html(report: Report) -> str:
             parts.append(
                 f"<div class='scroll'><img alt='{alt}' src='data:image/png;base64,{data}'></div>"
             )
-        parts.append(f"<p><code>{html.escape(chapter.command)}</code> {chapter.work}</p>")
+        parts.append(
+            f"<p><code>{html.escape(chapter.command)}</code> {html.escape(chapter.work)}</p>"
+        )
         parts.append(
             "<div class='scroll'><table class='claims'><tr><th>Whose</th><th>Source</th>"
             "<th>Claim</th><th>Measured</th><th>Threshold</th><th>Verdict</th></tr>"
@@ -266,7 +285,7 @@ def _html(report: Report) -> str:
 
 def _markdown(report: Report, folder: Path) -> str:
     lines = ["# The papers, re-run", "", f"**{headline(report.claims)}**", ""]
-    for fact in report.facts:
+    for fact in [*report.facts, _SEEDS]:
         lines += [fact, ""]
     for chapter in report.chapters:
         lines += [f"## {chapter.name}: {chapter.title}", ""]

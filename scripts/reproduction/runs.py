@@ -164,6 +164,14 @@ def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictCon
     return found
 
 
+def left_out(name: str) -> str:
+    """What the header of an experiment's configuration says is left out, and what it would cost."""
+    header = (CONFIG / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("\n\n")[0]
+    _, found, rest = header.partition("# Left out")
+    told, _, _ = rest.partition("# python")
+    return " ".join(f"{found}{told}".replace("#", " ").split())
+
+
 def folder_of(cfg: DictConfig, root: Path) -> Path:
     """Where the run of a configuration lies: equal configurations of one format are one run."""
     text = f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True, sort_keys=True)
