@@ -11,7 +11,12 @@ PSD_RATE = "return Tangent(hermitian_part(along - K), Up, Up)"
 BOUND = "test_statements_escape::test_the_last_eigenvalue_keeps_its_bound_and_may_attain_it"
 
 HLZ = (
-    M("HLZ Example 1.1", DLRA, "R = tangent.Up + U @", "R = -tangent.Up + U @"),
+    M(
+        "HLZ Example 1.1",
+        DLRA,
+        "plus_tall_times(N, U, along, beta=h, alpha=-h)",
+        "plus_tall_times(N, U, along, beta=-h, alpha=h)",
+    ),
     M("HLZ §1", CURVATURE, "left = left + self._G22 @ B", "left = left - self._G22 @ B"),
     M(
         "HLZ §1",
@@ -51,8 +56,8 @@ HLZ = (
     M(
         "HLZ Lemma 2.1(3)",
         COORDINATES,
-        "return Tangent(hermitian_part(core), Up, Up)",
-        "return Tangent(core, Up, Up)",
+        "Up = Zu - point.U @ (point.U.mH @ Zu)",
+        "Up = Zu",
     ),
     M(
         "HLZ Lemma 2.1(4)",

@@ -15,6 +15,14 @@ FIRST_LAYER = "*([earlier[-1]] if p else []),"
 LAST_LAYERS = "*([later[-1]] if p < N else []),"
 STRICT = "code = torch.full_like(near.rank, KINDS.index(STRICT))"
 GLOBAL = "(near.rank == highest)] = KINDS"
+RANK_TWO = "    W = randn(RUNS, 3, 2) @ randn(RUNS, 2, 3) / 2\n"
+RANK_ONE = "    W = randn(9, 3, 1) @ randn(9, 1, 3) / 2\n"
+ALL_37, FEW_OF_RANK_ONE = "    assert len(W) == RUNS\n", "    W = W[:9, :, :1] @ W[:9, :1]\n"
+RUN = (
+    "    layers = balanced(W, [3, 2, *[3] * (depth - 2), 3], generator)\n"
+    "    run = follow_layers(problem, layers, below(critical_values(problem, 2)[1]), part=0.25)\n"
+)
+SHORT = RUN.replace("part=0.25", "part=0.25, t1=50.0")
 FOLLOWED = "run = follow_layers(problem, layers, below(values[1]))"
 FROM_ZERO = "run = follow_layers(problem, [0 * W for W in layers], below(values[1]), t1=2.0)"
 
@@ -34,7 +42,6 @@ LANDSCAPE = (
     M("BRTW Theorem 31(1)", SADDLES, "[[3, 2, 2], [3, 2, 2, 2], [3, 2, 3, 2, 2]]", "[[3, 2]]"),
     M("BRTW Theorem 31(2)", SEARCH, "min(widths))[0])", "min(widths))[-1])"),
     M("BRTW Theorem 31(2)", KINDS, "highest = min(highest, *(", "highest = max(highest, *("),
-    M("BRTW Theorem 31(3)", KINDS, GLOBAL, "(near.rank <= highest)] = KINDS"),
     M(
         "BRTW Theorem 31(3)",
         SEARCH,
@@ -96,25 +103,10 @@ LANDSCAPE = (
     M("BRTW Theorem 39(a)", MANY, FOLLOWED, FROM_ZERO),
     M("BRTW Theorem 39(b)", MANY, FOLLOWED, FROM_ZERO),
     M("BRTW Conjecture 41(a)", MANY, FOLLOWED, FROM_ZERO),
-    M(
-        "BRTW Theorem 40",
-        MANY,
-        "randn(RUNS, 3, 2) @ randn(RUNS, 2, 3) / 2",
-        "randn(9, 3, 1) @ randn(9, 1, 3) / 2",
-    ),
-    M(
-        "BRTW Conjecture 41(c)",
-        MANY,
-        "randn(RUNS, 3, 2) @ randn(RUNS, 2, 3) / 2",
-        "randn(9, 3, 1) @ randn(9, 1, 3) / 2",
-    ),
-    # W(0)U_r of rank 1 < r = 2.
-    M(
-        "BRTW Conjecture 41(b)",
-        MANY,
-        "    assert len(W) == RUNS\n",
-        "    W = W[:9, :, :1] @ W[:9, :1]\n",
-    ),
+    # Starts of rank 1, which they keep.
+    M("BRTW Theorem 40", MANY, RANK_TWO + RUN, RANK_ONE + SHORT),
+    M("BRTW Conjecture 41(c)", MANY, RANK_TWO + RUN, RANK_ONE + SHORT),
+    M("BRTW Conjecture 41(b)", MANY, ALL_37 + RUN, FEW_OF_RANK_ONE + SHORT),
     M("BRTW Remark 42", "deeplin/network/init.py", "False, None), -V]", "False, None), V]"),
     M(
         "BRTW Lemma 43",
@@ -145,12 +137,6 @@ LANDSCAPE = (
     ),
     M("BRTW (47)", SMOOTH, "large = first.abs() * t**3", "large = first.abs() * t**4"),
     M("BRTW (47)", SMOOTH, "(second.abs() * t**2 / norms)", "(second.abs() * t / norms)"),
-    M(
-        "BRTW (47)",
-        SMOOTH,
-        "phi, psi = resolvent(W @ W.mT, t)",
-        "phi, psi = 2 * resolvent(W @ W.mT, t)",
-    ),
     M(
         "BRTW Theorem 44",
         STATEMENTS,
