@@ -97,6 +97,7 @@ def test_a_checkpoint_of_another_run_is_refused(copy, tmp_path, other):
     [
         ({"t": -1.0}, "its t must be a float >= 0"),
         ({"t": float("nan")}, "its t must be a float >= 0"),
+        ({"t": 1e9}, "its t is 1e+09 after 27 steps of at most 0.0"),
         ({"step": -3}, "its step must be a int >= 0"),
         ({"step": 2.0}, "its step must be a int >= 0"),
         ({"state": [torch.zeros(2, 2)]}, "its state is float32 (2, 2), not"),

@@ -59,6 +59,12 @@ class Checkpoint:
             number = isinstance(value, int | float) and type(value) is kind
             if not (number and 0 <= value < math.inf):
                 raise ValueError(f"its {name} must be a {kind.__name__} >= 0; it is {value!r}")
+        if "t" in fresh and "stretches" not in fresh:  # steps are fixed
+            t, steps = self.stepper["t"], self.stepper["step"]
+            if t > steps * stepper.stretch * (1 + 1e-6):
+                raise ValueError(
+                    f"its t is {t:.6g} after {steps} steps of at most {stepper.stretch:.6g}"
+                )
         moments = [(r.step, r.t) for r in self.history.records]
         if any(not 0 <= t < math.inf or step < 0 for step, t in moments) or moments != sorted(
             moments
