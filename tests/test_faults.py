@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
 from faults import MOMENTS, Server, compiler
 from torch import Tensor
 
+from deeplin.loop import Kind
 from deeplin.runner.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not compiler(), reason="needs Linux and a C compiler")
@@ -219,4 +219,6 @@ def test_the_harness_kills_and_fills(server, folder):
     (end,) = server({**job, "call": 10**6})
     assert end["status"] == 0
     assert end["calls"] > 40
-    assert torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["result"][0] == "steps"
+    result = RunFolder(folder / "run").load_checkpoint().result
+    assert result is not None
+    assert result.kind is Kind.STEPS

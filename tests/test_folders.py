@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_run_is_refused(copy, tmp_path, other):
         ({"step": 2.0}, "its step must be a int >= 0"),
         ({"state": [torch.zeros(2, 2)]}, "its state is float32 (2, 2), not"),
         ({"state": torch.zeros(2, 2)}, "its state is"),
-        ({"more": 1}, "it holds t, dt, step, state, memory, more, not"),
+        ({"more": 1}, "more, not t, "),
     ],
     ids=str,
 )
@@ -298,7 +298,9 @@ def test_the_commit_is_that_of_the_package_itself(tmp_path):
 
 
 def test_damaged_files_of_a_folder_are_one_sentence(copy):
-    for text in ("", "[1]", "a: [", "\0"):
+    whole = (copy / "config.yaml").read_text()
+    cuts = [whole[:n] for n in range(20, len(whole), 97)]
+    for text in ("", "[1]", "a: [", "\0", *cuts, whole.replace("seed: 0", "seed: 1")):
         (copy / "config.yaml").write_text(text)
         assert "config.yaml cannot be read as a configuration" in refused([], copy)
 

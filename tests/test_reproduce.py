@@ -121,15 +121,16 @@ def test_whether_a_run_is_finished_is_asked_of_the_kind(tmp_path):
     for kind in Kind:
         sentence = "interrupted, converged, reached"
         files.save_checkpoint(Checkpoint({}, History(), 0.0, Result(kind, sentence)))
-        files.write_json("summary.json", {"result": sentence, "result_kind": kind, "verdict": ""})
+        summary = {"result": sentence, "verdict": "", "steps": 0, "flow_time": 0.0}
+        files.write_json("summary.json", {**summary, "result_kind": kind})
         assert finished(tmp_path) is (kind is not Kind.INTERRUPTED)
         other = Kind.TIME if kind is not Kind.TIME else Kind.STEPS
-        files.write_json("summary.json", {"result": sentence, "result_kind": other, "verdict": ""})
+        files.write_json("summary.json", {**summary, "result_kind": other})
         assert not finished(tmp_path)
 
 
 DAMAGE = {
-    "config.yaml": (b"", b"a: ["),
+    "config.yaml": (b"", b"a: [", b"format: 3\nflow: auto\n"),
     "checkpoint.pt": (b"", b"PK"),
     "summary.json": (b"", b"{}", b'{"result": 1'),
     "provenance.json": (b"[]", b"{"),

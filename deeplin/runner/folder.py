@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,13 @@ __all__ = ["FORMAT", "Checkpoint", "Checkpointer", "Damaged", "RunFolder"]
 # reproduce.py keeps of the output, and what a killed process left.
 _BEFORE = (".hydra", "train.log", "log.txt", LOCK)
 _EVENTS = "events.out.tfevents.{moment}.deeplin"
+
+# The last line of config.yaml.
+_DIGEST = "# sha256 "
+
+
+def _digest_line(text: str) -> str:
+    return f"{_DIGEST}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 class RunFolder:
@@ -120,8 +128,9 @@ class RunFolder:
         self._replace(path, lambda file: imsave(file, image, format="png"))
 
     def write_config(self, cfg: DictConfig) -> None:
-        """Save a configuration, without references, after the format's number."""
-        self.write_text("config.yaml", f"format: {FORMAT}\n{OmegaConf.to_yaml(cfg, resolve=True)}")
+        """Save a configuration, without references, between the format's number and a digest."""
+        text = f"format: {FORMAT}\n{OmegaConf.to_yaml(cfg, resolve=True)}"
+        self.write_text("config.yaml", f"{text}{_digest_line(text)}")
 
     def add_provenance(self, session: Mapping[str, object]) -> None:
         """Note where what is computed from now on comes from, after what stands there already."""
@@ -147,9 +156,13 @@ class RunFolder:
     # -- reading -------------------------------------------------------------------------------
 
     def read_config(self) -> DictConfig:
-        """The configuration of the run. Raises ValueError for a folder of another format."""
+        """The configuration of the run.
+
+        Raises: Damaged for a file that is not as it was written; ValueError for another format.
+        """
         try:
-            stored = OmegaConf.load(self.config)
+            text = self.config.read_bytes().decode()
+            stored = OmegaConf.create(text)
         except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
             raise Damaged(self._damaged(self.config, "configuration", "it is no YAML")) from error
         if not isinstance(stored, DictConfig) or not stored:
@@ -158,6 +171,9 @@ class RunFolder:
             check_format(stored.pop("format", 1))
         except ValueError as error:
             raise ValueError(f"{self.path} {error}") from error
+        written, mark, _ = text.rpartition(_DIGEST)
+        if not mark or text != f"{written}{_digest_line(written)}":
+            raise Damaged(self._damaged(self.config, "configuration", "its SHA-256 digest differs"))
         return stored
 
     def read_summary(self) -> dict[str, object]:
