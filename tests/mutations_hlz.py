@@ -122,7 +122,7 @@ HLZ = (
         "return ExtendedJacobian(0.0, -d, vector",
     ),
     M("HLZ Theorem 2.13", SADDLES, "x[:, 2:] ** 3 - x[:, 2:]", "x[:, 2:] ** 3 + x[:, 2:]"),
-    M("HLZ Theorem 3.1", DLRA, "Up = N - point.U @ along", "Up = point.U @ along - N"),
+    M("HLZ Theorem 3.1", DLRA, PSD_RATE, PSD_RATE.replace("along - K", "along - 2 * K")),
     M("HLZ Lemma 3.2", TESTS, "(n - 2 * r + s) * q", "(n - r + s) * q"),
     M(
         "HLZ Lemma 3.2",
