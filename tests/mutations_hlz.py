@@ -4,6 +4,8 @@ from mutations import Mutation as M
 
 DLRA, SPURIOUS = "deeplin/flows/dlra.py", "deeplin/landscape/spurious.py"
 COORDINATES, CURVATURE = "deeplin/geometry/coordinates.py", "deeplin/landscape/curvature.py"
+APOCALYPSE = "tests/test_statements_apocalypse.py"
+DISCUSSION = "tests/test_statements_discussion.py"
 TESTS, ESCAPES = "tests/test_statements_hlz.py", "tests/test_statements_escape.py"
 SADDLES, LIMITS = "tests/test_statements_saddles.py", "tests/test_landscape_limits.py"
 
@@ -24,6 +26,20 @@ HLZ = (
         "right = right + self._G22.mH @ A / self.sigma",
         "right = right + self._G22.mH @ A",
     ),
+    M(
+        "HLZ §1 [19]",
+        APOCALYPSE,
+        "E2 = torch.diag(torch.tensor([0.0, 1.0",
+        "E2 = torch.diag(torch.tensor([0.0, 0.0",
+    ),
+    M(
+        "HLZ §1 [19]",
+        DLRA,
+        "tangent_step(U, S - M, V, Up, Vp)",
+        "tangent_step(U, S + M, V, Up, Vp)",
+    ),
+    M("HLZ §1 [23]", APOCALYPSE, "(s > max(delta, 1e-12)).sum()", "(s > 1e-12).sum()"),
+    M("HLZ §1 [23]", APOCALYPSE, "(eye - right), r - k)", "(eye - right), 0)"),
     M(
         "HLZ §1 [30]",
         ESCAPES,
@@ -188,4 +204,19 @@ HLZ = (
     M("HLZ Lemma A.1", TESTS, "float(a[-k] - b[-k - 1])", "float(a[-1] - b[-k - 1])"),
     M("HLZ Lemma B.2", TESTS, "inner = Q1.mT @ V1 + V2.mT @ Q2", "inner = Q1.mT @ V1 - V2.mT @ Q2"),
     M("HLZ Lemma B.2", TESTS, "n * k - k * (k + 1) // 2", "n * k - k * (k - 1) // 2"),
+    M("HLZ §6", DISCUSSION, "(P @ G + G @ Q - P @ G @ Q)", "(P @ G + G @ Q)"),
+    M(
+        "HLZ §6",
+        DLRA,
+        "plus_tall_times(GhU, V, M.mH, beta=-h, alpha=h)",
+        "plus_tall_times(GhU, V, M.mH, beta=h, alpha=-h)",
+        "test_statements_discussion::test_descent_leaves_every_spurious_point",
+    ),
+    M(
+        "HLZ §6",
+        DISCUSSION,
+        "/ values * values.min()",
+        "/ values * values.max()",
+        "test_statements_discussion::test_the_rescaled_field_has_no_limit_at_lower_ranks",
+    ),
 )

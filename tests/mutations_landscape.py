@@ -7,7 +7,7 @@ SPECTRUM, ESCAPE = "deeplin/problems/spectrum.py", "deeplin/landscape/escape.py"
 SQUARES, LAYERS = "deeplin/problems/least_squares.py", "deeplin/network/deep_linear.py"
 SADDLES, SEARCH = "tests/test_statements_saddles.py", "tests/test_statements_search.py"
 SMOOTH, LIMITS = "tests/test_statements_smooth.py", "tests/test_landscape_limits.py"
-MANY = "tests/test_many_starts.py"
+MANY, SIZES = "tests/test_many_starts.py", "tests/test_statements_sizes.py"
 STATEMENTS, CONNECTION = "tests/test_statements.py", "deeplin/geometry/connection.py"
 END_TO_END = "deeplin/flows/end_to_end.py"
 
@@ -101,6 +101,7 @@ LANDSCAPE = (
     ),
     # One of the exceptional set among almost all: 0, a saddle for ever.
     M("BRTW Theorem 39(a)", MANY, FOLLOWED, FROM_ZERO),
+    M("BRTW Theorem 39(a) [k]", SIZES, "min(q, width)", "width"),
     M("BRTW Theorem 39(b)", MANY, FOLLOWED, FROM_ZERO),
     M("BRTW Conjecture 41(a)", MANY, FOLLOWED, FROM_ZERO),
     # Starts of rank 1, which they keep.
@@ -148,6 +149,13 @@ LANDSCAPE = (
         "deeplin/geometry/metric.py",
         "core = larger(p, p.mT) * torch.expm1(x) / divisor",
         "core = larger(p, p.mT) * (self.depth / 2 + x)",
+    ),
+    M(
+        "BRTW Theorem 45(1)",
+        SMOOTH,
+        "c * dt * b for a, b in zip(y, slopes",
+        "dt * b for a, b in zip(y, slopes",
+        "test_statements_smooth::test_flow_is_c1_where_three_singular_values_cross",
     ),
     M("BRTW Theorem 45(2)", STATEMENTS, "math.exp(extended[-1])", "math.exp(extended[-1] / 2)"),
     M(
@@ -209,5 +217,12 @@ LANDSCAPE = (
         "deeplin/problems/data.py",
         "widths = grid_widths(d, d, depth, rank)",
         "widths = grid_widths(d, d, depth, rank + 1)",
+    ),
+    M("BRTW §7.3 [sizes]", SIZES, "2 * (depth - j) / depth", "(depth - j) / depth"),
+    M(
+        "BRTW §7.3 [sizes]",
+        "deeplin/geometry/metric.py",
+        "sigma ** (2 - 2 / self.depth)",
+        "sigma ** (2 - 1 / self.depth)",
     ),
 )

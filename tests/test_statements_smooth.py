@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.integrate
 import torch
 from landscape_oracles import F64
 from manifold_oracles import dot, gauss_panels
@@ -110,28 +112,124 @@ def test_gradient_field_is_c1_at_double_and_triple_singular_values(randn, seen, 
     held(seen, field(depth), field(Kinked()), bundle)
 
 
+def end_of_flow(problem, metric, rank, t1=0.2, dt=0.02):
+    """ψ_{t1} of (24)."""
+    flow = EndToEndFlow(problem, metric)
+
+    def psi(W):
+        y = deeplin.solve(flow, flow.init_state(W, rank), t1, dt=dt, integrator=RK4()).y[-1]
+        return flow.end_to_end(y)
+
+    return psi
+
+
+def toward(bundle, core):
+    """C = I and Q = U·core·Vᵀ."""
+    B = bundle.U @ core @ bundle.V.mT
+    return LeastSquares.from_moments(torch.eye(4, dtype=F64), B, B.square().sum())
+
+
+# Multiplication by the quaternion i: as the quarter turn in the plane, aI + bJ is a multiple of an
+# orthogonal matrix for all a and b. There is no such J in odd dimension.
+TURNS = {
+    2: [[0, 1], [-1, 0]],
+    4: [[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, -1], [0, 0, 1, 0]],
+}
+
+
 @pytest.mark.statement("BRTW Theorem 45(1)")
 @pytest.mark.parametrize("depth", [2, 3])
-def test_flow_is_c1_around_a_path_of_double_singular_values(randn, seen, depth):
-    """C = I, Q = U(2I + 1.5J)Vᵀ, J a quarter turn: from 1.3·UVᵀ W stays U(aI + bJ)Vᵀ."""
-    bundle = Bundle(randn, 5, 4, [1.3, 1.3])
-    turn = torch.tensor([[2.0, 1.5], [-1.5, 2.0]], dtype=F64)
-    B = bundle.U @ turn @ bundle.V.mT
-    problem = LeastSquares.from_moments(torch.eye(4, dtype=F64), B, B.square().sum())
-
-    def psi(depth):
-        flow = EndToEndFlow(problem, depth)
-
-        def end(W):
-            y = deeplin.solve(flow, flow.init_state(W, 2), 0.2, dt=0.02, integrator=RK4()).y[-1]
-            return flow.end_to_end(y)
-
-        return end
-
-    W = psi(depth)(bundle(0.0, 0))
-    seen(torch.linalg.svdvals(W)[:2].diff(), 1e-12)
+@pytest.mark.parametrize("k", [2, 4])
+def test_flow_is_c1_around_a_path_of_equal_singular_values(randn, seen, depth, k):
+    """C = I, Q = U(2I + 1.5J)Vᵀ: from 1.3·UVᵀ W stays U(aI + bJ)Vᵀ, all singular values equal."""
+    bundle = Bundle(randn, 5, 4, [1.3] * k)
+    core = 2 * torch.eye(k, dtype=F64) + 1.5 * torch.tensor(TURNS[k], dtype=F64)
+    problem = toward(bundle, core)
+    W = end_of_flow(problem, depth, k)(bundle(0.0, 0))
+    seen(torch.linalg.svdvals(W)[:k].diff(), 1e-12)
     assert float((W - bundle(0.0, 0)).norm()) > 0.1
-    held(seen, psi(depth), psi(Kinked()), bundle)
+    held(seen, end_of_flow(problem, depth, k), end_of_flow(problem, Kinked(), k), bundle)
+
+
+MEETING, TARGETS = 0.1, [2.4, 1.5, 0.5]
+
+
+def before_they_meet(depth):
+    """The values at t = 0 of modes u̇ = Nu^{2−2/N}(s − u) that are all 1.1 at t = 0.1, by SciPy."""
+    s = np.array(TARGETS)
+    solution = scipy.integrate.solve_ivp(
+        lambda _, u: -depth * u ** (2 - 2 / depth) * (s - u),
+        (0.0, MEETING),
+        [1.1] * 3,
+        rtol=1e-12,
+        atol=1e-14,
+    )
+    return solution.y[:, -1].tolist()
+
+
+def slopes_through_layers(problem, bundle, depth, h=1e-4):
+    """The slopes of ψ_{0.2} along a bundle: (5), a polynomial field, of balanced layers by RK4."""
+    U, s, Vh = torch.linalg.svd(torch.stack([bundle(t, n) for n in range(4) for t in (h, -h)]))
+    U, root, Vh = U[..., :3], torch.diag_embed(s[:, :3] ** (1 / depth)), Vh[:, :3]
+    y = [root @ Vh, *[root] * (depth - 2), U @ root]
+
+    def product(y):
+        W = y[0]
+        for W_j in y[1:]:
+            W = W_j @ W
+        return W
+
+    def velocity(y):
+        G = product(y) - problem.B
+        found = []
+        for j in range(depth):
+            before, after = torch.eye(4, dtype=F64), torch.eye(5, dtype=F64)
+            for W_j in y[:j]:
+                before = W_j @ before
+            for W_j in reversed(y[j + 1 :]):
+                after = after @ W_j
+            found.append(-after.mT @ G @ before.mT)
+        return found
+
+    dt = 0.01
+    for _ in range(20):
+        slopes = [velocity(y)]
+        for c in (0.5, 0.5, 1.0):
+            slopes.append(velocity([a + c * dt * b for a, b in zip(y, slopes[-1], strict=True)]))
+        y = [
+            W_j + dt / 6 * (p + 2 * q + 2 * r + s)
+            for W_j, p, q, r, s in zip(y, *slopes, strict=True)
+        ]
+    W = product(y)
+    return (W[::2] - W[1::2]) / (2 * h)
+
+
+@pytest.mark.statement("BRTW Theorem 45(1)")
+@pytest.mark.parametrize("depth", [2, 3])
+def test_flow_is_c1_where_three_singular_values_cross(randn, seen, depth):
+    """At t = 0.1 all three are 1.1; after it they are in the other order. Along, ψ is smooth."""
+    bundle = Bundle(randn, 5, 4, before_they_meet(depth))
+    problem = toward(bundle, torch.diag(torch.tensor(TARGETS, dtype=F64)))
+    start, dt = bundle(0.0, 0), 0.01  # where frames are sorted anew the steps' errors jump
+    meeting = torch.linalg.svdvals(end_of_flow(problem, depth, 3, MEETING, dt)(start))[:3]
+    seen(meeting - 1.1, 1e-5)
+    psi = end_of_flow(problem, depth, 3, 2 * MEETING, dt)
+    modes = (bundle.U.mT @ psi(start) @ bundle.V).diagonal()
+    assert bool((bundle.sigma.diff() > 0.1).all())
+    assert bool((modes.diff() < -0.1).all())
+    coarse, fine = defects(psi, bundle, 1e-4), defects(psi, bundle, 1e-5)
+    seen(fine, 5e-4)
+    assert bool((fine < 0.3 * coarse + 1e-6).all())
+    exact, h = slopes_through_layers(problem, bundle, depth), 1e-5
+    here = psi(start)
+    for step in (h, -h):
+        slopes = (psi(torch.stack([bundle(step, n) for n in range(4)])) - here) / step
+        worst = ((slopes - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))).max()
+        seen.number("one-sided slopes against those of the layers", worst)
+        seen(worst, 5e-4)
+    # It can fail: the slopes of another depth are far away.
+    other = slopes_through_layers(problem, bundle, 5 - depth)
+    assert float(((other - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))).min()) > 1e-2
 
 
 # -- the integrals of the proofs -------------------------------------------------------------------

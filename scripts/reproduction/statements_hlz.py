@@ -17,6 +17,18 @@ HLZ = (
         "a strict saddle of rank r it tends to 0.",
     ),
     S(
+        "HLZ §1 [19]",
+        "Example 1.1 is an apocalypse: where its sequence ends the tangent cone is larger.",
+        "Stationarity is (1 − α)^k → 0 on M_2 and 1 at the limit, by random matrices of rank 2 "
+        "nearby; e_2e_2ᵀ is in no tangent space on the way. LRᵀ has the eigenvalue −1 there.",
+    ),
+    S(
+        "HLZ §1 [23]",
+        "Reducing the rank where it is numerically lower avoids the spurious point.",
+        "From the start of Example 1.1 the distance to X ends at 1 without it, at 0 with Δ = 0.1, "
+        "1e-6; elsewhere it changes no limit.",
+    ),
+    S(
         "HLZ §1 [30]",
         "μ²(‖Z‖² + ‖Z†‖²) added to f keeps Z from lower ranks.",
         "From the start of Example 1.1 σ_r ≥ μ/√g(Z_0), and rests at (2μ²/(1 + 2μ²))^{1/4}; for "
@@ -170,6 +182,13 @@ HLZ = (
         "HLZ (4)",
         "Hess f[ξ] = ξ + curvature terms with Σ^{-1}, for ξ = U_zMU_z* + U_zNŪ* + ŪN*U_z*.",
         "The formula, with the shapes and the sign of E2, against second differences of f.",
+    ),
+    S(
+        "HLZ §6",
+        "All of S_# is left in practice, s < r − 1 and repeated eigenvalues included, though there "
+        "(DLRA*) has no continuous extension.",
+        "20 runs from around every Z_#, s = 0, …, r − 1, r = 4, both steps; X semidefinite, "
+        "general, indefinite, real, complex, repeated: all reach X. (DLRA*) has two limits there.",
     ),
     S(
         "HLZ Lemma A.1",
