@@ -15,7 +15,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent
-from deeplin.linalg import hermitian_part, power_divided_difference
+from deeplin.linalg import expm1_ratio, hermitian_part, power_divided_difference
 
 __all__ = [
     "DepthMetric",
@@ -148,10 +148,16 @@ class DepthMetric(Metric):
         if row.shape[-1] == 1:
             return (torch.zeros_like(p), p / 2) if infinite else (p, self.depth / 2 * p)
         difference = row - row.mT
+        larger = torch.maximum if power >= 0 else torch.minimum
+        if torch.compiler.is_compiling():
+            # Compilers make e^x − 1 of expm1, which has no digits at small x: the entire E instead.
+            x = torch.minimum(difference, difference.mT)
+            core = expm1_ratio(x) / 2 if infinite else expm1_ratio(x) * (self.depth / 2)
+            core = core if infinite else core / expm1_ratio(x * (2 / self.depth))
+            return torch.zeros_like(p) if infinite else p, larger(p, p.mT) * core
         # At an x as small as this the quotient has its limit for x = 0 to the last digit.
         x = torch.minimum(difference, difference.mT).clamp(max=-1e-30)
         divisor = 2 * x if infinite else torch.expm1(x * (2 / self.depth))
-        larger = torch.maximum if power >= 0 else torch.minimum
         core = larger(p, p.mT) * torch.expm1(x) / divisor
         return torch.zeros_like(p) if infinite else p, core
 
@@ -227,7 +233,8 @@ def metric_inner(
 
     Source: BRTW Definition 9, BRTW (18).
     Cost: O((m + n) r² + r³).
-    Accuracy: a sum of terms, no differences; g_W(ξ, ξ) is never negative.
+    Accuracy: a sum of terms, no differences; g_W(ξ, ξ) is never negative, and inf where it is
+        beyond the number format.
     Raises: ValueError where depth ∞ is no metric.
     """
     metric.require(point)
@@ -240,12 +247,13 @@ def metric_inner(
 
     M_first = P.mH @ first.M @ Q
     M_second = M_first if first is second else P.mH @ second.M @ Q
-    core = ((M_first.conj() * M_second).real / metric.core(sigma)).sum((-2, -1))
+    least = math.ulp(0.0) if sigma.dtype == torch.float64 else 1.5e-45  # not 0/0 where c is less
+    core = ((M_first.conj() * M_second).real / metric.core(sigma).clamp(min=least)).sum((-2, -1))
     if point.U.shape[-2] == point.V.shape[-2] == sigma.shape[-1]:  # there are no sides
         return core
     sides = product(first.Up, second.Up, Q).sum(-2)
     sides = 2 * sides if point.hermitian else sides + product(first.Vp, second.Vp, P).sum(-2)
-    return core + (sides / metric.side(sigma)).sum(-1)
+    return core + (sides / metric.side(sigma).clamp(min=least)).sum(-1)
 
 
 def gradient_from_partials(

@@ -10,8 +10,8 @@ __all__ = ["hermitian_part", "is_semidefinite"]
 
 
 def hermitian_part(A: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
-    """The Hermitian part ½(A + Aᴴ); the symmetric part of a real matrix."""
-    return (A + A.mH) / 2
+    """The Hermitian part ½(A + Aᴴ); the symmetric part of a real matrix. No size overflows."""
+    return torch.add(A / 2, A.mH, alpha=0.5)
 
 
 def is_semidefinite(A: Inexact[Tensor, "m n"]) -> bool:

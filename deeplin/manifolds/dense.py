@@ -7,6 +7,7 @@ from torch import Tensor
 from deeplin.geometry.coordinates import Point, Tangent, project_matrix
 from deeplin.geometry.metric import metric_operator
 from deeplin.geometry.points import nearest_point
+from deeplin.manifolds.defects import spectrum_defect
 from deeplin.manifolds.low_rank import LowRankManifold
 
 __all__ = ["DenseManifold"]
@@ -29,4 +30,4 @@ class DenseManifold(LowRankManifold):
 
     def _core_defect(self, point: Point, tolerance: float) -> str | None:
         values = point.S.diagonal(dim1=-2, dim2=-1).real
-        return self._spectrum_defect(values, 0 * values[..., 0], tolerance)
+        return spectrum_defect(values, 0 * values[..., 0], self.rank, tolerance)

@@ -13,6 +13,7 @@ from deeplin.geometry.coordinates import Point, Tangent, project_packed
 from deeplin.geometry.metric import Metric, gradient_from_partials, metric_operator
 from deeplin.geometry.points import nearest_point
 from deeplin.linalg import hermitian_part, orthonormal_factor
+from deeplin.manifolds.defects import check_numbers, spectrum_defect
 from deeplin.manifolds.low_rank import LowRankManifold
 
 __all__ = ["FactoredManifold"]
@@ -56,8 +57,14 @@ class FactoredManifold(LowRankManifold):
         return Point(*self._split(x.detach()))
 
     def _tangent(self, point: Point, u: Tensor) -> Tangent:
-        Zu, Zs, Zv = self._split(u)
+        Zu, Zs, Zv = self._parts(u)
         return project_packed(point, Zu, Zv, Zs)
+
+    def _parts(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of a vector. Raises: ValueError for another number of columns than r."""
+        if u.shape[-1] != self.rank:  # they would broadcast; a wrong number of rows does not
+            raise ValueError(self._shape_error(u.shape, "u"))
+        return self._split(u)
 
     def _store_point(self, point: Point) -> Tensor:
         return self._stack(point.U, point.S, point.V)
@@ -68,7 +75,7 @@ class FactoredManifold(LowRankManifold):
     def _gradient(self, point: Point, u: Tensor) -> Tangent:
         if self.gradient == "taped":
             return metric_operator(point, self._tangent(point, u), self.metric)
-        dU, dS, dV = self._split(u)
+        dU, dS, dV = self._parts(u)
         return gradient_from_partials(point, dU, dV, dS, self.metric)
 
     def factor_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,6 +139,7 @@ class FactoredManifold(LowRankManifold):
             raise ValueError(
                 f"from_dense(W) must get W of shape (*batch, {m}, {n}); got {tuple(W.shape)}."
             )
+        check_numbers(W, "from_dense")
         point = nearest_point(W, self.rank, hermitian=self._hermitian)
         return self._store_point(self._of_full_rank(point, "from_dense"))
 
@@ -192,7 +200,7 @@ class FactoredManifold(LowRankManifold):
                 return f"S must be positive definite; -λ_r/|λ_1| = {negative:.3g}; use projx(x)."
         else:
             values = torch.linalg.svdvals(S)
-        return self._spectrum_defect(values, torch.zeros_like(values[..., 0]), tolerance)
+        return spectrum_defect(values, torch.zeros_like(values[..., 0]), self.rank, tolerance)
 
     def _point_defect(self, x: Tensor, tolerance: float) -> str | None:
         point = self._point(x)

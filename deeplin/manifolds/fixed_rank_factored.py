@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deeplin.geometry.metric import Metric
+from deeplin.manifolds.defects import whole_number
 from deeplin.manifolds.factored import FactoredManifold
 
 __all__ = ["FixedRankFactored"]
@@ -57,12 +58,15 @@ class FixedRankFactored(FactoredManifold):
         gradient: str = "partials",
     ) -> None:
         super().__init__(rank, depth, retraction, gradient)
+        self.m, self.n = (
+            whole_number(type(self).__name__, "m", m),
+            whole_number(type(self).__name__, "n", n),
+        )
         if not rank <= min(m, n):
             raise ValueError(
                 "FixedRankFactored(m, n, rank) must satisfy 1 <= rank <= min(m, n); got "
                 f"rank={rank} for m={m}, n={n}."
             )
-        self.m, self.n = m, n
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         U, V, S = x.split([self.m, self.n, self.rank], dim=-2)

@@ -17,6 +17,7 @@ from deeplin.geometry.coordinates import Point, Tangent, transport
 from deeplin.geometry.metric import Metric
 from deeplin.geometry.points import origin_point, random_point
 from deeplin.linalg import values_known
+from deeplin.manifolds.defects import check_numbers, whole_number
 
 __all__ = ["LowRankManifold"]
 
@@ -48,11 +49,7 @@ class LowRankManifold(Manifold):
 
     def __init__(self, rank: int, depth: float | Metric, retraction: str) -> None:
         super().__init__()
-        if isinstance(rank, bool) or not isinstance(rank, int):
-            raise TypeError(f"{self.name}(rank=...) must be an int; got {rank!r}; write rank=2.")
-        if rank < 1:
-            raise ValueError(f"{self.name}(rank=...) must satisfy rank >= 1; got rank={rank}.")
-        self.rank = rank
+        self.rank = whole_number(type(self).__name__, "rank", rank)
         self.metric = metric.as_metric(depth)
         self.retraction = retractions.validate_retraction(retraction, self.metric)
 
@@ -112,6 +109,7 @@ class LowRankManifold(Manifold):
 
         Source: BRTW (18).
         Shapes: (*batch), or (*batch, 1, 1) with keepdim; real also for complex points.
+        Accuracy: inf where it is beyond the number format, as at tiny σ_r for N > 2.
         Raises: ValueError where depth ∞ is no metric.
         """
         point = self._point(x)
@@ -139,11 +137,24 @@ class LowRankManifold(Manifold):
         """𝒜̄_W⁻¹(u), the tangent vector whose 𝒜_W is u.
 
         Source: BRTW Lemma 8.
-        Raises: ValueError where depth ∞ is no metric.
+        Raises: ValueError where depth ∞ is no metric, and where the result of a finite u is beyond
+            the number format: σ_r^{2/N−2} is, for N > 2, long before σ_r is.
         """
         point = self._point(x)
         inverse = metric.metric_inverse(point, self._tangent(point, u), self.metric)
-        return self._store_tangent(point, inverse)
+        result = self._store_tangent(point, inverse)
+        if (
+            values_known()
+            and not bool(torch.isfinite(result).all())
+            and bool(torch.isfinite(u).all())
+        ):
+            least, kind = float(point.spectrum[1][..., -1].min()), str(result.dtype)
+            raise ValueError(
+                "metric_inverse(x, u) must be within the range of "
+                f"{kind.removeprefix('torch.')}; at σ_r = {least:.3g} it is not: take a point with "
+                "a larger σ_r, or a smaller rank."
+            )
+        return result
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """∇^g f(W) = 𝒜_W(∇f(W)), from the gradient u that autograd leaves in ``x.grad``.
@@ -165,8 +176,10 @@ class LowRankManifold(Manifold):
 
         Source: HLZ Definition 2.3 (Eckart, Young); in the cone HLZ §5.
         Cost: dense an SVD or an eigendecomposition; packed O((m + n) r² + r³).
-        Raises: ValueError when x has a lower rank, or fewer than r positive eigenvalues.
+        Raises: ValueError when x has a lower rank, fewer than r positive eigenvalues, or entries
+            that are not finite; TypeError for integers.
         """
+        check_numbers(x, "projx")
         return self._store_point(self._of_full_rank(self._projection(x), "projx"))
 
     def _of_full_rank(self, point: Point, method: str) -> Point:
@@ -363,26 +376,6 @@ class LowRankManifold(Manifold):
             f"u must be tangent; its normal part has norm {measured.max().item():.3g}, above "
             f"atol={atol} + rtol={rtol} times ‖u‖={size.max().item():.3g}; use proju(x, u)."
         )
-
-    def _spectrum_defect(self, values: Tensor, next_value: Tensor, tolerance: float) -> str | None:
-        """Whether descending values[..., :r] are of rank r, and the one after them is round-off."""
-        if values.numel() == 0:  # an empty batch
-            return None
-        largest = values[..., 0]
-        beyond = (next_value / largest).nan_to_num(nan=0.0).max().item()
-        if beyond > tolerance:
-            return (
-                f"x must have rank {self.rank}; it has more: σ_{self.rank + 1}/σ_1 = {beyond:.3g} "
-                f"is above {tolerance:.3g}; use projx(x)."
-            )
-        floor = self.rank * torch.finfo(values.dtype).eps
-        least = (values[..., -1] / largest).nan_to_num(nan=0.0).min().item()
-        if least <= floor:
-            return (
-                f"x must have rank {self.rank}; it has less: σ_{self.rank}/σ_1 = {least:.3g} is "
-                f"not above {floor:.3g}; take a smaller rank."
-            )
-        return None
 
     def extra_repr(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         metric = f"metric={self.metric}" if self.depth is None else f"depth={self.depth}"

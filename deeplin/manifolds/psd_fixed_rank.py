@@ -10,6 +10,7 @@ from torch import Tensor
 from deeplin.geometry.coordinates import Point, Tangent
 from deeplin.geometry.metric import Metric
 from deeplin.linalg import hermitian_part
+from deeplin.manifolds.defects import spectrum_defect
 from deeplin.manifolds.dense import DenseManifold
 
 __all__ = ["PSDFixedRank"]
@@ -77,4 +78,4 @@ class PSDFixedRank(DenseManifold):
         r = self.rank
         kept = eigenvalues[..., :r]
         beyond = eigenvalues[..., r] if r < x.shape[-1] else torch.zeros_like(kept[..., 0])
-        return self._spectrum_defect(kept, beyond, tolerance)
+        return spectrum_defect(kept, beyond, self.rank, tolerance)

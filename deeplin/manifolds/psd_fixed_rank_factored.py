@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deeplin.geometry.metric import Metric
+from deeplin.manifolds.defects import whole_number
 from deeplin.manifolds.factored import FactoredManifold
 
 __all__ = ["PSDFixedRankFactored"]
@@ -46,12 +47,12 @@ class PSDFixedRankFactored(FactoredManifold):
         gradient: str = "partials",
     ) -> None:
         super().__init__(rank, depth, retraction, gradient)
+        self.n = whole_number(type(self).__name__, "n", n)
         if not rank <= n:
             raise ValueError(
                 "PSDFixedRankFactored(n, rank) must satisfy 1 <= rank <= n; got "
                 f"rank={rank} for n={n}."
             )
-        self.n = n
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         U, S = x.split([self.n, self.rank], dim=-2)
