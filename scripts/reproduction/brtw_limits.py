@@ -93,7 +93,8 @@ def limits_figure(runs: Sequence[Run]) -> Figure:
     """A panel for each depth, a curve for each size: the distance to the limit."""
 
     def draw(ax: Axes, depth: int, members: list[Run]) -> None:
-        decays(ax, sorted(members, key=lambda r: r.d), distance, by_size, predicted=True)
+        ordered = sorted(members, key=lambda r: r.d)
+        decays(ax, ordered, distance, by_size, predicted=True, floor=1e-10)
         ax.set(title=f"N = {depth}", ylabel=r"$\|W(t) - U_r U_r^T\|_F$")
 
     return panel_per(runs, lambda r: r.depth, draw, columns=2)
@@ -251,7 +252,7 @@ class Fig06:
         figure, (left, right) = canvas(2)
         deep, two = ([r for r in runs if (r.depth == 2) == flat] for flat in (False, True))
         shown = deep or two
-        decays(left, shown, distance, by_size, predicted=True)
+        decays(left, shown, distance, by_size, predicted=True, floor=1e-10)
         left.set(title=f"N = {shown[0].depth}", ylabel=r"$\|W(t) - U_r U_r^T\|_F$")
         spread(right, two, lambda r: r["tie_gap"], by_size)
         for members in split(two, by_size).values():
