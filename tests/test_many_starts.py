@@ -72,7 +72,6 @@ def test_ten_thousand_pairs_of_layers_end_at_a_global_minimum(randn, seen, width
         pytest.param([3, 3, 3, 4], SIGMA[:2], 0.6, id="q < r"),
         pytest.param([4, 2, 3, 2, 3], SIGMA, 0.6, id="N = 4"),
         pytest.param([3, 3, 3, 3], SIGMA, 0.1, id="near 0", marks=pytest.mark.slow),
-        pytest.param([3] * 6, SIGMA, 0.6, id="N = 5", marks=pytest.mark.slow),
     ],
 )
 def test_ten_thousand_deeper_layers_end_at_a_global_minimum(randn, seen, widths, sigma, std):

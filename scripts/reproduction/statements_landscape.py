@@ -130,8 +130,8 @@ LANDSCAPE = (
     S(
         "BRTW Conjecture 41(a)",
         "Theorem 39(b) holds for N > 2 also.",
-        "All of 10⁴ starts of each of 3 kinds with N = 3 and one with N = 4; slow tests: starts "
-        "near 0, and N = 5.",
+        "All of 10⁴ starts of each of 3 kinds with N = 3 and one with N = 4; a slow test: starts "
+        "near 0.",
     ),
     S(
         "BRTW Conjecture 41(b)",
