@@ -24,20 +24,21 @@ TIED = ["oja", "coupled", "riccati"]
 FLOWS = ["layers", *BALANCED, *MATRIX, *TIED]
 # method -> (its words, its flows, the error that its order and step leave a factor of ten to)
 METHODS = {
-    "euler": (["method.dt=0.001"], FLOWS, 1e-2),
+    "euler": (["method.dt=0.0005"], FLOWS, 1e-2),
     "rk4": (["method.dt=0.005"], FLOWS, 1e-5),
     "dopri5": ([], FLOWS, 1e-6),
     "rkc": ([], FLOWS, 1e-3),
     "rosenbrock": ([], FLOWS, 1e-5),
     "structure": ([], ["end_to_end", "dlra", "dlra_rescaled"], 1e-5),
     "rgd": (["method.dt=0.005", "method.order=4"], MATRIX, 1e-5),
-    "sgd": (["method.dt=0.001"], ["layers"], 1e-2),
+    "sgd": (["method.dt=0.0005"], ["layers"], 1e-2),
 }
 HERMITIAN = ["problem=approximation", "problem.n=4", "problem.kind=hermitian"]
+GENERAL = ["problem=approximation", "problem.n=5", "problem.rows=4", "problem.kind=general"]
 PROBLEMS = {
     "autoencoder": ["problem=gaussian", "problem.d=4"],
     "labels": ["problem=teacher", "problem.d=4"],
-    "general": ["problem=approximation", "problem.n=5", "problem.rows=4", "problem.kind=general"],
+    "general": [*GENERAL, "problem.spectrum=[2,1.5,1,0.5]"],
     "hermitian": [*HERMITIAN, "problem.spectrum=[2,1.5,-1]"],
 }
 STARTS = {
