@@ -28,6 +28,7 @@ class Server:
         command = [os.environ.get("CC", "cc"), "-O1", "-shared", "-fPIC", "-o", str(library)]
         subprocess.run([*command, str(HERE / "faults.c"), "-ldl"], check=True)
         environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # or the first run writes more than others
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), *sys.path])
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "faults.py"), *words],

@@ -106,21 +106,25 @@ def told(folder: Path) -> dict[str, object]:
 def killed_and_continued(server, whole, folder: Path, trials: int, seed: int) -> int:
     """Kills runs at random calls, lets them go on, compares; how many of the kills hit."""
     draw_of = random.Random(seed)
-    hit = 0
-    for i in range(trials):
+    hit = i = 0
+    while hit < trials:
         name, draw = list(METHODS)[i % len(METHODS)], i % 10 == 9
         expected, calls = whole(name, draw)
         job = {"words": METHODS[name], "folder": str(folder / str(i)), "draw": draw}
         call, moment = draw_of.randint(1, calls), draw_of.choice(MOMENTS)
         (end,) = server({**job, "call": call, "moment": moment})
-        assert end.get("killed"), (name, call, moment, end)
+        i += 1
+        if not end.get("killed"):  # the call was one of those that hang on the clock
+            assert end["status"] == 0, (name, call, moment, end)
+            assert call > end["calls"]
+            continue
         hit += 1
         if draw_of.random() < 0.3:  # what goes on can be killed, too
             (end,) = server({**job, "call": draw_of.randint(1, calls), "moment": moment})
             hit += bool(end.get("killed"))
         (end,) = server(job)
         assert end["status"] == 0, (name, call, moment, end)
-        assert told(folder / str(i)) == told(expected), (name, call, moment)
+        assert told(Path(job["folder"])) == told(expected), (name, call, moment)
     return hit
 
 
