@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,6 +19,11 @@ from reproduction.runs import Run
 
 def spectrum_of(run: Run) -> tuple[float, ...]:
     return tuple(run.cfg.problem.spectrum)
+
+
+def _eigenvalue(run: Run, back: int) -> float:
+    """The eigenvalue of XXᵀ at a place counted from the least."""
+    return float(torch.linalg.eigvalsh(run.data.problem.C)[back - 1])
 
 
 @subject(
@@ -54,9 +60,19 @@ class Teacher:
                 says, holds = "falls with N", bool((changes < 0).all())
                 bound = "from each N to the next, in every seed"
             else:
-                apart = rates.max(1) / rates.min(1) - 1
-                says, holds = "stays", bool((apart <= RATE_TOLERANCE).all())
-                bound = f"equal for every N to {RATE_TOLERANCE:.0%}, in every seed"
+                # Equality to 3 %, claimed first, was refuted by seed 0: 5.2 % from N = 2 to 10.
+                low, high = (
+                    np.array([_eigenvalue(each[0], back) for each in seeds])[:, None]
+                    for back in (1, 1 + members[0].rank)
+                )
+                inside = (rates >= (1 - RATE_TOLERANCE) * low) & (
+                    rates <= (1 + RATE_TOLERANCE) * high
+                )
+                says, holds = "stays between two eigenvalues of XXᵀ, whatever N", bool(inside.all())
+                bound = (
+                    "λ_d and λ_(d−r), in every seed: 𝒜_W is 1 on the sides, and larger N only "
+                    f"frees the r rows of the core; {RATE_TOLERANCE:.0%}, for all fitted rates"
+                )
             told = []
             for i, depth in enumerate(depths):
                 column = rates[:, i] / rates[:, 0]
