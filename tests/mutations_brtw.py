@@ -73,8 +73,8 @@ BRTW = (
     M(
         "BRTW Definition 9",
         METRIC,
-        "(sides / metric.side(sigma)).sum(-1)",
-        "(sides * metric.side(sigma)).sum(-1)",
+        "(sides / metric.side(sigma)",
+        "(sides * metric.side(sigma)",
     ),
     M("BRTW Prop. 10", POWERS, "expm1_ratio(2 * x) / expm1", "expm1_ratio(x) / expm1"),
     M(
