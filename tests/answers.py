@@ -50,7 +50,7 @@ INTERNAL = re.compile(
 
 def faults(status: int, err: str) -> list[str]:
     """What is wrong with how a command line was answered."""
-    found = [] if status in (0, 1, 2) else [f"status {status}"]
+    found = [] if status in (0, 1, 2, 3) else [f"status {status}"]
     lines = err.splitlines()
     if status == 0 and any("error" in line.lower() for line in lines):
         found.append("an error with status 0")

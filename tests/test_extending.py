@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from runner import ROOT, SMALL, train_with
 
 from deeplin import DeepLinear, from_loss
@@ -12,6 +13,7 @@ from deeplin.integrators import Integrator
 from deeplin.network import init
 from deeplin.problems.data import Data
 from deeplin.runner import targets
+from deeplin.runner.run import run
 
 FIXED = (
     "_target_: deeplin.runner.methods.fixed_steps\nintegrator: {_target_: test_extending.Heun}\n"
@@ -116,7 +118,7 @@ FOREIGN = {
     "os.system": "must name something inside deeplin",
     "test_extending.eyes": "must name something inside deeplin",
     "deeplin.runner.provenance.subprocess.run": "must name something inside deeplin",
-    "deeplin.runner.folder.os.remove": "must name something inside deeplin",
+    "deeplin.runner.cli.os.remove": "must name something inside deeplin",
     "torch.optim.Optimizer.mro": "must name something inside deeplin",
     "torch.optim.swa_utils.update_bn": "must name something inside deeplin",
     "deeplin.runner.folder.nothing": "does not exist",
@@ -135,6 +137,9 @@ def test_a_stored_configuration_names_nothing_outside(conf, target, deep, capsys
     (conf.parent / "run" / "summary.json").unlink()
     capsys.readouterr()
     assert train(conf, "resume=run", "method.t1=0.2") == 2
-    error = capsys.readouterr().err
-    assert FOREIGN[target] in error
-    assert error.count("\n") == 1
+    assert "its SHA-256 digest differs" in capsys.readouterr().err
+    cfg = OmegaConf.load(stored)
+    cfg.pop("format")
+    with pytest.raises(ValueError, match=FOREIGN[target]) as refused:
+        run(cfg, conf.parent / "another")
+    assert "\n" not in str(refused.value)

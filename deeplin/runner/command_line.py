@@ -176,6 +176,8 @@ def _set(given: Sequence[Given], cfg: DictConfig, groups: Sequence[str]) -> None
                 f"a run needs every option, so none can be taken away; got {shown(one.word)}: give "
                 "it another value."
             )
+        if one.mark and not is_new and not one.key.startswith(_OF_PLUGINS):
+            raise ValueError(f"{one.key} is there already: leave out the {one.mark} of {one.word}.")
         if is_new and any(key.startswith(f"{one.key}.") for key in defaults):
             inner = [key for key in defaults if key.startswith(f"{one.key}.")]
             raise ValueError(
