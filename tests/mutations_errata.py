@@ -133,7 +133,7 @@ ERRATA = (
         "BRTW §7.2, E9",
         TESTS,
         "randn(200, b, a) / math.sqrt(b)",
-        "randn(200, b, a) / math.sqrt(a)",
+        "torch.linalg.svd(randn(200, b, a)).U[..., :a] @ torch.eye(min(a, b), a, dtype=F64)",
         "test_errata::test_a_teacher_drawn_with_the_students_widths_weakens_with_depth",
     ),
     M(
