@@ -66,6 +66,7 @@ def answered(entry, words: list[str]) -> tuple[int, str, str]:
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("always")  # shown, as in a process of its own
+        warnings.simplefilter("ignore", ResourceWarning)  # as there
         patch.setattr(sys, "argv", ["train.py", *words])
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
