@@ -102,7 +102,7 @@ class _PairHessian(SymmetricOperator):
                 [(part.flatten(-2) @ C.conj()).reshape(part.shape) for part, C in parts]
             )
 
-        return pulled(pulled(self.dense()).mT)
+        return pulled(pulled(self.dense()).mT.contiguous())
 
     def unscaled(self, x: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
         """Cx, the direction of an eigenvector x of CᴴHC."""
