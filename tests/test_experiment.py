@@ -338,7 +338,7 @@ def test_drift_of_conserved_quantities_is_logged(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["flow=swarm"], "flow must be auto or one of layers, compressed, end_to_end"),
+        (["flow=swarm"], "flow must be auto, layers, compressed, end_to_end"),
         (["flow=oja"], "is that of an autoencoder of two layers; got 3 layers"),
         (["flow=oja", "network.depth=2", "init.tied=false"], "needs tied layers, W_2 = W_1ᵀ"),
         (["flow=compressed", "init=gaussian"], "compress needs balanced layers"),

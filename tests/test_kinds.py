@@ -166,7 +166,7 @@ def test_without_a_prediction_the_cone_asks_for_a_time(tmp_path, capsys):
         (["problem.kind=general", "problem.spectrum=[2,-1]"], "positive singular values"),
         (["problem.kind=general", "problem.rows=1", "problem.spectrum=[2,1]"], r"min\(rows, n\)"),
         (["problem.rows=7"], "problem.rows=7 with n = 6 needs problem.kind=general"),
-        (["problem.kind=odd"], "problem.kind must be one of psd, hermitian, general; got 'odd'"),
+        (["problem.kind=odd"], "problem.kind must be psd, hermitian or general; got 'odd'"),
         (["problem.field=dual"], "problem.field must be real or complex; got 'dual'"),
     ],
 )

@@ -166,7 +166,10 @@ def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictCon
 
 def left_out(name: str) -> str:
     """What the header of an experiment's configuration says is left out, and what it would cost."""
-    header = (CONFIG / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("\n\n")[0]
+    file = CONFIG / "experiment" / f"{name}.yaml"
+    if not file.exists():  # a subject without runs
+        return ""
+    header = file.read_text(encoding="utf-8").split("\n\n")[0]
     _, found, rest = header.partition("# Left out")
     told, _, _ = rest.partition("# python")
     return " ".join(f"{found}{told}".replace("#", " ").split())
