@@ -1,8 +1,9 @@
 """Method × flow × problem × start in the runner, against the fields that they stand for.
 
-Flows of balanced layers are held against the layers themselves, the others against the dense
-projected gradient; both by autograd of ½‖Y − WX‖² written out, and SciPy's DOP853. What a flow
-cannot represent must be refused in a sentence, and nothing else may be.
+Flows of balanced layers are held against the layers themselves, those of matrices against the
+dense projected gradient, those of tied layers against their own; all by autograd of ½‖Y − WX‖²
+written out, and SciPy's DOP853. What a flow cannot represent must be refused in a sentence, and
+nothing else may be.
 """
 
 import itertools
@@ -101,6 +102,22 @@ def of_matrix(run, flow):
     return integrated(lambda y: [dense_field(name, problem, y[0])], [W], T)[0]
 
 
+def of_tied_layers(run, flow):
+    """VVᵀ of Oja's flow, or of minus the gradient of E(V) = ½‖X − VVᵀX‖²: no flow of the layers,
+    which from V = W_2 = W_1ᵀ leave that at once."""
+    C = run.data.problem.C
+
+    def field(state):
+        V = state[0].detach().requires_grad_()
+        if flow == "oja":
+            return [C @ V - V @ (V.mT @ C @ V)]
+        R = torch.eye(len(C), dtype=C.dtype) - V @ V.mT
+        return [-torch.autograd.grad(0.5 * ((R @ C) * R).sum(), V)[0]]
+
+    (V,) = integrated(field, [run.network.weights[1].detach().clone()], T)
+    return V @ V.mT
+
+
 def tried(method, flow, problem, start, depth):
     """Whether a run was made and is right; None where it was rightly refused."""
     options, _, tolerance = METHODS[method]
@@ -113,7 +130,10 @@ def tried(method, flow, problem, start, depth):
         assert "\n" not in str(refusal.value)
         return None
     run = build(cfg)
-    reference = of_matrix(run, flow) if flow in MATRIX else of_layers(run)
+    if flow in ("oja", "coupled"):
+        reference = of_tied_layers(run, flow)
+    else:
+        reference = of_matrix(run, flow) if flow in MATRIX else of_layers(run)
     drive(run.stepper, T)
     W = run.flow.end_to_end(run.stepper.state)
     moved = float((reference - run.network.end_to_end().detach()).norm())
