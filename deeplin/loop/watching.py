@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deeplin.flows.contract import State
+from deeplin.integrators.adaptive import AdaptiveStepper
 from deeplin.integrators.batches import finite_trajectories
 from deeplin.integrators.steppers import Stepper
 from deeplin.loop.records import History, Lost, Record
@@ -129,7 +130,11 @@ class Watch:
         return {i: sentence for i in numbers if i not in self.history.lost}
 
     def _not_finite(self) -> str:
-        return f"the state is no longer finite with dt = {self.stepper.dt:.3g}; take a smaller dt."
+        return f"the state is no longer finite with {self._steps()}"
+
+    def _steps(self) -> str:
+        smaller = "rtol" if isinstance(self.stepper, AdaptiveStepper) else "dt"
+        return f"dt = {self.stepper.dt:.3g}; take a smaller {smaller}."
 
     def _lose(self, reasons: Mapping[int, str], kind: Kind = Kind.DIVERGED) -> bool:
         """Whether some are left."""
@@ -165,7 +170,7 @@ class Watch:
         first, now = records[0].observed["loss"], seen["loss"]
         return {
             i: f"its loss rose from {float(first.flatten()[i]):.4g} to "
-            f"{float(now.flatten()[i]):.4g} with dt = {self.stepper.dt:.3g}; take a smaller dt."
+            f"{float(now.flatten()[i]):.4g} with {self._steps()}"
             for i in self._named(self.risen(first, now), "")
         }
 
