@@ -62,6 +62,10 @@ def test_a_signal_while_a_run_is_built(tmp_path, monkeypatch, capsys, number):
     def stopped(cfg):
         os.kill(os.getpid(), number)
 
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as a shell starts what it does not wait for
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     assert train(*SHORT, "stop.max_steps=2", folder=tmp_path / "old") == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir() if p.is_file()}
     monkeypatch.setattr(running, "build", stopped)
