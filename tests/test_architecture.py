@@ -15,7 +15,7 @@ FILES = PACKAGE + SCRIPTS
 
 # Libraries that one place alone knows.
 HOMES = {
-    "geoopt": {"manifolds", "nn"},
+    "geoopt": {"manifolds"},
     "hydra": {"runner"},
     "omegaconf": {"runner"},
     "matplotlib": {"runner"},

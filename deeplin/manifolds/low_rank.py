@@ -296,6 +296,10 @@ class LowRankManifold(Manifold):
             raise ValueError(reason)
         return shape
 
+    def parameter(self, x: Tensor) -> geoopt.ManifoldParameter:
+        """A point as a parameter that geoopt's optimizers move along this manifold."""
+        return geoopt.ManifoldParameter(x, manifold=self)  # pyright: ignore[reportCallIssue]
+
     def _wrapped(self, point: Point) -> geoopt.ManifoldTensor:
         x = self._store_point(point)
         return geoopt.ManifoldTensor(x, manifold=self)  # pyright: ignore[reportCallIssue]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import geoopt
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ class FixedRankLinear(nn.Module):
     Cost: O((m + n)r) for each sample; O((m + n)r² + r³) for a step of the optimizer.
     Raises: ValueError if rank is not 1 <= rank <= min(in_features, out_features).
 
+    >>> import geoopt
     >>> _ = torch.manual_seed(0)
     >>> layer = FixedRankLinear(20, 30, rank=4)
     >>> optimizer = geoopt.optim.RiemannianSGD(layer.parameters(), lr=0.1, momentum=0.9)
@@ -72,8 +72,7 @@ class FixedRankLinear(nn.Module):
         self.bias = nn.Parameter(start) if bias else None
 
     def _place(self, U: Tensor, S: Tensor, V: Tensor) -> None:
-        packed = self.manifold.pack_point(U, S, V)
-        self.factors = geoopt.ManifoldParameter(packed, manifold=self.manifold)  # pyright: ignore[reportCallIssue]
+        self.factors = self.manifold.parameter(self.manifold.pack_point(U, S, V))
 
     @property
     def rank(self) -> int:
