@@ -141,9 +141,10 @@ def decays(
 
 
 def median_run(runs: Sequence[Run]) -> Run | None:
-    """The run with the median of the predicted rates; None if none has one."""
+    """The run with the median of the predicted rates, of an even number the slower of the two in
+    the middle, which governs the median curve; None if none has one."""
     known = sorted((r for r in runs if r.predicted_rate), key=lambda r: r.predicted_rate or 0.0)
-    return known[len(known) // 2] if known else None
+    return known[(len(known) - 1) // 2] if known else None
 
 
 def band(ax: Axes, run: Run, values: np.ndarray, colour: str, label: str) -> None:
