@@ -207,6 +207,9 @@ class OptimizerStepper:
     dt this is Euler's method for the gradient flow of the loss. Steps are all of length dt, so a
     target is met within less than one step. Given the `flow` whose states the parameters are, the
     stepper knows the trajectories of a batch; else all is one.
+
+    - `gradients`: where that gradient is known without a backward pass, the function k -> new
+      tensors that become the `grad` of the parameters; the optimizer then takes its step as ever
     """
 
     def __init__(
@@ -216,8 +219,11 @@ class OptimizerStepper:
         loss: Callable[[int], Tensor],
         dt: float,
         flow: Flow | None = None,
+        *,
+        gradients: Callable[[int], list[Tensor]] | None = None,
     ):
         self.parameters, self.optimizer, self.loss = parameters, optimizer, loss
+        self.gradients = gradients
         self.stretch = self.dt = _check_dt(dt)
         self.step, self.flow, self._frozen = 0, flow, Frozen()
         here = tuple(p.detach() for p in parameters)
@@ -241,9 +247,20 @@ class OptimizerStepper:
         max_steps: int | None = None,
         pause: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.loss(self.step).backward()
-        self.optimizer.step()
+        if self.gradients is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.loss(self.step).backward()
+            self.optimizer.step()
+        else:
+            gradients = self.gradients(self.step)
+            for p, gradient in zip(self.parameters, gradients, strict=True):
+                p.grad = gradient
+            if _is_bare(self.optimizer):
+                rate = self.optimizer.param_groups[0]["lr"]
+                with torch.no_grad():
+                    torch._foreach_add_(tuple(self.parameters), gradients, alpha=-rate)
+            else:
+                self.optimizer.step()
         self.step += 1
 
     def freeze(self, lost: Tensor, at: State) -> None:
@@ -288,6 +305,20 @@ class OptimizerStepper:
             values = moment["working"] or moment["state"]
             for p, value in zip(self.parameters, values, strict=True):
                 p.copy_(value)
+
+
+def _is_bare(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step is p ← p − lr·grad and nothing else: no momentum, hooks or schedule.
+
+    Such a step is taken directly: what torch has around it takes four times as long as itself.
+    """
+    if type(optimizer) is not torch.optim.SGD or len(optimizer.param_groups) != 1:
+        return False
+    group = optimizer.param_groups[0]
+    more = group["momentum"] or group["weight_decay"] or group["maximize"]
+    if more or not isinstance(group["lr"], float) or "step" in vars(optimizer):
+        return False
+    return not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
 
 def minibatch_indices(m: int, batch_size: int, seed: int) -> Callable[[int], Tensor]:

@@ -84,16 +84,18 @@ def drive(
         return judged()
 
     def limit() -> Result | None:
-        living = set(range(watch.count)) - set(history.lost)
-        stuck = {i: why for i, why in stepper.faults().items() if i in living}
-        if stuck and stuck.keys() == living:
-            why = stuck[min(stuck)]
-            return Result(Kind.FAULT, f"stopped at t = {stepper.t:.6g}: {why}")
-        if stuck:
-            watch.lose(stuck, Kind.FAULT)
-        if stepper.t - stepper.dt > t1 + tolerance:
-            return Result(Kind.TIME, f"is at t = {stepper.t:.6g}, past the end time t1 = {t1:.6g}.")
+        if faults := stepper.faults():
+            living = set(range(watch.count)) - set(history.lost)
+            stuck = {i: why for i, why in faults.items() if i in living}
+            if stuck and stuck.keys() == living:
+                why = stuck[min(stuck)]
+                return Result(Kind.FAULT, f"stopped at t = {stepper.t:.6g}: {why}")
+            if stuck:
+                watch.lose(stuck, Kind.FAULT)
         if stepper.t >= t1 - tolerance:
+            if stepper.t - stepper.dt > t1 + tolerance:
+                past = f"is at t = {stepper.t:.6g}, past the end time t1 = {t1:.6g}."
+                return Result(Kind.TIME, past)
             return Result(Kind.TIME, f"reached the end time t1 = {t1:.6g}.")
         if max_steps is not None and stepper.step >= max_steps:
             took = f"{stepper.step} of " if stepper.step > max_steps else ""
@@ -110,7 +112,7 @@ def drive(
         result = limit()
         if result is not None:
             break
-        target = next((t for t in times if t > stepper.t + tolerance), t1)
+        target = next((t for t in times if t > stepper.t + tolerance), t1) if times else t1
         before = stepper.stretches
         try:
             stepper.advance(target, max_steps, pause)

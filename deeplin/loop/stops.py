@@ -104,8 +104,10 @@ class Stagnation:
             if history.records[i].t <= now - self.duration
         )
         _seen(self, history, "loss")
-        _seen(self, history, "gradient_norm")
-        recent = History(history.records[start:])
+        last, recent = _seen(self, history, "gradient_norm"), History(history.records[start:])
+        first = recent.records[0].observed["gradient_norm"]
+        if bool(((first > 2 * last) | (last > 2 * first)).any()):
+            return None  # whatever lies between
         loss, norm = recent.column("loss"), recent.column("gradient_norm")
         moved = loss.amax(0) - loss.amin(0) > self.rtol * loss.abs().amax(0)
         moved = moved | (norm.amax(0) > 2 * norm.amin(0))

@@ -24,7 +24,7 @@ from deeplin.integrators.steppers import (
     Stepper,
     minibatch_indices,
 )
-from deeplin.network import DeepLinear
+from deeplin.network import DeepLinear, layer_gradients
 from deeplin.problems.data import Data
 
 __all__ = [
@@ -94,7 +94,13 @@ def optimizer_steps(
     step = _step(dt, safety, Euler().stability_limit, flow, state)
     parameters = list(network.weights)
     loss = _loss_of_step(network, source, batch_size, seed)
-    return OptimizerStepper(parameters, optimizer(parameters, lr=step), loss, step, flow)
+
+    def gradients(k: int) -> list[Tensor]:
+        return layer_gradients([p.detach() for p in parameters], source.problem)
+
+    known = gradients if batch_size is None else None
+    made = optimizer(parameters, lr=step)
+    return OptimizerStepper(parameters, made, loss, step, flow, gradients=known)
 
 
 def _step(
