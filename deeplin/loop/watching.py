@@ -151,7 +151,7 @@ class Watch:
         """Why, for those of which what is seen is no longer finite, or the loss has risen."""
         batch, records = self.stepper.batch, self.history.records
         for name, value in seen.items():
-            if math.isfinite(value.sum()):  # the quick way to see that all are
+            if math.isfinite(value.sum().abs()):  # the quick way to see that all are
                 continue
             finite = torch.isfinite(value)
             if bool(finite.all()):
