@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from runner import needs_compiler
 
-from deeplin.integrators.compiled import build
-from deeplin.integrators.compiled.build import cache_folder, library
+from deeplin.compiled import build
+from deeplin.compiled.build import cache_folder, library
 
 pytestmark = [
     needs_compiler,
@@ -88,7 +88,7 @@ def test_what_changes_the_code_changes_the_key(machine, monkeypatch):
 
 def test_another_processor_has_code_of_its_own(machine, monkeypatch):
     assert answer(machine) == 42
-    monkeypatch.setattr("deeplin.integrators.compiled.build._processor", lambda: "another one")
+    monkeypatch.setattr("deeplin.compiled.build._processor", lambda: "another one")
     assert answer(machine) == 42
     assert len(kept(machine)) == 2
 

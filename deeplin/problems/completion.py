@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Self
 
 import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
+from deeplin import sampled
 from deeplin.problems.autograd import half_square
 from deeplin.problems.contract import Problem
 
 __all__ = ["MatrixCompletion"]
 
+PRODUCTS = ("auto", "compiled", "torch")
+
 
 class MatrixCompletion(Problem):
-    """f(W) = ½Σ_l (W[rows_l, cols_l] − values_l)², the error on the entries that are known.
+    """f(W) = ½Σ_l w_l |W[rows_l, cols_l] − values_l|², the error on the entries that are known.
 
-    An entry that is listed c times counts c times.
+    An entry that is listed c times counts c times; without `weights` w = 1. The entries are kept
+    row by row and column by column, and products with them are taken in compiled loops (float32
+    and float64 on a CPU, where there is a C compiler) or by torch.sparse: `products` is
+    ``"compiled"``, ``"torch"``, or ``"auto"``, compiled where that can be. Numbers and derivatives
+    are the same to round-off.
 
-    Shapes: rows, cols (p,), values (*batch, p), real or complex; shape (m, n).
+    Shapes: rows, cols (p,), values (*batch, p), real or complex; weights (p,) real; shape (m, n).
     Cost: O(p q) for a factor pair of q columns; nothing m×n but in `egrad`.
-    Raises: ValueError for indices outside the shape, or not one of each per value; TypeError for
-        values that are no floating-point or complex tensor.
+    Raises: ValueError for indices outside the shape, not one of each per value, numbers that are
+        not finite, negative weights, and for products="compiled" without a compiler; TypeError for
+        values that are no floating-point or complex tensor, and indices that are no integers.
 
     >>> problem = MatrixCompletion([0, 1], [1, 0], torch.tensor([2.0, 3.0]), (2, 2))
     >>> problem.loss(torch.tensor([[9.0, 2.0], [1.0, 9.0]]))
@@ -36,6 +45,9 @@ class MatrixCompletion(Problem):
         cols: Int[Tensor, " p"] | Sequence[int],
         values: Inexact[Tensor, "*batch p"],
         shape: tuple[int, int],
+        *,
+        weights: Float[Tensor, " p"] | None = None,
+        products: str = "auto",
     ):
         if not isinstance(values, Tensor) or not (
             values.is_floating_point() or values.is_complex()
@@ -45,9 +57,11 @@ class MatrixCompletion(Problem):
                 "MatrixCompletion: values must be a floating-point or complex tensor; got "
                 f"{given}: convert them with torch.as_tensor(values, dtype=torch.float64)."
             )
-        self.rows = torch.as_tensor(rows, device=values.device)
-        self.cols = torch.as_tensor(cols, device=values.device)
-        self.values, self.shape = values, shape
+        self.shape, self.values = shape, values
+        self.rows, self.cols = (
+            _indices(name, index, values)
+            for name, index in zip(("rows", "cols"), (rows, cols), strict=True)
+        )
         count = values.shape[-1] if values.ndim else 0
         if not self.rows.shape == self.cols.shape == (count,):
             raise ValueError(
@@ -61,38 +75,71 @@ class MatrixCompletion(Problem):
                     f"MatrixCompletion: {name} must lie in 0..{size - 1}; got values in "
                     f"{int(index.min())}..{int(index.max())}."
                 )
+        bad = int((~torch.isfinite(values)).sum())
+        if bad:
+            raise ValueError(
+                f"MatrixCompletion: values must be finite; {bad} of {values.numel()} are NaN or "
+                "±inf: leave out the entries that are not known."
+            )
+        self.weights = None if weights is None else _weights(weights, values)
+        if products not in PRODUCTS:
+            raise ValueError(
+                f"MatrixCompletion: products must be one of {', '.join(map(repr, PRODUCTS))}; got "
+                f'{products!r}: write products="auto".'
+            )
+        if products == "compiled":
+            sampled.require()
+        self.products = products
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Everything in the order in which the products go through the entries."""
+        compiled = self.products != "torch"
+        self._pattern = sampled.Pattern(self.rows, self.cols, self.shape, compiled=compiled)
+        order = self._pattern.order
+        self._values = self.values[..., order]
+        self._weights = None if self.weights is None else self.weights[order]
+
+    def to(self, *args, **kwargs) -> Self:
+        """As `Problem.to`; on another device the entries are arranged anew."""
+        moved = super().to(*args, **kwargs)
+        if moved.rows.device != self.rows.device:
+            moved._arrange()
+        return moved
+
+    # -- dense -----------------------------------------------------------------------------------
+
+    def _errors(self, W: Tensor) -> Tensor:
+        return W[..., self.rows, self.cols] - self.values
 
     def loss(self, W: Inexact[Tensor, "*#batch m n"]) -> Float[Tensor, "*#batch"]:
-        """½ the sum of the squared errors on the known entries."""
-        return half_square(W[..., self.rows, self.cols] - self.values, -1)
+        """½ the weighted sum of the squared errors on the known entries."""
+        return _half_square(self._errors(W), self.weights)
 
     def egrad(self, W: Inexact[Tensor, "*#batch m n"]) -> Inexact[Tensor, "*#batch m n"]:
         """∇f(W): the errors at the known entries, zero elsewhere; an entry listed twice counts so.
 
         Cost: an m×n matrix.
         """
-        error = W[..., self.rows, self.cols] - self.values
+        error = _weighted(self._errors(W), self.weights)
         gradient = error.new_zeros((*error.shape[:-1], self.shape[0] * self.shape[1]))
         position = (self.rows * self.shape[1] + self.cols).expand_as(error)
         return gradient.scatter_add(-1, position, error).unflatten(-1, self.shape)
 
-    def _entries(self, A: Tensor, B: Tensor) -> Inexact[Tensor, "*#batch p"]:
-        """The entries of ABᴴ at the known places."""
-        return (A[..., self.rows, :] * B[..., self.cols, :].conj()).sum(-1)
+    # -- of factors ------------------------------------------------------------------------------
 
     def pair_loss(
         self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]
     ) -> Float[Tensor, "*#batch"]:
-        """f(ABᴴ) from the rows of A and B alone."""
-        return half_square(self._entries(A, B) - self.values, -1)
+        """f(ABᴴ) from the rows of A and B alone; differentiable as often as one likes."""
+        return _half_square(sampled.sample(self._pattern, A, B) - self._values, self._weights)
 
-    def _sparse_times(self, entries: Tensor, P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+    def _times(self, entries: Tensor, P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
         """(EP, EᴴQ) of the matrix E that has these entries at the known places, else zeros."""
-        rows = entries[..., None] * P[..., self.cols, :]
-        cols = entries.conj()[..., None] * Q[..., self.rows, :]
-        EP = rows.new_zeros((*rows.shape[:-2], self.shape[0], rows.shape[-1]))
-        EhQ = cols.new_zeros((*cols.shape[:-2], self.shape[1], cols.shape[-1]))
-        return EP.index_add(-2, self.rows, rows), EhQ.index_add(-2, self.cols, cols)
+        return (
+            sampled.sparse_times(self._pattern, entries, P),
+            sampled.adjoint_times(self._pattern, entries, Q),
+        )
 
     def egrad_times(
         self, A: Tensor, B: Tensor, P: Tensor, Q: Tensor
@@ -100,31 +147,89 @@ class MatrixCompletion(Problem):
         """(GP, GᴴQ) of G = ∇f(ABᴴ), which is sparse.
 
         Shapes: A (*batch, m, k), B (*batch, n, k), P (*batch, n, p), Q (*batch, m, q).
-        Cost: one pass over the known entries for each column.
+        Cost: a pass over the known entries for the errors, and one for each product; where P is B
+            the errors and GP take one.
         """
-        return self._sparse_times(self._entries(A, B) - self.values, P, Q)
+        if P is B and self._one_pass(A, B, Q):
+            errors, GP, _ = sampled.residual_times(self._pattern, A, B, self._values, self._weights)
+            return GP, sampled.adjoint_times(self._pattern, errors, Q)
+        errors = sampled.sample(self._pattern, A, B) - self._values
+        return self._times(_weighted(errors, self._weights), P, Q)
 
     def hessian_times(
         self, A: Tensor, B: Tensor, left: Tensor, right: Tensor, P: Tensor, Q: Tensor
     ) -> tuple[Inexact[Tensor, "*#batch m p"], Inexact[Tensor, "*#batch n q"]]:
-        """(HP, HᴴQ), H the known entries of ξ = left·rightᴴ; the same at every ABᴴ.
+        """(HP, HᴴQ), H the (weighted) known entries of ξ = left·rightᴴ; the same at every ABᴴ.
 
         Cost: as `egrad_times`.
         """
         batch = torch.broadcast_shapes(A.shape[:-2], self.values.shape[:-1])
-        entries = self._entries(left, right)
+        entries = _weighted(sampled.sample(self._pattern, left, right), self._weights)
         batch = torch.broadcast_shapes(batch, entries.shape[:-1])
-        return self._sparse_times(entries.expand(*batch, -1), P, Q)
+        return self._times(entries.expand(*batch, -1), P, Q)
+
+    def _one_pass(self, *tensors: Tensor) -> bool:
+        data = (self._values,) if self._weights is None else (self._values, self._weights)
+        return sampled.one_pass(self._pattern, *tensors, *data) and self._values.ndim == 1
+
+    # -- curvature -------------------------------------------------------------------------------
 
     @cached_property
-    def _most_listed(self) -> int:
-        position = self.rows * self.shape[1] + self.cols
-        return int(position.unique(return_counts=True)[1].max()) if len(position) else 0
+    def _largest(self) -> float:
+        if self._weights is None:
+            return float(self._pattern.most_listed)
+        return float(self._pattern.summed(self._weights).max()) if len(self.rows) else 0.0
 
     def curvature(self, W: Inexact[Tensor, "*#batch m n"]) -> float:
-        """The largest number of times that an entry is listed: the Hessian is diagonal. Exact."""
-        return float(self._most_listed)
+        """The largest number of times that an entry is listed, or sum of its weights. Exact.
+
+        The Hessian is diagonal, and the same at every W.
+        """
+        return self._largest
 
     def pair_curvature(self, A: Tensor, B: Tensor) -> float:
-        """The largest number of times that an entry is listed, from A and B unseen."""
-        return float(self._most_listed)
+        """As `curvature`, from A and B unseen."""
+        return self._largest
+
+
+def _weighted(errors: Tensor, weights: Tensor | None) -> Tensor:
+    return errors if weights is None else weights * errors
+
+
+def _half_square(errors: Tensor, weights: Tensor | None) -> Tensor:
+    if errors.is_complex() or torch.compiler.is_compiling():
+        return half_square(errors if weights is None else weights.sqrt() * errors, -1)
+    # One pass where the sum of squares takes two.
+    return 0.5 * torch.linalg.vecdot(errors, _weighted(errors, weights))
+
+
+def _indices(name: str, index: Tensor | Sequence[int], values: Tensor) -> Tensor:
+    index = torch.as_tensor(index, device=values.device)
+    if not index.numel():
+        return index.long()
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(
+            f"MatrixCompletion: {name} must be whole numbers; got dtype {index.dtype}: convert "
+            f"them with torch.as_tensor({name}, dtype=torch.int64)."
+        )
+    return index.long()
+
+
+def _weights(weights: Tensor, values: Tensor) -> Tensor:
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        given = f"dtype {weights.dtype}" if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(
+            f"MatrixCompletion: weights must be a tensor of real numbers; got {given}: convert "
+            "them with torch.as_tensor(weights, dtype=torch.float64)."
+        )
+    if weights.shape != values.shape[-1:]:
+        raise ValueError(
+            "MatrixCompletion needs one weight per known entry, of shape "
+            f"{tuple(values.shape[-1:])}; got {tuple(weights.shape)}."
+        )
+    if not bool(((weights >= 0) & torch.isfinite(weights)).all()):
+        raise ValueError(
+            "MatrixCompletion: weights must be finite and not negative; got values in "
+            f"{float(weights.min()):.3g}..{float(weights.max()):.3g}."
+        )
+    return weights.to(values.real.dtype)

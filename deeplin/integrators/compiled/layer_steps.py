@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from deeplin.integrators.compiled.build import library
+from deeplin.compiled import in_parts, library
 
 __all__ = ["runge_kutta_step"]
 
@@ -38,7 +37,7 @@ def runge_kutta_step(
     while its matrices are in the first cache, four networks of float64 at a time, on as many
     threads as torch has. The system's C compiler (cc, or what CC names) builds the code for the
     widths at hand when they first come up on a machine, in well under a second, and it is kept
-    (`build.library`). Not differentiable.
+    (`deeplin.compiled.library`). Not differentiable.
 
     Source: BRTW (5); the code is layer_steps.c.
     Shapes: layers (*batch, d_j, d_{j−1}), max d_j <= 8, on a CPU; C (d_0, d_0), B (d_N, d_0); the
@@ -84,24 +83,12 @@ def runge_kutta_step(
             *(ctypes.c_void_p(M.data_ptr()) for M in moments),
         )
 
-    threads = torch.get_num_threads()
-    lanes = _VECTOR_BYTES // first.element_size()
-    length = -(-n // (threads * lanes)) * lanes
-    if threads == 1 or length >= n:
-        part(0, n)
-    else:
-        begins = range(0, n, length)
-        list(_pool(threads).map(part, begins, [min(begin + length, n) for begin in begins]))
+    in_parts(part, n, _VECTOR_BYTES // first.element_size())
     return tuple(W_j.movedim((0, 1), (-2, -1)) for W_j in end)
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
     return (ctypes.c_void_p * len(tensors))(*(W_j.data_ptr() for W_j in tensors))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
 
 
 @cache

@@ -22,12 +22,19 @@ __all__ = ["cache_folder", "library"]
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
 
 
-def library(source: Path, macros: Sequence[str]) -> ctypes.CDLL:
+def library(
+    source: Path,
+    macros: Sequence[str],
+    *,
+    what: str = "compiled steps",
+    instead: str = "use the integrator itself",
+) -> ctypes.CDLL:
     """The library that the system's C compiler, cc or what CC names, makes of a source.
 
     It is kept in `cache_folder()` under a name made of source, macros, flags, CC and processor, so
     that a later process calls no compiler, and a home that several machines share holds one for
-    each. Beside it stands its own digest: a file that was damaged is built anew.
+    each. Beside it stands its own digest: a file that was damaged is built anew. `what` needs it,
+    and `instead` is what to do without, in the words of the refusal.
 
     Raises: ValueError without a compiler, or where it refuses.
     """
@@ -42,14 +49,13 @@ def library(source: Path, macros: Sequence[str]) -> ctypes.CDLL:
         try:
             kept = folder() / name
             if not _is_whole(kept):
-                _build(compiler, source, macros, kept)
+                _build(compiler, source, macros, kept, (what, instead))
             return ctypes.CDLL(str(kept))
         except OSError as error:
             reason = error.strerror or str(error)
     raise ValueError(
-        f"compiled steps need a folder to keep and load code in, here or in "
-        f"{tempfile.gettempdir()}; got {reason!r}: make room, set XDG_CACHE_HOME or TMPDIR to "
-        "one that allows it, or use the integrator itself."
+        f"{what} need a folder to keep and load code in, here or in {tempfile.gettempdir()}; got "
+        f"{reason!r}: make room, set XDG_CACHE_HOME or TMPDIR to one that allows it, or {instead}."
     )
 
 
@@ -106,7 +112,9 @@ def _is_whole(kept: Path) -> bool:
         return False
 
 
-def _build(compiler: str, source: Path, macros: Sequence[str], kept: Path) -> None:
+def _build(
+    compiler: str, source: Path, macros: Sequence[str], kept: Path, words: tuple[str, str]
+) -> None:
     """Build a library beside its place and move it there, so that nobody sees half of one."""
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".build-") as folder:
         target = Path(folder, kept.name)
@@ -114,11 +122,11 @@ def _build(compiler: str, source: Path, macros: Sequence[str], kept: Path) -> No
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
-            raise ValueError(_needs(compiler, error.strerror or str(error))) from error
+            raise ValueError(_needs(compiler, error.strerror or str(error), *words)) from error
         if done.returncode or not target.exists():
             ended = f"exit status {done.returncode}" if done.returncode else "it made no library"
             reason = (done.stderr.strip().splitlines() or [ended])[0]
-            raise ValueError(_needs(compiler, reason))
+            raise ValueError(_needs(compiler, reason, *words))
         target.chmod(0o700)
         seal = Path(folder, "seal")
         seal.write_text(_digest(target.read_bytes()))
@@ -162,8 +170,8 @@ def _digest(*parts: bytes) -> str:
     return total.hexdigest()
 
 
-def _needs(compiler: str, reason: str) -> str:
+def _needs(compiler: str, reason: str, what: str, instead: str) -> str:
     return (
-        f"compiled steps need a C compiler, cc or what CC names; got {compiler!r} ({reason}): "
-        "install gcc or clang, or use the integrator itself."
+        f"{what} need a C compiler, cc or what CC names; got {compiler!r} ({reason}): install gcc "
+        f"or clang, or {instead}."
     )

@@ -1,0 +1,6 @@
+"""C files of the package as libraries in memory, and their calls on several threads."""
+
+from deeplin.compiled.build import cache_folder, library
+from deeplin.compiled.threads import in_parts
+
+__all__ = ["cache_folder", "in_parts", "library"]

@@ -1,0 +1,23 @@
+"""A product ABᴴ at given places, and sparse matrices of these places times thin ones."""
+
+from deeplin.sampled.kernels import require
+from deeplin.sampled.pattern import Pattern
+from deeplin.sampled.products import (
+    adjoint_times,
+    line_sums,
+    one_pass,
+    residual_times,
+    sample,
+    sparse_times,
+)
+
+__all__ = [
+    "Pattern",
+    "adjoint_times",
+    "line_sums",
+    "one_pass",
+    "require",
+    "residual_times",
+    "sample",
+    "sparse_times",
+]

@@ -1,0 +1,178 @@
+"""Calls of the compiled loops, and whether there are any on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from deeplin.compiled import in_parts, library
+from deeplin.sampled.places import Places
+
+__all__ = ["WIDEST", "available", "fits", "order_by", "products", "require"]
+
+_REALS = {torch.float64: "double", torch.float32: "float"}
+_VECTOR_BYTES = 32
+# Vectors in a row of a thin matrix; what is wider is taken in parts.
+WIDEST = 8
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("rows", "columns", "entries", "blocks", "chunks")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("bounds", "starts", "index", "place", "A", "B"),
+                *("value", "weight", "other", "entry", "out", "sums"),
+            )
+        ),
+        ("value_stride", ctypes.c_long),
+    ]
+
+
+@cache
+def _loops(vectors: int, real: str) -> ctypes.CDLL:
+    macros = [f"-DREAL={real}", f"-DVECTORS={vectors}"]
+    return _library("products.c", macros)
+
+
+def _library(name: str, macros: list[str]) -> ctypes.CDLL:
+    return library(
+        Path(__file__).with_name(name),
+        macros,
+        what="compiled products",
+        instead='use products="torch"',
+    )
+
+
+@cache
+def _refusal(compiler: str) -> str | None:
+    """Why a compiler, as CC names it, makes no products; None: it does. Asked once."""
+    try:
+        _library("places.c", [])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def require() -> None:
+    """Raises: ValueError unless there is a compiler, or what it made is kept."""
+    reason = _refusal(os.environ.get("CC", "cc"))
+    if reason:
+        raise ValueError(reason)
+
+
+def available() -> bool:
+    """Whether there is a compiler, or what it made is kept."""
+    return os.name == "posix" and _refusal(os.environ.get("CC", "cc")) is None
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Whether the compiled loops take these: float64 or float32, all of one, on a CPU."""
+    first = tensors[0]
+    return first.dtype in _REALS and all(
+        t.dtype == first.dtype and t.device.type == "cpu" for t in tensors
+    )
+
+
+def order_by(
+    key: Int[Tensor, " p"], bound: int, before: Int[Tensor, " p"] | None = None
+) -> tuple[Int[Tensor, " p"], Int[Tensor, " s"]]:
+    """The stable order of numbers 0 <= key < bound, after an order `before`, and where each begins.
+
+    Cost: O(p + bound) in compiled code; a sort by comparing otherwise.
+    """
+    if key.device.type != "cpu" or not available():
+        kept = key if before is None else key[before]
+        found = torch.argsort(kept, stable=True)
+        starts = torch.searchsorted(kept[found], torch.arange(bound + 1, device=key.device))
+        return (found if before is None else before[found]), starts
+    key = key.contiguous()
+    starts, after = key.new_zeros(bound + 1), torch.empty_like(key)
+    _library_of_places().order_by(
+        *(ctypes.c_long(number) for number in (len(key), bound)),
+        *(_pointer(t) for t in (key, before, starts, after)),
+    )
+    return after, starts
+
+
+@cache
+def _library_of_places() -> ctypes.CDLL:
+    return _library("places.c", [])
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _padded(A: Tensor, vectors: int) -> Tensor:
+    """The rows of a thin matrix filled up with zeros to whole vectors."""
+    width = vectors * _VECTOR_BYTES // A.element_size()
+    if A.shape[-1] == width and A.is_contiguous() and A.data_ptr() % _VECTOR_BYTES == 0:
+        return A
+    wide = A.new_zeros((*A.shape[:-1], width))
+    wide[..., : A.shape[-1]] = A
+    return wide
+
+
+def products(
+    places: Places,
+    B: Float[Tensor, "batch n k"],
+    *,
+    A: Float[Tensor, "batch m k"] | None = None,
+    entries: Float[Tensor, "batch p"] | None = None,
+    values: Float[Tensor, "#batch p"] | None = None,
+    weights: Float[Tensor, " p"] | None = None,
+    other: Float[Tensor, "batch p"] | None = None,
+    keep: bool = True,
+    times: bool = False,
+    sums: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(E, EB, sums): one pass over the places.
+
+    E has the numbers `entries`, or weights·(⟨A_i, B_j⟩ − values) where A is given, and then the
+    sums are Σ E·d and Σ other·d of the differences d = ⟨A_i, B_j⟩ − values. What is not asked for
+    is None. Threads change no bit.
+
+    Shapes: E (batch, p), EB (batch, m, k), sums (batch, 2) in float64; all contiguous, k at most
+        `WIDEST` vectors.
+    """
+    batch, _, k = B.shape
+    vectors = -(-k * B.element_size() // _VECTOR_BYTES)
+    wide = _padded(B, vectors)
+    left = None if A is None else _padded(A, vectors)
+    if A is not None and keep:
+        entries = B.new_empty((batch, len(places.index)))
+    out = B.new_empty((batch, places.rows, wide.shape[-1])) if times else None
+    chunks = len(places.bounds) - 1
+    totals = torch.zeros((batch, chunks, 2), dtype=torch.float64) if sums else None
+    job = _Job(
+        *(places.rows, places.columns, len(places.index), places.blocks, chunks),
+        *(
+            _pointer(t)
+            for t in (
+                *(places.bounds, places.starts, places.index, places.place, left, wide),
+                *(values, weights, other, entries, out, totals),
+            )
+        ),
+        0 if values is None or len(values) == 1 else len(places.index),
+    )
+    loops = _loops(vectors, _REALS[B.dtype])
+    each = batch >= torch.get_num_threads()
+
+    def part(begin: int, stop: int) -> None:
+        ranges = (begin, stop, 0, chunks) if each else (0, batch, begin, stop)
+        loops.products(ctypes.byref(job), *(ctypes.c_long(number) for number in ranges))
+
+    in_parts(part, batch if each else chunks)
+    return (
+        entries if keep else None,
+        None if out is None else out[..., :k].contiguous(),
+        None if totals is None else totals.sum(1),
+    )

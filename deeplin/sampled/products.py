@@ -1,0 +1,319 @@
+"""Samples of ABᴴ, and products of the sparse matrix that has numbers at these places; derivatives.
+
+The three are linear in each argument, and each one's derivative is made of the other two. All
+numbers stand in the order of the pattern.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from deeplin.linalg import values_known
+from deeplin.sampled import kernels
+from deeplin.sampled.pattern import Pattern
+from deeplin.sampled.places import Places
+
+__all__ = [
+    "adjoint_times",
+    "line_sums",
+    "one_pass",
+    "residual_times",
+    "sample",
+    "sparse_times",
+]
+
+_REALS = (torch.float64, torch.float32)
+
+
+def sample(
+    pattern: Pattern,
+    A: Inexact[Tensor, "*#batch m k"],
+    B: Inexact[Tensor, "*#batch n k"],
+) -> Inexact[Tensor, "*#batch p"]:
+    """The entries ⟨A_i, B_j⟩ of ABᴴ at the places (i, j) of the pattern.
+
+    In compiled loops for float32 and float64 on a CPU, by `torch.sparse` where there is no compiler
+    and on CUDA, by gathering rows for batches there, other numbers and under torch.compile.
+    Differentiable as often as one likes, and under torch.func.
+
+    Cost: O(p k).
+    """
+    if _gathered(A, B):
+        return (A[..., pattern.rows, :] * B[..., pattern.cols, :].conj()).sum(-1)
+    A, B, batch = _beside(A, B)
+    return _Sample.apply(A, B, pattern).reshape(*batch, pattern.size)  # pyright: ignore
+
+
+def sparse_times(
+    pattern: Pattern,
+    entries: Inexact[Tensor, "*#batch p"],
+    P: Inexact[Tensor, "*#batch n k"],
+) -> Inexact[Tensor, "*#batch m k"]:
+    """EP of the matrix E that has these entries at the places of the pattern, else zeros.
+
+    Cost, derivatives: as `sample`.
+    """
+    if _gathered(entries, P):
+        found = entries[..., None] * P[..., pattern.cols, :]
+        return _sums_by(pattern.rows, found, pattern.shape[0])
+    e, P, batch = _beside(entries[..., None], P)
+    EP: Tensor = _Times.apply(e[..., 0], P, pattern, False)  # pyright: ignore
+    return EP.reshape(*batch, *EP.shape[1:])
+
+
+def adjoint_times(
+    pattern: Pattern,
+    entries: Inexact[Tensor, "*#batch p"],
+    Q: Inexact[Tensor, "*#batch m k"],
+) -> Inexact[Tensor, "*#batch n k"]:
+    """EᴴQ of the matrix E that has these entries at the places of the pattern, else zeros.
+
+    Cost, derivatives: as `sample`.
+    """
+    if _gathered(entries, Q):
+        found = entries.conj()[..., None] * Q[..., pattern.rows, :]
+        return _sums_by(pattern.cols, found, pattern.shape[1])
+    e, Q, batch = _beside(entries[..., None], Q)
+    EhQ: Tensor = _Times.apply(e[..., 0], Q, pattern, True)  # pyright: ignore
+    return EhQ.reshape(*batch, *EhQ.shape[1:])
+
+
+def residual_times(
+    pattern: Pattern,
+    A: Float[Tensor, "m k"],
+    B: Float[Tensor, "n k"],
+    values: Float[Tensor, " p"],
+    weights: Float[Tensor, " p"] | None,
+) -> tuple[Float[Tensor, " p"], Float[Tensor, "m k"], Float[Tensor, ""]]:
+    """(e, EB, ½Σ e·d), e = weights·d and d = (ABᴴ − values at the places), in one pass.
+
+    No derivatives; where `one_pass` holds.
+    """
+    parts = _parts(A, B)
+    if len(parts) > 1:
+        e = sample(pattern, A, B) - values
+        square = (e if weights is None else weights * e) @ e
+        e = e if weights is None else weights * e
+        return e, sparse_times(pattern, e, B), 0.5 * square
+    e, EB, sums = kernels.products(
+        pattern.first,
+        B[None],
+        A=A[None],
+        values=values[None],
+        weights=weights,
+        times=True,
+        sums=True,
+    )
+    assert e is not None
+    assert EB is not None
+    assert sums is not None
+    return e[0], EB[0], 0.5 * sums[0, 0].to(A.dtype)
+
+
+def line_sums(
+    pattern: Pattern,
+    A: Float[Tensor, "m k"],
+    B: Float[Tensor, "n k"],
+    entries: Float[Tensor, " p"],
+    weights: Float[Tensor, " p"] | None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(Σ entries·x, Σ weights·x²) of the samples x of ABᴴ, which are not kept.
+
+    No derivatives; where `one_pass` holds.
+    """
+    if len(_parts(A, B)) > 1:
+        x = sample(pattern, A, B)
+        return entries @ x, (x if weights is None else weights * x) @ x
+    sums = kernels.products(
+        pattern.first,
+        B[None],
+        A=A[None],
+        weights=weights,
+        other=entries[None].contiguous(),
+        keep=False,
+        sums=True,
+    )[2]
+    assert sums is not None
+    square, slope = sums[0].to(A.dtype)
+    return slope, square
+
+
+def one_pass(pattern: Pattern, *tensors: Tensor) -> bool:
+    """Whether compiled loops may take these tensors: no batch, and no derivative is wanted."""
+    return (
+        pattern.compiled
+        and pattern.size > 0
+        and values_known()
+        and all(t.ndim <= 2 for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and kernels.fits(*tensors)
+    )
+
+
+# -- derivatives -----------------------------------------------------------------------------------
+
+
+class _Sample(torch.autograd.Function):
+    """(A, B) -> the samples; one batch dimension."""
+
+    @staticmethod
+    def forward(A: Tensor, B: Tensor, pattern: Pattern) -> Tensor:
+        return _sampled(pattern, A, B)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        A, B, ctx.pattern = inputs
+        ctx.save_for_backward(A, B)
+        ctx.save_for_forward(A, B)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (g,), (A, B) = grads, ctx.saved_tensors
+        dA = dB = None
+        if ctx.needs_input_grad[0]:
+            dA = _Times.apply(g, B, ctx.pattern, False)
+        if ctx.needs_input_grad[1]:
+            dB = _Times.apply(g, A, ctx.pattern, True)
+        return dA, dB, None
+
+    @staticmethod
+    def jvp(ctx, *grads):
+        dA, dB = grads[:2]
+        A, B = ctx.saved_tensors
+        parts = [(dA, B), (A, dB)]
+        found = [
+            _Sample.apply(L, R, ctx.pattern) for L, R in parts if L is not None and R is not None
+        ]
+        return sum(found[1:], found[0])  # pyright: ignore
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        A, B, pattern = args
+        A, B = (_batched(t, d, info.batch_size) for t, d in zip((A, B), in_dims[:2], strict=True))
+        e = _Sample.apply(A.flatten(0, 1), B.flatten(0, 1), pattern)
+        return e.unflatten(0, A.shape[:2]), 0  # pyright: ignore
+
+
+class _Times(torch.autograd.Function):
+    """(entries, P) -> EP, or EᴴP; one batch dimension."""
+
+    @staticmethod
+    def forward(e: Tensor, P: Tensor, pattern: Pattern, adjoint: bool) -> Tensor:
+        return _multiplied(pattern, e, P, adjoint)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        e, P, ctx.pattern, ctx.adjoint = inputs
+        ctx.save_for_backward(e, P)
+        ctx.save_for_forward(e, P)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (g,), (e, P) = grads, ctx.saved_tensors
+        de = dP = None
+        if ctx.needs_input_grad[0]:
+            pair = (P, g) if ctx.adjoint else (g, P)
+            de = _Sample.apply(*pair, ctx.pattern)
+        if ctx.needs_input_grad[1]:
+            dP = _Times.apply(e, g, ctx.pattern, not ctx.adjoint)
+        return de, dP, None, None
+
+    @staticmethod
+    def jvp(ctx, *grads):
+        de, dP = grads[:2]
+        e, P = ctx.saved_tensors
+        parts = [(de, P), (e, dP)]
+        found = [
+            _Times.apply(L, R, ctx.pattern, ctx.adjoint)
+            for L, R in parts
+            if L is not None and R is not None
+        ]
+        return sum(found[1:], found[0])  # pyright: ignore
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        e, P, pattern, adjoint = args
+        e, P = (_batched(t, d, info.batch_size) for t, d in zip((e, P), in_dims[:2], strict=True))
+        EP = _Times.apply(e.flatten(0, 1), P.flatten(0, 1), pattern, adjoint)
+        return EP.unflatten(0, P.shape[:2]), 0  # pyright: ignore
+
+
+def _batched(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """The dimension of vmap in front, also of what has none."""
+    if dim is None:
+        return tensor.expand(size, *tensor.shape)
+    return tensor.movedim(dim, 0)
+
+
+def _beside(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
+    """Two tensors with one batch dimension, the same for both, and the batch that it stands for."""
+    batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+    size = batch.numel()
+    A, B = (t.expand(*batch, *t.shape[-2:]).reshape(size, *t.shape[-2:]) for t in (A, B))
+    return A, B, batch
+
+
+def _gathered(*tensors: Tensor) -> bool:
+    """Whether rows must be gathered by plain operations."""
+    mixed = any(t.dtype != tensors[0].dtype or t.dtype not in _REALS for t in tensors)
+    return mixed or torch.compiler.is_compiling()
+
+
+def _sums_by(index: Tensor, rows: Tensor, size: int) -> Tensor:
+    return rows.new_zeros((*rows.shape[:-2], size, rows.shape[-1])).index_add(-2, index, rows)
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+def _parts(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """The columns in as many parts as the compiled loops need."""
+    widest = kernels.WIDEST * 32 // tensors[0].element_size()
+    return list(zip(*(t.split(widest, -1) for t in tensors), strict=True))
+
+
+def _sampled(pattern: Pattern, A: Tensor, B: Tensor) -> Tensor:
+    if not A.shape[-1] or not pattern.size:
+        return A.new_zeros((len(A), pattern.size))
+    if pattern.compiled and kernels.fits(A, B):
+        found = [kernels.products(pattern.first, b, A=a)[0] for a, b in _parts(A, B)]
+        return sum(found[1:], found[0])  # pyright: ignore
+    if len(A) == 1 and pattern.first.blocks == 1:
+        ones = A.new_ones(pattern.size)
+        E = torch.sparse.sampled_addmm(_csr(pattern.first, ones), A[0], B[0].mT, beta=0.0)
+        return E.values()[None]
+    return (A[:, pattern.rows, :] * B[:, pattern.cols, :]).sum(-1)
+
+
+def _multiplied(pattern: Pattern, e: Tensor, P: Tensor, adjoint: bool) -> Tensor:
+    places = pattern.second if adjoint else pattern.first
+    if not P.shape[-1] or not pattern.size:
+        return P.new_zeros((len(P), places.rows, P.shape[-1]))
+    if pattern.compiled and kernels.fits(e, P):
+        e = e.contiguous()
+        parts = [
+            kernels.products(places, part, entries=e, keep=False, times=True)[1]
+            for (part,) in _parts(P)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)  # pyright: ignore
+    if len(P) == 1 and places.blocks == 1:
+        e = e[0] if places.place is None else e[0][places.place]
+        return (_csr(places, e) @ P[0])[None]
+    rows, cols = (pattern.cols, pattern.rows) if adjoint else (pattern.rows, pattern.cols)
+    return _sums_by(rows, e[..., None] * P[:, cols, :], places.rows)
+
+
+def _csr(places: Places, numbers: Tensor) -> Tensor:
+    with warnings.catch_warnings():  # torch calls its compressed rows beta, once a process
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            places.starts.to(places.index.dtype),
+            places.index,
+            numbers,
+            (places.rows, places.columns),
+            check_invariants=False,
+        )
