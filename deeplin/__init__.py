@@ -1,7 +1,6 @@
 """Deep linear networks and low-rank Riemannian optimisation in PyTorch."""
 
 import importlib
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from deeplin import exact, flows, geometry, integrators, landscape, problems
@@ -21,9 +20,15 @@ from deeplin.problems import (
 
 if TYPE_CHECKING:
     from deeplin import manifolds, nn
+    from deeplin.runner.loading import Run, load
 
 # Imported when first asked for: they need libraries that the rest does without.
-_LAZY = ("manifolds", "nn")
+_LAZY = {
+    "Run": "deeplin.runner.loading",
+    "load": "deeplin.runner.loading",
+    "manifolds": "deeplin.manifolds",
+    "nn": "deeplin.nn",
+}
 
 __all__ = [
     "DeepLinear",
@@ -34,6 +39,7 @@ __all__ = [
     "MatrixSensing",
     "Prediction",
     "Problem",
+    "Run",
     "Solution",
     "autoencoder",
     "exact",
@@ -43,6 +49,7 @@ __all__ = [
     "init",
     "integrators",
     "landscape",
+    "load",
     "manifolds",
     "nn",
     "predict",
@@ -51,9 +58,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> object:
     if name in _LAZY:
-        return importlib.import_module(f"deeplin.{name}")
+        module = importlib.import_module(_LAZY[name])
+        return module if module.__name__ == f"deeplin.{name}" else vars(module)[name]
     raise AttributeError(f"module 'deeplin' has no attribute {name!r}")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from deeplin.linalg import chain, random_orthogonal
 from deeplin.problems.least_squares import LeastSquares
 from deeplin.problems.memory import ask_for_memory
-from deeplin.problems.standardize import Standardizer
+from deeplin.problems.preparation import Classes, Preparation
 from deeplin.problems.widths import grid_widths
 
 __all__ = [
@@ -37,7 +37,8 @@ class Data:
     """A problem, the samples it came from if they fit in memory, and what was done to them.
 
     `x`, `y` hold a sample per row; y is x for an autoencoder. `notes` are sentences for the user;
-    `truth` is the matrix that made the labels, where one did.
+    `truth` is the matrix that made the labels, where one did; `preparation` is what was done to
+    the samples, None where nothing was.
     """
 
     problem: LeastSquares
@@ -45,6 +46,7 @@ class Data:
     y: Tensor | None = None
     notes: tuple[str, ...] = ()
     truth: Tensor | None = None
+    preparation: Preparation | None = None
 
     @classmethod
     def from_samples(cls, x: Tensor, y: Tensor | None, *notes: str) -> Data:
@@ -69,14 +71,24 @@ class Data:
                 return self
             hint = "With the runner: problem.singular=project or problem.singular=whiten."
             return replace(self, notes=(*self.notes, f"{warning} {hint}"))
+        basis = None
         if singular == "project":
             T, new, both = problem.range_basis().mT, problem.projected(), problem.is_autoencoder
+            basis = T.mT if both else None
             note = f"x was replaced by its {len(T)} coordinates on the range of XXᵀ."
         else:
             T, new, both = problem.whitening(), problem.whitened(), False
             note = f"x was whitened on the {len(T)}-dimensional range of XXᵀ; y is unchanged."
         x = None if self.x is None else self.x @ T.mT
-        return Data(new, x, x if both else self.y, (*self.notes, note))
+        d_y = None if problem.is_autoencoder else problem.d_y
+        done = self.preparation or Preparation.nothing(problem.d_x, d_y)
+        return Data(
+            new,
+            x,
+            x if both else self.y,
+            (*self.notes, note),
+            preparation=done.after(T, basis),
+        )
 
     def to(self, device: str | torch.device) -> Data:
         """The same data on another device."""
@@ -234,8 +246,8 @@ def digits(
         raise ValueError(f"problem.target must be autoencoder or labels; got {target!r}.")
     images, labels = load_digits(return_X_y=True)
     x = torch.as_tensor(images, dtype=dtype)
-    y = one_hot(torch.as_tensor(labels), dtype) if target == "labels" else None
-    data = prepare(x, y, standardize=standardize, normalize=normalize)
+    y, classes = one_hot(torch.as_tensor(labels), dtype) if target == "labels" else (None, None)
+    data = prepare(x, y, standardize=standardize, normalize=normalize, classes=classes)
     first = f"scikit-learn digits, {len(x)} images of {x.shape[1]} pixels"
     return replace(data, notes=(first, *data.notes)).regularised(singular)
 
@@ -247,22 +259,25 @@ def prepare(
     standardize: bool = True,
     normalize: bool = True,
     dtype: torch.dtype | None = None,
+    classes: Classes | None = None,
 ) -> Data:
     """Samples made fit for a linear map without bias, and for steps that do not depend on m.
 
     `standardize`: columns of x that never vary are removed, so that XXᵀ can have full rank; the
     others get mean 0 and variance 1, whatever their size; y, if given, gets mean 0. `normalize`: x
     and y are divided by √m, so that XXᵀ is the covariance (or second-moment) matrix of the samples.
-    With `dtype` the result has that; what it is made from need not fit into it.
+    With `dtype` the result has that; what it is made from need not fit into it. `classes` names the
+    columns of one-hot labels. How to do the same to other samples is the data's `preparation`.
 
     Raises: ValueError for samples that are not finite, where none varies, and for sizes whose
         squares leave the number format.
     """
     if y is not None and len(x) != len(y):
         raise ValueError(f"x and y must have equally many rows; got {len(x)} and {len(y)}.")
-    transform = Standardizer([(x, y)], standardize, normalize)
-    x, y = transform(x, y, dtype)
-    return Data.from_samples(x, y, *transform.notes)
+    done, notes = Preparation.fitted(
+        lambda: [(x, y)], standardize=standardize, normalize=normalize, classes=classes
+    )
+    return replace(Data.from_samples(*done(x, y, dtype), *notes), preparation=done)
 
 
 def _gaussian_samples(
@@ -276,10 +291,10 @@ def _gaussian_samples(
     return torch.randn(m, d, dtype=dtype, generator=generator) / math.sqrt(d)
 
 
-def one_hot(labels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of the identity for integer labels (m,), a column per distinct label, in order."""
-    names, classes = labels.unique(return_inverse=True)
+def one_hot(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Classes]:
+    """Rows of the identity for integer labels (m,), a column per distinct label, and these."""
+    names, numbers = labels.unique(return_inverse=True)
     ask_for_memory(
         f"a column for each of {len(names)} classes", labels.numel() * len(names) * dtype.itemsize
     )
-    return torch.nn.functional.one_hot(classes).to(dtype)
+    return torch.nn.functional.one_hot(numbers).to(dtype), tuple(names.tolist())

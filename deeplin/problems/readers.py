@@ -13,11 +13,9 @@ from torch import Tensor
 from deeplin.problems.data import Data, one_hot, prepare
 from deeplin.problems.formats import Contents, read_file
 from deeplin.problems.least_squares import LeastSquares
-from deeplin.problems.standardize import Standardizer, cast
+from deeplin.problems.preparation import Classes, Pair, Preparation, in_dtype
 
 __all__ = ["from_file", "read_matrices"]
-
-Pair = tuple[Tensor, Tensor | None]
 
 
 def from_file(
@@ -53,8 +51,10 @@ def from_file(
         told = ""
     else:
         contents = read_file(path)
-        x, y = _samples(path, contents, labels)
-        data = prepare(x, y, standardize=standardize, normalize=normalize, dtype=dtype)
+        x, y, classes = _samples(path, contents, labels)
+        data = prepare(
+            x, y, standardize=standardize, normalize=normalize, dtype=dtype, classes=classes
+        )
         told = contents.told()
     first = f"{path}, {data.problem.m} samples{told}"
     return replace(data, notes=(first, *data.notes)).regularised(singular)
@@ -70,21 +70,21 @@ def _prepare_stream(
         for file in files:
             contents = read_file(file)
             headers[file] = contents.told()
-            x, y = _samples(file, contents, labels, may_be_classes=False)
+            x, y, _ = _samples(file, contents, labels, may_be_classes=False)
             columns = x.shape[1], None if y is None else y.shape[1]
             first = first or (file, columns)
             if columns != first[1]:
                 raise ValueError(_misfit(*first, file, columns))
             yield x, y
 
-    transform = Standardizer(shards(), standardize, normalize)
-    transformed = (transform(x, y, dtype) for x, y in shards())
-    problem = LeastSquares.from_batches(x if y is None else (x, y) for x, y in transformed)
+    done, notes = Preparation.fitted(shards, standardize=standardize, normalize=normalize)
+    prepared = (done(x, y, dtype) for x, y in shards())
+    problem = LeastSquares.from_batches(x if y is None else (x, y) for x, y in prepared)
     note = f"streamed from {len(files)} files: moments only, no mini-batches"
     told = [f"{file.name}{header}" for file, header in headers.items() if header]
     if told:
         note += f"; {len(told)} of them with a header, {told[0]}"
-    return Data(problem, notes=(note, *transform.notes))
+    return Data(problem, notes=(note, *notes), preparation=done)
 
 
 def _misfit(
@@ -102,8 +102,10 @@ def _misfit(
     return f"all files of a pattern must have the same columns: {first} and {file} have {what}."
 
 
-def _samples(path: Path, contents: Contents, labels: int, *, may_be_classes: bool = True) -> Pair:
-    """(x, y) of a file as finite matrices; y = None where there are no labels."""
+def _samples(
+    path: Path, contents: Contents, labels: int, *, may_be_classes: bool = True
+) -> tuple[Tensor, Tensor | None, Classes | None]:
+    """(x, y, classes) of a file, finite matrices; y = None where there are no labels."""
     arrays = contents.arrays
     if "x" not in arrays:
         raise ValueError(
@@ -117,22 +119,23 @@ def _samples(path: Path, contents: Contents, labels: int, *, may_be_classes: boo
                 f"problem.labels must leave columns for x: 0 <= labels < {x.shape[1]} for {path}; "
                 f"got {labels}."
             )
-        return x[:, :-labels], x[:, -labels:]
+        return x[:, :-labels], x[:, -labels:], None
     if y is None:
-        return x, None
+        return x, None, None
+    classes = None
     if y.ndim == 1 and not y.is_floating_point() and not y.is_complex():
         if not may_be_classes:
             raise ValueError(
                 f"y in {path} holds integer classes, which a stream of files cannot number: "
                 "store them one-hot."
             )
-        y = one_hot(y, x.dtype)
+        y, classes = one_hot(y, x.dtype)
     y = _as_samples(path, "y", y[:, None] if y.ndim == 1 else y)
     if len(x) != len(y):
         raise ValueError(
             f"x and y in {path} must have equally many rows; got {len(x)} and {len(y)}."
         )
-    return x, y
+    return x, y, classes
 
 
 def _as_samples(path: Path, name: str, array: Tensor) -> Tensor:
@@ -173,4 +176,4 @@ def read_matrices(path: Path, dtype: torch.dtype) -> Tensor:
             f"{path} must hold a {kind}, non-empty matrix, or a stack of them; got shape "
             f"{tuple(array.shape)}, {array.dtype}."
         )
-    return cast("W(0)", _finite(path, "x", array), dtype)
+    return in_dtype("W(0)", _finite(path, "x", array), dtype)

@@ -36,7 +36,7 @@ from deeplin.runner.observables import flow_observables, with_factors
 from deeplin.runner.schema import check
 from deeplin.runner.targets import make, options_of
 
-__all__ = ["Experiment", "build", "data_of"]
+__all__ = ["Experiment", "build", "data_of", "widths_of"]
 
 _MOST_STEPS = 2.0**53  # with more of them t + dt is t
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -172,7 +172,7 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
 def _network(
     group: DictConfig, shape: Sequence[int], repeats: int, dtype: torch.dtype
 ) -> DeepLinear:
-    batch, widths = (repeats,) if repeats > 1 else (), _widths(group, *shape)
+    batch, widths = (repeats,) if repeats > 1 else (), widths_of(group, *shape)
     numbers = repeats * sum(d_in * d_out for d_in, d_out in itertools.pairwise(widths))
     ask_for_memory(
         f"a run of {repeats} networks of {len(widths) - 1} layers",
@@ -182,7 +182,7 @@ def _network(
     return DeepLinear(widths, batch_shape=batch, dtype=dtype)
 
 
-def _widths(group: DictConfig, d_y: int, d_x: int) -> list[int]:
+def widths_of(group: DictConfig, d_y: int, d_x: int) -> list[int]:
     if group.widths is None:
         return grid_widths(d_x, d_y, group.depth, group.rank)
     widths = list(group.widths) if OmegaConf.is_list(group.widths) else [group.widths]

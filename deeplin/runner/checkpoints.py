@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -17,10 +17,11 @@ from deeplin.loop import History, Kind, Result
 __all__ = ["FORMAT", "Checkpoint", "Damaged", "check_format", "sealed", "unsealed"]
 
 # The format of folders and checkpoints; one of another number is refused. 1 carried no number.
-FORMAT = 3
+FORMAT = 4
 _WRITERS = {
     1: ("deeplin 0.1.0 before folders carried a number", "91e24ea"),
     2: ("deeplin before checkpoints carried a digest", "4863c04"),
+    3: ("deeplin before checkpoints carried what was done to the data", "65c0c99"),
 }
 # A checkpoint is what torch.save writes, an archive; the digest of it stands in its comment.
 _SEAL, _LENGTH = b"deeplin sha256 ", 15 + 64
@@ -35,7 +36,9 @@ class Checkpoint:
     """From what a run goes on: the stepper's state, all records, the seconds used, how it ended.
 
     `config` are the options of its run by their dotted names, `inputs` the digests of the files
-    that these name.
+    that these name. What it takes to use the run without these files: `factors`, matrices whose
+    product is W, the first to be applied first (`layers`: they are those of the network), and
+    `preparation`, what was done to the data (`Preparation.state_dict`).
     """
 
     stepper: dict
@@ -44,6 +47,9 @@ class Checkpoint:
     result: Result | None
     config: Mapping[str, object] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
+    factors: Sequence[Tensor] = ()
+    layers: bool = False
+    preparation: Mapping[str, object] | None = None
 
     def check_fits(self, stepper: Stepper) -> None:
         """Raise ValueError unless the state is one that a stepper of the run could have."""
@@ -89,6 +95,9 @@ def sealed(checkpoint: Checkpoint) -> bytes:
         "history": checkpoint.history.state_dict(),
         "seconds": checkpoint.seconds,
         "result": None if result is None else _plain(result),
+        "factors": list(checkpoint.factors),
+        "layers": checkpoint.layers,
+        "preparation": checkpoint.preparation,
     }
     archive = io.BytesIO()
     torch.save(content, archive)
@@ -124,6 +133,9 @@ def unsealed(data: bytes, device: str = "cpu") -> Checkpoint:
         result,
         saved["config"],
         saved["inputs"],
+        saved["factors"],
+        saved["layers"],
+        saved["preparation"],
     )
 
 

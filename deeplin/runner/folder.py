@@ -16,8 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from deeplin.flows import LayerFlow
+from deeplin.flows.contract import Flow
 from deeplin.integrators.steppers import Stepper
 from deeplin.loop import History, Record, Result
+from deeplin.problems.preparation import Preparation
 from deeplin.runner import files
 from deeplin.runner.checkpoints import (
     FORMAT,
@@ -28,6 +31,7 @@ from deeplin.runner.checkpoints import (
     unsealed,
 )
 from deeplin.runner.lock import LOCK, locked
+from deeplin.runner.observables import factors
 from deeplin.runner.schema import flatten
 
 __all__ = ["FORMAT", "Checkpoint", "Checkpointer", "Damaged", "RunFolder"]
@@ -224,7 +228,10 @@ class RunFolder:
 
 
 class Checkpointer:
-    """Saves stepper and history every `seconds` seconds, and when told to."""
+    """Saves stepper and history every `seconds` seconds, and when told to.
+
+    With them what it takes to use W: of the flow its factors, of the data what was done to them.
+    """
 
     def __init__(
         self,
@@ -235,10 +242,13 @@ class Checkpointer:
         *,
         config: DictConfig,
         inputs: Mapping[str, str],
+        flow: Flow,
+        preparation: Preparation | None,
     ):
         self.folder, self.stepper, self.history = folder, stepper, history
         self.interval, self.elapsed_before = seconds, 0.0
-        self.config, self.inputs = flatten(config), inputs
+        self.config, self.inputs, self.flow = flatten(config), inputs, flow
+        self.preparation = None if preparation is None else preparation.state_dict()
         self._start = self._last = time.monotonic()
 
     @property
@@ -247,9 +257,18 @@ class Checkpointer:
         return self.elapsed_before + time.monotonic() - self._start
 
     def save(self, result: Result | None = None) -> None:
-        state = self.stepper.state_dict()
         self.folder.save_checkpoint(
-            Checkpoint(state, self.history, self.seconds, result, self.config, self.inputs)
+            Checkpoint(
+                self.stepper.state_dict(),
+                self.history,
+                self.seconds,
+                result,
+                self.config,
+                self.inputs,
+                factors(self.flow, self.stepper.state),
+                isinstance(self.flow, LayerFlow),
+                self.preparation,
+            )
         )
         self._last = time.monotonic()
 

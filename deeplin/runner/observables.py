@@ -19,6 +19,7 @@ from deeplin.problems.spectrum import Spectrum
 __all__ = [
     "KEPT_ASIDE",
     "Observables",
+    "factors",
     "flow_observables",
     "layer_observables",
     "with_factors",
@@ -196,18 +197,31 @@ def with_factors(observe: Observables, flow: Flow) -> Observables:
     flow, W and the identity for the rest.
     """
 
-    def factors(y: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        if isinstance(flow, LayerFlow) and len(y) > 1:
-            p = min(range(1, len(y)), key=lambda j: y[j - 1].shape[-2])
-            return end_to_end(y[p:]), end_to_end(y[:p])
-        if isinstance(flow, EndToEndFlow):
-            U, log_s, V = y
-            return U * log_s.exp()[..., None, :], V.mH
-        W = flow.end_to_end(tuple(y))
-        return W, torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+    def halves(y: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        parts = factors(flow, y)
+        if len(parts) == 1:
+            W = parts[0]
+            return W, torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+        p = min(range(1, len(parts)), key=lambda j: parts[j - 1].shape[-2])
+        return end_to_end(parts[p:]), end_to_end(parts[:p])
 
     def observe_all(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
-        left, right = factors(y)
+        left, right = halves(y)
         return observe(t, y) | {"left": left, "right": right}
 
     return observe_all
+
+
+def factors(flow: Flow, y: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """W as matrices whose product it is, the first to be applied first: layers, or thin ones.
+
+    Of the end-to-end flow they are Vᴴ and UΣ, of other states W alone.
+
+    Shapes: (*batch, k, d_x), …, (*batch, d_y, k).
+    """
+    if isinstance(flow, LayerFlow):
+        return tuple(y)
+    if isinstance(flow, EndToEndFlow):
+        U, log_s, V = y
+        return V.mH.resolve_conj(), U * log_s.exp()[..., None, :]
+    return (flow.end_to_end(tuple(y)),)

@@ -140,7 +140,16 @@ def _drive(
         f"by_flow_time: t in units of {TIME_UNIT:g}.",
     )
     every = cfg.log.checkpoint_seconds
-    checkpointer = Checkpointer(folder, stepper, history, every, config=cfg, inputs=inputs)
+    checkpointer = Checkpointer(
+        folder,
+        stepper,
+        history,
+        every,
+        config=cfg,
+        inputs=inputs,
+        flow=experiment.flow,
+        preparation=experiment.data.preparation,
+    )
     if saved is not None:
         checkpointer.elapsed_before = saved.seconds
     progress = Progress(experiment.t1, stepper.t)

@@ -1,0 +1,252 @@
+"""A run that is over, or on its way, as an object: what it showed, what it learned, and its use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Inexact
+from numpy.typing import ArrayLike
+from omegaconf import DictConfig
+from torch import Tensor
+
+from deeplin.flows import LayerFlow
+from deeplin.loop import Kind
+from deeplin.network import DeepLinear, end_to_end, init
+from deeplin.prediction import Prediction
+from deeplin.problems.contract import Problem
+from deeplin.problems.data import Data
+from deeplin.problems.preparation import Preparation
+from deeplin.runner.build import Experiment, build, data_of, widths_of
+from deeplin.runner.folder import Checkpoint, RunFolder
+from deeplin.runner.provenance import digests
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["Curves", "Run", "load"]
+
+
+def load(folder: str | Path) -> Run:
+    """The run of a folder, finished or not, from its last checkpoint.
+
+    Neither the data nor anything but the folder is needed to predict; `problem` and `prediction`
+    are made anew from the configuration and the data's files, when they are first asked for.
+
+    Raises: ValueError, with one sentence, for a folder without a run, one that is damaged, or was
+        written in another format.
+    """
+    files = RunFolder(folder)
+    if not files.config.is_file() or not files.checkpoint.is_file():
+        missing = "config.yaml" if not files.config.is_file() else "checkpoint.pt"
+        raise ValueError(
+            f"{folder} must be the folder of a run; it holds no {missing}: train.py says where a "
+            "run's folder is, runs/<problem>/<date> for instance."
+        )
+    return Run(files, files.read_config(), files.load_checkpoint())
+
+
+class Curves(dict[str, np.ndarray]):
+    """Arrays by their names, the first axis of each the records of a run."""
+
+    def to_frame(self) -> DataFrame:
+        """The same as a pandas table, a row per record; further axes are columns name_1, …
+
+        Raises: ImportError where pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install 'deeplin[data]'.") from error
+        columns: dict[str, np.ndarray] = {}
+        for name, values in self.items():
+            if values.ndim == 1:
+                columns[name] = values
+                continue
+            for index in np.ndindex(values.shape[1:]):
+                numbers = "_".join(str(i + 1) for i in index)
+                columns[f"{name}_{numbers}"] = values[(slice(None), *index)]
+        return DataFrame(columns)
+
+
+class Run:
+    """What a run was told, what it showed, and what it learned.
+
+    - `path`, `config`, `history`: the folder, all options, the records
+    - `W`, `network`: the matrix and its layers, in the coordinates that the problem has
+    - `predict`, `decision_function`, `affine`: its use on new samples, in the user's units
+    - `preparation`: what was done to the samples, None where nothing was
+    """
+
+    def __init__(self, files: RunFolder, config: DictConfig, checkpoint: Checkpoint):
+        self.path, self.config = files.path, config
+        self._files, self._checkpoint = files, checkpoint
+
+    def __repr__(self) -> str:
+        result = self._checkpoint.result
+        end = "unfinished" if result is None else result.sentence.rstrip(".")
+        return f"Run({str(self.path)!r}: {self.config.problem.name}, {end})"
+
+    # -- what it showed ------------------------------------------------------------------------
+
+    @cached_property
+    def summary(self) -> dict[str, object]:
+        """How the run ended: the content of summary.json. Raises ValueError while it has not."""
+        if not self._files.summary.is_file():
+            raise ValueError(
+                f"{self.path} has no summary.json, since the run is unfinished: "
+                f"resume={self.path} continues it."
+            )
+        return self._files.read_summary()
+
+    @cached_property
+    def history(self) -> Curves:
+        """`step`, `t`, `dt` and all that was observed at each record."""
+        records = self._checkpoint.history
+        curves = Curves(
+            step=np.array([record.step for record in records.records]),
+            t=records.t.numpy(),
+            dt=np.array([record.dt for record in records.records]),
+        )
+        for name in records.records[0].observed if records.records else ():
+            curves[name] = records.column(name).numpy(force=True)
+        return curves
+
+    # -- what it learned -----------------------------------------------------------------------
+
+    @cached_property
+    def W(self) -> Inexact[Tensor, "*batch d_y d_x"]:
+        """The matrix that was learned; with repeats one for each."""
+        return end_to_end([factor.cpu() for factor in self._checkpoint.factors])
+
+    @cached_property
+    def network(self) -> DeepLinear:
+        """The layers; where the run had none, balanced ones of its widths, whose product is W."""
+        factors, W = self._checkpoint.factors, self.W
+        if self._checkpoint.layers:
+            widths = [factors[0].shape[-1], *(W_j.shape[-2] for W_j in factors)]
+        else:
+            widths = widths_of(self.config.network, *W.shape[-2:])
+        net = DeepLinear(widths, batch_shape=W.shape[:-2], dtype=W.dtype)
+        if not self._checkpoint.layers:
+            return init.balanced_(net, W)
+        with torch.no_grad():
+            for parameter, W_j in zip(net.weights, factors, strict=True):
+                parameter.copy_(W_j)
+        return net
+
+    @cached_property
+    def _data(self) -> Data:
+        inputs = digests(self.config)
+        for key, digest in self._checkpoint.inputs.items():
+            if inputs.get(key) != digest:
+                now = "has changed since" if inputs.get(key) else "is not there"
+                raise ValueError(
+                    f"{self.path} is a run on {key}={_option(self.config, key)}, which {now}: its "
+                    "problem can be made again from the same file alone; predict needs none."
+                )
+        return data_of(self.config)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem, made anew from the configuration and the data's files.
+
+        Raises: ValueError where a file is gone, or not what it was.
+        """
+        return self._data.problem
+
+    @cached_property
+    def _experiment(self) -> Experiment:
+        _ = self._data  # says whether its files are there
+        return build(self.config)
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """What the theory says of the start, and of where its layers end. Raises: as `problem`."""
+        experiment, result = self._experiment, self._checkpoint.result
+        gone = result is not None and result.kind is Kind.DIVERGED and result.rest is None
+        if not isinstance(experiment.flow, LayerFlow) or gone:
+            return experiment.prediction
+        return experiment.prediction.arrived(experiment.data.problem, self._checkpoint.factors)
+
+    # -- its use -------------------------------------------------------------------------------
+
+    @cached_property
+    def preparation(self) -> Preparation | None:
+        """What was done to the samples, None where nothing was."""
+        saved = self._checkpoint.preparation
+        return None if saved is None else Preparation.from_state_dict(saved)
+
+    @property
+    def _done(self) -> Preparation:
+        d_y, d_x = self.W.shape[-2:]
+        return self.preparation or Preparation.nothing(d_x, d_y)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns of x that `predict` takes, in their order."""
+        return self._done.x.names
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what is predicted: columns of labels, of an autoencoder those of x."""
+        return self._done.outputs.names
+
+    @property
+    def classes(self) -> Sequence[object] | None:
+        """The classes that are predicted, None where the labels are numbers."""
+        return self._done.classes
+
+    def decision_function(self, x: ArrayLike | Tensor) -> np.ndarray:
+        """The labels that W gives of new samples, in the units of the data that it learned from.
+
+        ŷ = ȳ + W T (x − x̄)/s, with x̄, s and T what was done to the samples it learned from: columns
+        that were dropped are taken and not used. For classes it has a column for each, and the
+        largest is that of the class predicted. An autoencoder gives x as it reconstructs it.
+
+        Shapes: x (n, p), the columns of the data without the labels; the result (*batch, n, d_y),
+            with repeats one for each.
+        Raises: ValueError for samples with other columns, or that are not finite.
+        """
+        samples, done = self._samples(x), self._done
+        W = self.W.to(torch.promote_types(self.W.dtype, torch.float64))
+        values = done.inputs(samples).to(W.dtype) @ W.mT
+        return done.predicted(values).numpy()
+
+    def predict(self, x: ArrayLike | Tensor) -> np.ndarray:
+        """What W predicts of new samples: labels as `decision_function`, or the names of classes.
+
+        Shapes: x (n, p); the result (*batch, n, d_y), for classes (*batch, n).
+        Raises: as `decision_function`.
+        """
+        values = self.decision_function(x)
+        if self.classes is None:
+            return values
+        return np.array(self.classes)[values.argmax(-1)]
+
+    def _samples(self, x: ArrayLike | Tensor) -> Tensor:
+        given = x.detach().cpu() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        p = len(self.columns)
+        if given.ndim != 2 or given.shape[1] != p or not _is_number(given):
+            raise ValueError(
+                f"x must be a table of numbers, a sample per row, with the {p} columns of the data "
+                f"without labels; got shape {tuple(given.shape)}, {given.dtype}."
+            )
+        wide = given if given.is_complex() else given.double()
+        missing = self._done.x.fill is not None
+        if not bool((wide.isfinite() | (wide.isnan() if missing else False)).all()):
+            raise ValueError("x must be finite; it holds NaN or ±inf.")
+        return wide
+
+
+def _is_number(values: Tensor) -> bool:
+    return values.dtype != torch.bool
+
+
+def _option(config: DictConfig, key: str) -> object:
+    group, name = key.split(".")
+    return config[group][name]
