@@ -91,6 +91,7 @@ def told(folder: Path) -> dict[str, object]:
     names = {p.name for p in folder.rglob("*") if p.is_file() and not p.name.startswith("events")}
     return {
         "stepper": seen(saved.stepper),
+        "model": seen([saved.factors, saved.layers, saved.preparation]),
         "history": seen(saved.history.state_dict()),
         "result": saved.result,
         "config": (folder / "config.yaml").read_bytes(),
