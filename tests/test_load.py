@@ -15,10 +15,12 @@ from runner import ROOT
 from sklearn.datasets import load_digits, load_linnerud, load_wine
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
 from sklearn.preprocessing import LabelBinarizer, StandardScaler
 
 import deeplin
 import deeplin.runner.cli  # its resolvers stand in the configurations
+from deeplin.problems.data import prepare
 from deeplin.runner import checkpoints
 from deeplin.runner.run import run as run_in
 
@@ -160,6 +162,68 @@ def test_a_run_needs_its_data_for_its_problem_alone(linnerud, tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match=r"moving.npz, which is not there"):
         _ = deeplin.load(tmp_path / "run").prediction
+
+
+# -- held out --------------------------------------------------------------------------------------
+
+
+def split_like(run, m):
+    """The rows of (training, test) samples: those that a permutation of the run's seed chooses."""
+    generator = torch.Generator().manual_seed(run.config.problem.seed)
+    order = torch.randperm(m, generator=generator).numpy()
+    count = round(run.config.problem.test * m)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+@pytest.mark.parametrize("singular", ["keep", "project", "whiten"])
+@pytest.mark.parametrize("target", ["labels", "autoencoder"])
+def test_held_out_scores_are_those_of_scikit_learn(tmp_path, target, singular):
+    """From scikit-learn's metrics of its own answer, to 1e-6 of them; the run ends at 1e-13."""
+    x, labels = load_wine(return_X_y=True)
+    x = x[:, 9:]
+    classes = {"y": labels} if target == "labels" else {}
+    np.savez(tmp_path / "wine.npz", x=x, **classes)
+    options = ["network.rank=2", "problem.test=0.25", "problem.seed=3", *TIGHT]
+    options.append(f"problem.singular={singular}")
+    path = f"problem.path={tmp_path}/wine.npz"
+    run = trained(tmp_path / "run", "problem=file", path, *options)
+    train, test = split_like(run, len(x))
+    scaler = StandardScaler().fit(x[train])
+    z = scaler.transform(x)
+    if target == "labels":
+        y = LabelBinarizer().fit_transform(labels).astype(float)
+        predicted = reduced_rank(z[train], y[train], 2)(z[test])
+        right = (predicted.argmax(1) == labels[test]).mean()
+        assert run.summary["test_accuracy"] == right
+        assert 0.5 < right < 1
+        assert (run.predict(x[test]) == labels[test]).mean() == right
+    else:
+        y, pca = z, PCA(2).fit(z[train])
+        predicted = pca.inverse_transform(pca.transform(z[test]))
+    for name, average in [("r2", "uniform_average"), ("variance_explained", "variance_weighted")]:
+        expected = r2_score(y[test], predicted, multioutput=average)
+        assert run.summary[f"test_{name}"] == pytest.approx(expected, rel=1e-6)
+        assert run.history[f"test_{name}"][-1] == run.summary[f"test_{name}"]
+
+
+def test_held_out_scores_stand_in_the_table_beside_those_of_the_limit(tmp_path, capsys):
+    words = ["problem=digits", "problem.target=labels", "problem.test=0.2", "network.rank=9"]
+    run = trained(tmp_path / "run", *words, "method=rk4", "method.t1=1", "log.records=5")
+    out = capsys.readouterr().out
+    assert "359 of 1797 samples are held out" in out
+    limit = run.problem.report(run.problem.minimizer(9))
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    for name, value in limit.items():
+        shown = f"{run.summary[name]:.10g} {float(value):.10g}"
+        assert f"{name.replace('_', ' ')} {shown}" in rows
+    assert run.problem.m == 1797 - 359
+
+
+@pytest.mark.parametrize("test", [0.001, 0.999])
+def test_a_share_that_leaves_too_few_samples_is_refused(linnerud, test):
+    x, y, _ = linnerud
+    with pytest.raises(ValueError, match=r"of 20 samples holds out (0|20); at least 2"):
+        prepare(torch.as_tensor(x), torch.as_tensor(y), test=test)
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.linalg import chain, random_orthogonal
+from deeplin.problems.held_out import HeldOut
 from deeplin.problems.least_squares import LeastSquares
 from deeplin.problems.memory import ask_for_memory
 from deeplin.problems.preparation import Classes, Preparation
@@ -80,6 +81,8 @@ class Data:
             T, new, both = problem.whitening(), problem.whitened(), False
             note = f"x was whitened on the {len(T)}-dimensional range of XXᵀ; y is unchanged."
         x = None if self.x is None else self.x @ T.mT
+        if problem.held_out is not None:
+            new.held_out = problem.held_out.after(T, basis)
         d_y = None if problem.is_autoencoder else problem.d_y
         done = self.preparation or Preparation.nothing(problem.d_x, d_y)
         return Data(
@@ -233,12 +236,14 @@ def digits(
     standardize: bool = True,
     normalize: bool = True,
     singular: str = "keep",
+    test: float = 0.0,
+    generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Data:
     """scikit-learn's 1797 bundled images of handwritten digits, 8×8 pixels.
 
-    target = "autoencoder" has Y = X, "labels" the one-hot digit. `standardize` and `normalize` as
-    in `prepare`.
+    target = "autoencoder" has Y = X, "labels" the one-hot digit. `standardize`, `normalize`
+    and `test` as in `prepare`.
     """
     from sklearn.datasets import load_digits  # slow to import, and needed here alone
 
@@ -247,7 +252,15 @@ def digits(
     images, labels = load_digits(return_X_y=True)
     x = torch.as_tensor(images, dtype=dtype)
     y, classes = one_hot(torch.as_tensor(labels), dtype) if target == "labels" else (None, None)
-    data = prepare(x, y, standardize=standardize, normalize=normalize, classes=classes)
+    data = prepare(
+        x,
+        y,
+        standardize=standardize,
+        normalize=normalize,
+        classes=classes,
+        test=test,
+        generator=generator,
+    )
     first = f"scikit-learn digits, {len(x)} images of {x.shape[1]} pixels"
     return replace(data, notes=(first, *data.notes)).regularised(singular)
 
@@ -260,6 +273,8 @@ def prepare(
     normalize: bool = True,
     dtype: torch.dtype | None = None,
     classes: Classes | None = None,
+    test: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Data:
     """Samples made fit for a linear map without bias, and for steps that do not depend on m.
 
@@ -269,15 +284,48 @@ def prepare(
     With `dtype` the result has that; what it is made from need not fit into it. `classes` names the
     columns of one-hot labels. How to do the same to other samples is the data's `preparation`.
 
-    Raises: ValueError for samples that are not finite, where none varies, and for sizes whose
-        squares leave the number format.
+    Of a share `test` of the samples, chosen by the generator, nothing is used but for the scores in
+    the problem's `report`.
+
+    Raises: ValueError for samples that are not finite, where none varies, for sizes whose squares
+        leave the number format, and for a share that leaves too few samples.
     """
     if y is not None and len(x) != len(y):
         raise ValueError(f"x and y must have equally many rows; got {len(x)} and {len(y)}.")
+    told: tuple[str, ...] = ()
+    rest = None
+    if test:
+        chosen, left = _split(len(x), test, generator)
+        rest = x[chosen], None if y is None else y[chosen]
+        x, y = x[left], None if y is None else y[left]
+        told = (f"{len(chosen)} of {len(chosen) + len(left)} samples are held out",)
     done, notes = Preparation.fitted(
         lambda: [(x, y)], standardize=standardize, normalize=normalize, classes=classes
     )
-    return replace(Data.from_samples(*done(x, y, dtype), *notes), preparation=done)
+    data = Data.from_samples(*done(x, y, dtype), *told, *notes)
+    if rest is not None:
+        data.problem.held_out = _held_out(done, *rest, dtype)
+    return replace(data, preparation=done)
+
+
+def _split(m: int, share: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """The numbers of round(share·m) samples, at random, and those of the others, both in order."""
+    count = round(share * m)
+    if not 2 <= count <= m - 2:
+        raise ValueError(
+            f"problem.test={share:g} of {m} samples holds out {count}; at least 2 must be held "
+            "out, and 2 be left: choose another share, or problem.test=0."
+        )
+    order = torch.randperm(m, generator=generator)
+    return order[:count].sort().values, order[count:].sort().values
+
+
+def _held_out(done: Preparation, x: Tensor, y: Tensor | None, dtype: torch.dtype | None) -> HeldOut:
+    x, labels = done(x, y, dtype)
+    centre = None
+    if done.classes is not None:
+        centre = done.factor * torch.from_numpy(done.outputs.mean).to(x)
+    return HeldOut(x, x if labels is None else labels, centre)
 
 
 def _gaussian_samples(

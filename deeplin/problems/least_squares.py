@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Self
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from deeplin.linalg import matmul, tall_times
 from deeplin.problems.autograd import half_square
 from deeplin.problems.contract import Problem
+from deeplin.problems.held_out import HeldOut
 from deeplin.problems.memory import ask_for_memory
 from deeplin.problems.moments import check_matrix, check_sizes, moments_of_stream, of_one_dtype
 from deeplin.problems.spectrum import Eigen, Spectrum, times_inverse_root
@@ -34,7 +35,11 @@ class LeastSquares(Problem):
     Cost: O(m d_x (d_x + d_y)) once; then O(d_y d_x²) for each loss or gradient.
     Raises: TypeError for what is no floating-point or complex tensor; ValueError for shapes that
     do not fit and for values that are not finite.
+
+    `held_out` are samples that it was not made of, if there are: `report` has their scores.
     """
+
+    held_out: HeldOut | None = None
 
     def __init__(self, X: Inexact[Tensor, "d_x m"], Y: Inexact[Tensor, "d_y m"]):
         check_matrix("X", X)
@@ -230,6 +235,10 @@ class LeastSquares(Problem):
         """λ_1(C), the largest eigenvalue of the Hessian everywhere."""
         return float(self.spectrum.values[0])
 
+    def report(self, W: Inexact[Tensor, "*batch d_y d_x"]) -> Mapping[str, Float[Tensor, "*batch"]]:
+        """How well W predicts the samples held out, as `HeldOut.scores` has it; {} without any."""
+        return {} if self.held_out is None else self.held_out.scores(W)
+
     # -- spectrum --------------------------------------------------------------------------------
 
     @cached_property
@@ -351,6 +360,7 @@ class LeastSquares(Problem):
         moved = super().to(*args, **kwargs)
         if moved is not self:
             moved.B = moved.C if moved.is_autoencoder else moved.B
+            moved.held_out = self.held_out and self.held_out.to(*args, **kwargs)
             _ = moved.solution  # cached now, not first inside a torch.func transform
         return moved
 

@@ -25,6 +25,8 @@ def from_file(
     standardize: bool = True,
     normalize: bool = True,
     singular: str = "keep",
+    test: float = 0.0,
+    generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Data:
     """A user's data: a sample per row, as an autoencoder or with labels.
@@ -35,8 +37,8 @@ def from_file(
     - a pattern such as `shards/*.npz`: files read one at a time in two passes, never all at once.
 
     Where there is no `y`, the last `labels` columns of x are the labels; with labels = 0 the
-    problem is an autoencoder. Integer classes in one dimension become one-hot. `standardize` and
-    `normalize` as in `deeplin.problems.data.prepare`, in the precision of the file.
+    problem is an autoencoder. Integer classes in one dimension become one-hot. `standardize`,
+    `normalize` and `test` as in `deeplin.problems.data.prepare`, in the precision of the file.
 
     Raises: FileNotFoundError, or ValueError for other kinds of files, damaged ones, those larger
     than the memory, missing arrays, NaN, shapes, and for files of a pattern that do not fit each
@@ -47,13 +49,25 @@ def from_file(
         files = sorted(map(Path, glob.glob(str(path))))
         if not files:
             raise FileNotFoundError(f"no file matches problem.path={path}.")
+        if test:
+            raise ValueError(
+                f"problem.test={test:g} needs the samples in memory, not a stream of files: hold a "
+                "file back, and predict its samples with deeplin.load(<folder>).predict(x)."
+            )
         data = _prepare_stream(files, labels, dtype, standardize, normalize)
         told = ""
     else:
         contents = read_file(path)
         x, y, classes = _samples(path, contents, labels)
         data = prepare(
-            x, y, standardize=standardize, normalize=normalize, dtype=dtype, classes=classes
+            x,
+            y,
+            standardize=standardize,
+            normalize=normalize,
+            dtype=dtype,
+            classes=classes,
+            test=test,
+            generator=generator,
         )
         told = contents.told()
     first = f"{path}, {data.problem.m} samples{told}"

@@ -96,6 +96,11 @@ OPTIONS: Mapping[str, Option] = {
     "problem.labels": Option(
         "where there is no y: so many last columns of x are labels; 0: autoencoder", whole(0)
     ),
+    "problem.test": Option(
+        "share of the samples that is held out, for scores beside the loss: R², variance "
+        "explained, of classes the accuracy",
+        number("a number in [0, 1)", lambda x: 0 <= x < 1),
+    ),
     "problem.d": Option("dimension of the samples", whole(1)),
     "problem.m": Option("number of samples; null: 3d", whole(1) | null),
     "problem.n": Option("size of the matrix X", whole(1)),
@@ -113,7 +118,7 @@ OPTIONS: Mapping[str, Option] = {
     "problem.rotate": Option("singular vectors at random; false: X is diagonal", switch),
     "problem.rank": Option("of the teacher", _RANK),
     "problem.depth": Option("of the teacher", whole(2, 1000)),
-    "problem.seed": Option("of the data", _SEED),
+    "problem.seed": Option("of the data, and of the choice of what is held out", _SEED),
     "network.depth": Option("number of layers N", whole(2, 1000)),
     "network.rank": Option("smallest width, d_1, at most those of the data", _RANK),
     "network.widths": Option(

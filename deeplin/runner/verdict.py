@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import torch
+
 from deeplin.landscape import Plateau
 from deeplin.loop import History, Kind, Result
 from deeplin.prediction import Prediction
@@ -74,10 +76,12 @@ def judge(
         _rise(history, worst),
     )
     sentence = _without_the_lost(history, result) + _sentence(part, end) + _by_their_starts(parts)
+    scores = _scores(problem, prediction, history, worst)
     summary: dict[str, object] = {
         "loss": seen.loss,
         "optimal_loss": prediction.loss,
         "relative_excess_loss": seen.excess,
+        **{name: measured for name, (measured, _) in scores.items()},
         "distance_to_limit": seen.distance,
         "rank": seen.rank,
         "balancedness_gap_initial": seen.gap_initial,
@@ -98,7 +102,29 @@ def judge(
         summary["repeats"] = _of_repeats(problem, history, parts, passed)
     if passed:
         summary["plateaus"] = passed[worst]
-    return Verdict(summary, _table(seen, prediction, part.checks), sentence, worst)
+    table = _table(seen, prediction, part.checks)
+    table[2:2] = [
+        (name.replace("_", " "), f"{run:.10g}", "-" if limit is None else f"{limit:.10g}", "")
+        for name, (run, limit) in scores.items()
+    ]
+    return Verdict(summary, table, sentence, worst)
+
+
+def _scores(
+    problem: Problem, prediction: Prediction, history: History, worst: int
+) -> dict[str, tuple[float, float | None]]:
+    """What the problem itself reports of a trajectory's end, and of the limit predicted for it."""
+    last, limit = history.records[-1].observed, prediction.limit
+    of_limit = {} if limit is None else problem.report(limit)
+    names = of_limit or problem.report(torch.zeros(problem.shape).to(history.column("loss")))
+    return {
+        name: (
+            float(last[name].reshape(-1)[worst]),
+            float(of_limit[name]) if name in of_limit else None,
+        )
+        for name in names
+        if name in last
+    }
 
 
 def _of_repeats(
