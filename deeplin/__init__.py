@@ -3,31 +3,53 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from deeplin import exact, flows, geometry, integrators, landscape, problems
-from deeplin.loop import Solution, solve
-from deeplin.network import DeepLinear, init
-from deeplin.prediction import Prediction, predict
-from deeplin.problems import (
-    LeastSquares,
-    LogisticRegression,
-    MatrixApproximation,
-    MatrixCompletion,
-    MatrixSensing,
-    Problem,
-    autoencoder,
-    from_loss,
-)
-
 if TYPE_CHECKING:
-    from deeplin import manifolds, nn
+    from deeplin import exact, flows, geometry, integrators, landscape, manifolds, nn, problems
+    from deeplin.loop import Solution, solve
+    from deeplin.network import DeepLinear, init
+    from deeplin.prediction import Prediction, predict
+    from deeplin.problems import (
+        LeastSquares,
+        LogisticRegression,
+        MatrixApproximation,
+        MatrixCompletion,
+        MatrixSensing,
+        Problem,
+        autoencoder,
+        from_loss,
+    )
     from deeplin.runner.loading import Run, load
 
-# Imported when first asked for: they need libraries that the rest does without.
+# Where each name stands; imported when first asked for, torch with it: a command answers before.
 _LAZY = {
+    "DeepLinear": "deeplin.network",
+    "LeastSquares": "deeplin.problems",
+    "LogisticRegression": "deeplin.problems",
+    "MatrixApproximation": "deeplin.problems",
+    "MatrixCompletion": "deeplin.problems",
+    "MatrixSensing": "deeplin.problems",
+    "Prediction": "deeplin.prediction",
+    "Problem": "deeplin.problems",
     "Run": "deeplin.runner.loading",
+    "Solution": "deeplin.loop",
+    "autoencoder": "deeplin.problems",
+    "exact": "deeplin.exact",
+    "flows": "deeplin.flows",
+    "from_loss": "deeplin.problems",
+    "geometry": "deeplin.geometry",
+    "init": "deeplin.network.init",
+    "integrators": "deeplin.integrators",
+    "landscape": "deeplin.landscape",
+    "linalg": "deeplin.linalg",
     "load": "deeplin.runner.loading",
+    "loop": "deeplin.loop",
     "manifolds": "deeplin.manifolds",
+    "network": "deeplin.network",
     "nn": "deeplin.nn",
+    "predict": "deeplin.prediction",
+    "prediction": "deeplin.prediction",
+    "problems": "deeplin.problems",
+    "solve": "deeplin.loop",
 }
 
 __all__ = [
@@ -59,11 +81,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        module = importlib.import_module(_LAZY[name])
-        return module if module.__name__ == f"deeplin.{name}" else vars(module)[name]
-    raise AttributeError(f"module 'deeplin' has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'deeplin' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    found = module if module.__name__.rpartition(".")[2] == name else vars(module)[name]
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_PACKAGES, *_HOMES, "init"})

@@ -8,24 +8,11 @@ python scripts/train.py --help                              all options
 """
 
 import sys
-from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from deeplin.runner import cli, targets
+from deeplin.runner.entry import launch
 
 # Packages of your own that hold what the files of conf/ name as `_target_`, beside deeplin.
 MINE: tuple[str, ...] = ()
-CONFIG = Path(__file__).resolve().parent.parent / "conf"
-
-
-@hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
-def train(cfg: DictConfig) -> int:
-    return cli.job(cfg)
-
 
 if __name__ == "__main__":
-    for package in MINE:
-        targets.trust(package)
-    sys.exit(cli.main(train, CONFIG, sys.argv[1:]))
+    sys.exit(launch(MINE))

@@ -35,6 +35,7 @@ from deeplin.runner.named_flows import FLOWS, choose_flow, make_flow
 from deeplin.runner.observables import flow_observables, with_factors
 from deeplin.runner.schema import check
 from deeplin.runner.targets import make, options_of
+from deeplin.runner.terminal import slow
 
 __all__ = ["Experiment", "build", "data_of", "widths_of"]
 
@@ -64,7 +65,8 @@ def build(cfg: DictConfig) -> Experiment:
     """
     check(cfg)
     _check_device(cfg.device)
-    source = data_of(cfg).to(cfg.device)
+    with slow("reading the data"):
+        source = data_of(cfg).to(cfg.device)
     problem = source.problem
     dtype = _DTYPES[cfg.dtype]
     dtype = dtype.to_complex() if problem.field == "complex" else dtype
@@ -82,7 +84,8 @@ def build(cfg: DictConfig) -> Experiment:
         rebalance=cfg.method.get("rebalance", False),
         multiplicative=cfg.method.get("_multiplicative_", False),
     )
-    prediction = predict_flow(problem, flow, state)
+    with slow("computing what is predicted: the limit and the rate"):
+        prediction = predict_flow(problem, flow, state)
     if isinstance(flow, PSDDLRAFlow):
         prediction = _on_the_cone(problem, prediction)
     t1 = _end_time(cfg.method.t1, prediction)
@@ -96,7 +99,9 @@ def build(cfg: DictConfig) -> Experiment:
         "records": cfg.log.records,
     }
     kept = ("name", "t1", "rebalance", "_flows_", "_multiplicative_")
-    stepper = make(options_of(cfg.method, *kept), "method", **offered)
+    what = "compiling the steps" if cfg.method.get("compiled") else "measuring the curvature"
+    with slow(f"{what} for method={cfg.method.name}"):
+        stepper = make(options_of(cfg.method, *kept), "method", **offered)
     if not isinstance(stepper, IntegratorStepper | AdaptiveStepper | OptimizerStepper):
         raise TypeError(
             f"the target of method={cfg.method.name} must return a stepper of "

@@ -5,26 +5,28 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from deeplin.runner import flags
 from deeplin.runner.command_line import Checked, check_words
-from deeplin.runner.configurations import Configurations
+from deeplin.runner.configurations import CONF, Configurations
 from deeplin.runner.errors import EXPECTED, is_out_of_memory, sentence
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.help import help_page
 from deeplin.runner.run import RESUMABLE, run
 from deeplin.runner.signals import abandonable, number_of
 from deeplin.runner.statuses import Status, noted, worst
-from deeplin.runner.terminal import patient
+from deeplin.runner.terminal import columns, complain, patient
 
-__all__ = ["job", "main"]
+__all__ = ["job", "main", "train"]
 
 
 # Of a job's folder's name; most file systems take 255 bytes.
@@ -59,13 +61,13 @@ def main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str]
             with abandonable():
                 return _main(entry, config_dir, arguments)
         except KeyboardInterrupt as stop:
-            print(f"error: stopped by {number_of(stop).name}.", file=sys.stderr)
+            complain(f"stopped by {number_of(stop).name} before the start: nothing ran.")
             return 128 + number_of(stop)
 
 
 def _main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str]) -> int:
     if not _stands_somewhere():
-        print("error: the working directory is gone: change to another.", file=sys.stderr)
+        complain("the working directory is gone: change to another.")
         return 2
     try:
         line = flags.read(arguments)
@@ -75,13 +77,13 @@ def _main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str
             checked = check_words(words, configurations, sweep=line.sweep)
             words = checked.words
             if line.help:
-                print(help_page(configurations, checked.first))
+                print(help_page(configurations, checked.first, checked.chosen, columns()))
                 return 0
             if line.package and OmegaConf.select(checked.first, line.package) is None:
                 raise ValueError(f"--package={line.package} is no part of the configuration.")
             _check_folders(checked)
     except EXPECTED as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        complain(sentence(error))
         return 2
     # Hydra's parser wants flags before overrides; people type them anywhere.
     sys.argv[1:] = [*line.flags, *words]
@@ -108,25 +110,43 @@ def job(cfg: DictConfig) -> Status:
     return Status(status)
 
 
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def train(cfg: DictConfig) -> Status:
+    """Hydra's entry point: one job of the command line in `sys.argv`."""
+    return job(cfg)
+
+
 def _job(cfg: DictConfig) -> int:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    try:
-        status = run(cfg if cfg.resume is None else _resumed(cfg, folder), folder)
-    except (*EXPECTED, RuntimeError) as error:
-        known = isinstance(error, EXPECTED) or is_out_of_memory(error)
-        if not known or os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt as stop:
-        status = 128 + number_of(stop)
-        left = f"resume={folder} continues the run from its last checkpoint"
-        found = left if RunFolder(folder).checkpoint.exists() else "there is no checkpoint yet"
-        print(f"error: stopped at once by {number_of(stop).name}: {found}.", file=sys.stderr)
+    with abandonable() as abandoned:
+        try:
+            status = run(cfg if cfg.resume is None else _resumed(cfg, folder), folder)
+        except KeyboardInterrupt as stop:
+            status = _stopped(number_of(stop), folder)
+        except Exception as error:
+            if abandoned.number is not None:  # a library has made another error of it
+                status = _stopped(abandoned.number, folder)
+            elif _is_expected(error) and not os.environ.get("HYDRA_FULL_ERROR"):
+                complain(sentence(error))
+                status = 2
+            else:
+                raise
     _remove_if_empty(folder)
     return status
+
+
+def _is_expected(error: Exception) -> bool:
+    return isinstance(error, EXPECTED) or is_out_of_memory(error)
+
+
+def _stopped(number: signal.Signals, folder: Path) -> int:
+    """The status of a job that a signal ended at once, after a sentence."""
+    left = f"resume={folder} continues the run from its last checkpoint"
+    found = left if RunFolder(folder).checkpoint.exists() else "there is no checkpoint yet"
+    complain(f"stopped at once by {number.name}: {found}.")
+    return 128 + number
 
 
 def _resumed(cfg: DictConfig, folder: Path) -> DictConfig:

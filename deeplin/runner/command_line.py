@@ -26,12 +26,16 @@ _OF_PLUGINS = ("hydra.launcher.", "hydra.sweeper.")  # theirs to check
 
 @dataclass(frozen=True)
 class Checked:
-    """Words that the configuration can take, and what it and its folder are in the first run."""
+    """Words that the configuration can take, and what it and its folder are in the first run.
+
+    `chosen` is the first name of each group that was chosen.
+    """
 
     words: tuple[str, ...]
     first: DictConfig
     folder: str
     is_sweep: bool
+    chosen: Mapping[str, str]
 
 
 def check_words(
@@ -67,7 +71,8 @@ def check_words(
             first = cfg
             folder = str(of_hydra["hydra.sweep.dir" if is_sweep else "hydra.run.dir"])
     assert first is not None
-    return Checked(tuple(one.word for one in given), first, folder, is_sweep)
+    of_groups = {one.key: str(one.value) for one in chosen if "/" not in one.key}
+    return Checked(tuple(one.word for one in given), first, folder, is_sweep, of_groups)
 
 
 # -- single words ----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 
 import numpy as np
 from omegaconf import DictConfig
@@ -15,6 +15,7 @@ from deeplin.runner.build import Experiment
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.schema import flatten, is_internal
 from deeplin.runner.tensorboard import TensorBoardLog
+from deeplin.runner.terminal import command, complain, say, say_table
 from deeplin.runner.verdict import judge
 
 __all__ = ["conclude"]
@@ -66,13 +67,35 @@ def conclude(
     }
     log.hparams(parameters, metrics)
     log.text("verdict", f"{verdict}\n\n{verdict.sentence}")
-    print(f"\n{verdict}\n")
-    print(f"{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
-    print(verdict.sentence)
-    images = f", or {folder.path / 'figures'}" if draw else ""
-    print(f"Look: tensorboard --logdir {folder.path.parent}{images}")
+    say()
+    say_table(verdict.table)
+    say(f"\n{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
+    say(verdict.sentence)
+    say(_where_to_look(folder, draw))
+    if further := _further(result, folder):
+        say(further)
     if result.kind in (Kind.DIVERGED, Kind.FAULT):
-        print(f"error: {result.sentence}", file=sys.stderr)
+        complain(result.sentence)
+
+
+def _where_to_look(folder: RunFolder, draw: bool) -> str:
+    figure = folder.path / "figures" / "convergence.png"
+    board = f"tensorboard --logdir {shlex.quote(str(folder.path.parent))}"
+    lines = [f"Look: {figure}: loss, distance and singular values over t, the prediction dotted"]
+    lines.append(f"Look: {board}: these of all runs there in Scalars, this table in Text")
+    return "\n".join(lines if draw else lines[1:])
+
+
+def _further(result: Result, folder: RunFolder) -> str | None:
+    """How a run that ended before the end that was predicted goes on; None if it need not."""
+    more = {
+        Kind.INTERRUPTED: "",
+        Kind.TIME: " method.t1=<a later time>",
+        Kind.STEPS: " stop.max_steps=<more>",
+    }.get(result.kind)
+    if more is None:
+        return None
+    return f"To go on: {command()} {shlex.quote(f'resume={folder.path}')}{more}"
 
 
 def _show(name: str, image: np.ndarray, folder: RunFolder, log: TensorBoardLog) -> None:
@@ -109,4 +132,4 @@ def _show_plateaus(
         figure = figures.saddle_to_saddle(history, report, title, repeat=repeat)
         _show("plateaus", figures.rendered(figure), folder, log)
     log.text("plateaus", plateau_table(report))
-    print(f"\ncritical points passed:\n{plateau_table(report)}")
+    say(f"\ncritical points passed:\n{plateau_table(report)}")

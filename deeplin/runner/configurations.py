@@ -16,7 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from deeplin.runner.schema import flatten, is_internal
 
-__all__ = ["Configurations", "task", "visible"]
+__all__ = ["CONF", "Configurations", "task", "visible"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In a checkout beside the package, in a wheel inside it.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,12 @@ class Configurations:
                     f"there is no configuration {error.missing_cfg_file or self.name} in "
                     f"{self.folder}{f' or {self.more}' if self.more else ''}."
                 ) from error
+
+    def file(self, group: str, name: str) -> Path | None:
+        """The file of a name of a group, that of the added folder first; None where none is."""
+        folders = [folder for folder in (self.more, self.folder) if folder is not None]
+        paths = [folder / group / f"{name}.yaml" for folder in folders]
+        return next((path for path in paths if path.is_file()), None)
 
     @property
     def _words(self) -> list[str]:

@@ -20,6 +20,7 @@ EXPECTED = (
     HydraException,
     YAMLError,
 )
+_OF_OPTIMIZER = re.compile(r"Invalid (.+?)(?: value)?: (\S+)$")
 _ALLOCATION = re.compile(r"(?:tried|Tried) to allocate ([\d.]+ ?\w+)")
 
 
@@ -46,6 +47,11 @@ def sentence(error: BaseException) -> str:
         much = f" of {asked[1]}" if asked else ""
         return (
             f"there is not enough memory for a matrix{much}: take smaller sizes or fewer repeats."
+        )
+    if refused := _OF_OPTIMIZER.match(str(error)):
+        return (
+            f"{refused[1].lower()} cannot be {refused[2]}: the optimizer refuses it, and its page "
+            "in torch's documentation says what it takes."
         )
     return " ".join(str(error).split())
 

@@ -31,6 +31,7 @@ from deeplin.runner.provenance import digests, provenance
 from deeplin.runner.schema import check, flatten
 from deeplin.runner.signals import Interruption
 from deeplin.runner.tensorboard import TIME_UNIT, TensorBoardLog
+from deeplin.runner.terminal import say, slow
 
 __all__ = ["RESUMABLE", "run"]
 
@@ -57,18 +58,21 @@ def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
 
 
 def _run(cfg: DictConfig, folder: RunFolder, draw: bool) -> int:
-    given, inputs = flatten(cfg), digests(cfg)
+    given = flatten(cfg)
+    with slow("computing the digests of the files"):
+        inputs = digests(cfg)
     if folder.config.exists():
         _check_same(given, flatten(folder.read_config()), folder.path)
     saved, ended = None, None
     if folder.checkpoint.exists():
-        saved = folder.load_checkpoint(cfg.device)
+        with slow("reading the checkpoint"):
+            saved = folder.load_checkpoint(cfg.device)
         _check_same(given, saved.config, folder.checkpoint)
         _check_inputs(given, inputs, saved.inputs, folder)
         ended = settled(saved, given)
         summary = None if ended is None else told(folder, ended)
         if ended and summary and unchanged(given, saved.config, "log"):
-            print(f"{folder.path} is finished already: {summary['result']}\n{summary['verdict']}")
+            say(f"{folder.path} is finished already: {summary['result']}\n{summary['verdict']}")
             return ended.kind.status
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
@@ -129,7 +133,7 @@ def _drive(
     if saved is not None:
         stepper.load_state_dict(saved.stepper)
         history = saved.history
-    print(_headline(title, experiment, folder, history.t[-1] if saved else None), flush=True)
+    say(_headline(title, experiment, folder, history.t[-1] if saved else None))
     shown = min(cfg.log.singular_values, *experiment.network.widths)
     log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
     log.text("config", OmegaConf.to_yaml(cfg), "yaml")
@@ -215,7 +219,10 @@ def _headline(
 ) -> str:
     lines = [f"deeplin: {title}"]
     lines += [f"  {note}" for note in experiment.notes]
-    lines.append(f"  to flow time {experiment.t1:.6g}; log in {folder.path}")
+    lines.append(
+        f"  to flow time t = {experiment.t1:.6g}, the time of the gradient flow: a step adds its "
+        f"dt; log in {folder.path}"
+    )
     if resumed_at is not None:
         lines.append(f"  resumed at t = {float(resumed_at):.6g}")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from deeplin.runner.named_flows import FLOWS
 __all__ = [
     "GROUPS",
     "OF_HYDRA",
+    "OF_OPTIMIZERS",
     "OPTIONS",
     "Option",
     "check",
@@ -180,6 +181,22 @@ OPTIONS: Mapping[str, Option] = {
     "method.order": Option("of the projected Runge-Kutta method", choice(1, 2, 4)),
 }
 
+# Of the optimizers of torch and geoopt, whose own words for these would be the answer.
+OF_OPTIMIZERS: Mapping[str, Option] = {
+    "method.optimizer.lr": Option("the learning rate", kinds.positive),
+    "method.optimizer.momentum": Option("of heavy balls", kinds.not_negative),
+    "method.optimizer.dampening": Option("of the momentum", _EIGENVALUE),
+    "method.optimizer.weight_decay": Option("times W, added to the gradient", kinds.not_negative),
+    "method.optimizer.betas": Option(
+        "of the running averages of the gradient and its square",
+        list_of(
+            number("", lambda x: 0 <= x < 1), "a list of two numbers in [0, 1), as [0.9,0.999]", 2
+        ),
+    ),
+    "method.optimizer.eps": Option("added to what is divided by", kinds.not_negative),
+    "method.optimizer.alpha": Option("of the running average of squares", kinds.not_negative),
+}
+
 # What a user can set of Hydra's own.
 OF_HYDRA: Mapping[str, Option] = {
     "hydra.run.dir": Option("folder of the run", kinds.path),
@@ -259,8 +276,9 @@ def check_kind(key: str, value: object, default: object) -> None:
 
     One without a line in the schema takes values of its default's kind.
     """
-    if key in OPTIONS:
-        OPTIONS[key].check(key, value)
+    option = OPTIONS.get(key) or OF_OPTIMIZERS.get(key)
+    if option is not None:
+        option.check(key, value)
         return
     if isinstance(default, bool):
         fits, kind = isinstance(value, bool), "true or false"

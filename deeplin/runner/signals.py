@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-__all__ = ["Interruption", "abandonable", "number_of"]
+__all__ = ["Abandoned", "Interruption", "abandonable", "number_of", "unbegun"]
 
 Handler = Callable[[int, FrameType | None], object] | int | None
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
@@ -25,7 +28,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _ENDING:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -36,27 +39,73 @@ class Interruption:
     def _handle(self, number: int, frame: object) -> None:
         self.signal = signal.Signals(number)
         signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+        if number == signal.SIGINT and os.isatty(2):
+            # Past Python's buffers, which the main thread may just be writing to.
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
     def __call__(self) -> str | None:
         """What interrupted the run, or None: the `interrupt` of `deeplin.loop.drive`."""
         return None if self.signal is None else self.signal.name
 
 
+class Abandoned:
+    """Which signal came, if one has: libraries may make other errors of what it raises."""
+
+    number: signal.Signals | None = None
+
+
 @contextlib.contextmanager
-def abandonable() -> Iterator[None]:
-    """A context in which SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+def abandonable() -> Iterator[Abandoned]:
+    """A context in which Ctrl-C and SIGTERM raise KeyboardInterrupt."""
+    abandoned = Abandoned()
+
+    def abandon(number: int, frame: object) -> None:
+        abandoned.number = signal.Signals(number)
+        raise KeyboardInterrupt(number)
+
+    with _handled_by(abandon):
+        yield abandoned
+
+
+@contextlib.contextmanager
+def unbegun(words: Sequence[str]) -> Iterator[None]:
+    """A context in which Ctrl-C and SIGTERM end the process at once: nothing is there to be lost.
+
+    Without an exception, which would end somewhere inside the imports of others. `words` are the
+    command line's: a run that was to be continued stays as it is.
+    """
+    resumed = next((word for word in words if word.startswith("resume=")), None)
+
+    def end(number: int, frame: object) -> None:
+        name = signal.Signals(number).name
+        left = (
+            f"{resumed} goes on from its last checkpoint, as before" if resumed else "nothing ran"
+        )
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: stopped by {name} before the start: {left}.\n".encode())
+        sys.stdout.flush()
+        os._exit(128 + number)
+
+    with _handled_by(end):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """A context with a handler of both signals, of Ctrl-C unless the shell has it ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _abandon)
+    previous = {
+        number: signal.signal(number, handler)
+        for number in _ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _abandon(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(number)
+        for number, old in previous.items():
+            signal.signal(number, old)
 
 
 def number_of(interrupt: KeyboardInterrupt) -> signal.Signals:

@@ -21,6 +21,7 @@ from deeplin.runner.measured import (
     fitted_rate,
     parts_of,
 )
+from deeplin.runner.terminal import laid_out
 
 __all__ = ["Verdict", "fitted_rate", "judge"]
 
@@ -39,13 +40,7 @@ class Verdict:
     shown: int
 
     def __str__(self) -> str:
-        widths = [max(len(row[i]) for row in self.table) for i in range(3)]
-        return "\n".join(
-            "  ".join(
-                [*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]
-            ).rstrip()
-            for row in self.table
-        )
+        return laid_out(self.table)
 
 
 def judge(
@@ -102,7 +97,7 @@ def judge(
         summary["repeats"] = _of_repeats(problem, history, parts, passed)
     if passed:
         summary["plateaus"] = passed[worst]
-    table = _table(seen, prediction, part.checks)
+    table = _table(seen, prediction, part.checks, "unfinished" if _is_open(part, end) else "NO")
     table[2:2] = [
         (name.replace("_", " "), f"{run:.10g}", "-" if limit is None else f"{limit:.10g}", "")
         for name, (run, limit) in scores.items()
@@ -152,12 +147,19 @@ def _of_repeats(
     return found
 
 
-def _table(seen: Seen, prediction: Prediction, checks: Checks) -> list[tuple[str, str, str, str]]:
+def _table(
+    seen: Seen, prediction: Prediction, checks: Checks, failed: str
+) -> list[tuple[str, str, str, str]]:
     def mark(check: bool | None, text: str) -> str:
-        return text if check is None else f"{'ok' if check else 'NO'}   {text}".rstrip()
+        return text if check is None else f"{'ok' if check else failed}   {text}".rstrip()
 
     gaps = [
-        ("balancedness gap at the start", f"{seen.gap_initial:.2e}", "", ""),
+        (
+            "balancedness gap at the start",
+            f"{seen.gap_initial:.2e}",
+            "",
+            "how unequal neighbouring layers are, largest |W_{j+1}'W_{j+1} - W_jW_j'|",
+        ),
         (
             "balancedness gap at the end",
             f"{seen.gap_final:.2e}",
@@ -258,6 +260,15 @@ class _End:
         return self.result.kind if self.result.rest is None else self.result.rest
 
 
+def _is_open(part: Part, end: _End) -> bool:
+    """Whether what does not hold at a run's end might still have come: it was on its way."""
+    if part.left or part.checks.reached:
+        return False
+    if end.kind in (Kind.TIME, Kind.STEPS):
+        return end.unstable is None and end.rise is None and not end.stochastic
+    return end.kind is Kind.INTERRUPTED
+
+
 def _sentence(part: Part, end: _End) -> str:
     seen, prediction, checks = part.seen, part.prediction, part.checks
     if end.kind in (Kind.DIVERGED, Kind.FAULT):
@@ -292,7 +303,7 @@ def _elsewhere(part: Part, end: _End, what: str, because: str) -> str:
     seen = part.seen
     if end.unstable is not None:
         return f"No verdict ({seen.state}): {end.unstable}"
-    if end.stochastic:
+    if end.stochastic and end.kind is not Kind.INTERRUPTED:
         return (
             f"No verdict: mini-batch noise holds W away from the {what} ({seen.state}); "
             "a smaller dt or full batches come closer."
