@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from deeplin.runner import terminal
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_announcements(monkeypatch):
+    """Of waits: what a test sees does not depend on how fast the machine is."""
+    monkeypatch.setattr(terminal, "_SECONDS", 1e5)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Bad input: one clear sentence, a non-zero status, no traceback."""
 
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from runner import ROOT, SMALL, train
 
+from deeplin.runner.comments import header, remarks
 from deeplin.runner.configurations import visible
 from deeplin.runner.schema import OPTIONS, check
 
@@ -171,4 +173,46 @@ def test_from_the_shell(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: rank must satisfy")
-    assert done.stdout == ""
+    assert done.stdout.startswith("deeplin: loading torch and the options ...\n")
+
+
+@pytest.mark.parametrize("words", [(), ("resume=runs/digits/a",)])
+def test_ctrl_c_while_it_loads(tmp_path, words):
+    """The first line comes before torch, and from there on a signal is answered in a sentence."""
+    started = subprocess.Popen(
+        [sys.executable, "-X", "importtime", str(ROOT / "scripts" / "train.py"), *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "deeplin: loading torch and the options ...\n"
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate()
+    told = "\n".join(line for line in told.splitlines() if not line.startswith("import time:"))
+    assert started.returncode == 130
+    left = "resume=runs/digits/a goes on from its last checkpoint" if words else "nothing ran"
+    assert told == f"error: stopped by SIGINT before the start: {left}."
+
+
+def test_help_of_a_group_tells_what_its_file_says(capsys):
+    assert train("method=rkc", "--help") == 0
+    page = capsys.readouterr().out
+    assert "method=rkc\n  Runge-Kutta-Chebyshev of order 2" in page
+    assert "each repeat with steps of its own." in page
+    assert "method.rtol=1e-06\n        of the error of a step, relative to the norm" in page
+    assert "(a number >= 0)" in page
+    assert "seed" not in page
+    assert "method.safety" not in page
+
+
+def test_comments_are_those_behind_the_values(tmp_path):
+    """Not a # inside a value, nor the comment of a line of its own; with the lines that go on."""
+    (tmp_path / "a.yaml").write_text(
+        "# @package _global_\n# What it is,\n# and of whom.\n# python scripts/train.py x\n"
+        "a: 1   # of a\n       # and more\n# of nothing\nb: '# no'\n"
+        "c:\n  d: [1, 2]  # of d\n  e: {f: 1}  # of e\n  g: x#y\n"
+    )
+    assert header(tmp_path / "a.yaml") == "What it is, and of whom."
+    assert remarks(tmp_path / "a.yaml") == {"a": "of a and more", "c.d": "of d", "c.e": "of e"}

@@ -23,7 +23,16 @@ def in_a_fresh_process(code):
     return done.stdout.split()
 
 
-def test_importing_the_package_loads_torch_and_nothing_else_of_weight():
+def test_a_command_answers_before_torch_is_loaded():
+    code = (
+        "import sys, deeplin.runner.entry, deeplin.runner.signals\n"
+        f"print(*[m for m in {[*HEAVY, 'torch', 'numpy']} if m in sys.modules], 'then')\n"
+        "import deeplin; deeplin.solve, deeplin.init; print('torch' in sys.modules)"
+    )
+    assert in_a_fresh_process(code) == ["then", "True"]
+
+
+def test_importing_the_package_loads_nothing_of_weight():
     """Nor does an attribute that exists only later: `deeplin.manifolds` brings geoopt."""
     code = (
         f"import sys, torch; heavy = {set(HEAVY)} - set(sys.modules)\nimport deeplin\n"

@@ -161,3 +161,22 @@ def test_default_network_start_reports_balanced_rank(generator):
     problem = deeplin.autoencoder(torch.eye(5, dtype=torch.float64))
     seen = layer_observables(problem, problem.minimizer(2))(0.0, [w.detach() for w in net.weights])
     assert seen["rank"].tolist() == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [(Kind.TIME, "unfinished"), (Kind.STEPS, "unfinished"), (Kind.STAGNATED, "NO")],
+)
+def test_rows_of_an_unfinished_run_say_so(problem, kind, word):
+    true = deeplin.predict(problem, 1, problem.minimizer(2))
+    history = history_of(problem, true.limit, 1.0, rate=0.01)
+
+    def judged(kind, **options):
+        return judge(problem, true, history, Result(kind, "."), seconds=1.0, **options)
+
+    marks = [row[3].split()[0] for row in judged(kind).table[1:] if row[3]]
+    assert marks[:2] == [word, word]
+    assert "unfinished" not in str(judged(kind, stochastic=True))
+    stopped = judged(Kind.INTERRUPTED, stochastic=True)
+    assert "NO" not in str(stopped)
+    assert stopped.sentence.startswith("Unfinished")

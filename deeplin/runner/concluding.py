@@ -15,7 +15,7 @@ from deeplin.runner.build import Experiment
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.schema import flatten, is_internal
 from deeplin.runner.tensorboard import TensorBoardLog
-from deeplin.runner.terminal import command, complain, say, say_table
+from deeplin.runner.terminal import command, complain, say, say_command, say_table
 from deeplin.runner.verdict import judge
 
 __all__ = ["conclude"]
@@ -71,31 +71,32 @@ def conclude(
     say_table(verdict.table)
     say(f"\n{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
     say(verdict.sentence)
-    say(_where_to_look(folder, draw))
-    if further := _further(result, folder):
-        say(further)
+    _say_where_to_look(folder, draw)
+    _say_how_to_go_on(result, folder)
     if result.kind in (Kind.DIVERGED, Kind.FAULT):
         complain(result.sentence)
 
 
-def _where_to_look(folder: RunFolder, draw: bool) -> str:
-    figure = folder.path / "figures" / "convergence.png"
-    board = f"tensorboard --logdir {shlex.quote(str(folder.path.parent))}"
-    lines = [f"Look: {figure}: loss, distance and singular values over t, the prediction dotted"]
-    lines.append(f"Look: {board}: these of all runs there in Scalars, this table in Text")
-    return "\n".join(lines if draw else lines[1:])
+def _say_where_to_look(folder: RunFolder, draw: bool) -> None:
+    if draw:
+        figure = folder.path / "figures" / "convergence.png"
+        say(f"Loss, distance and singular values over t, what is predicted dotted:\n    {figure}")
+    say_command(
+        "The same for all runs there, under Scalars, and this table, under Text",
+        f"tensorboard --logdir {shlex.quote(str(folder.path.parent))}",
+    )
 
 
-def _further(result: Result, folder: RunFolder) -> str | None:
-    """How a run that ended before the end that was predicted goes on; None if it need not."""
-    more = {
+def _say_how_to_go_on(result: Result, folder: RunFolder) -> None:
+    """Of a run that ended by what it was given, not by where it was."""
+    further = {
         Kind.INTERRUPTED: "",
-        Kind.TIME: " method.t1=<a later time>",
+        Kind.TIME: " method.t1=<later>",
         Kind.STEPS: " stop.max_steps=<more>",
-    }.get(result.kind)
-    if more is None:
-        return None
-    return f"To go on: {command()} {shlex.quote(f'resume={folder.path}')}{more}"
+    }
+    if result.kind in further:
+        resumed = shlex.quote(f"resume={folder.path}")
+        say_command("To go on from here", f"{command()} {resumed}{further[result.kind]}")
 
 
 def _show(name: str, image: np.ndarray, folder: RunFolder, log: TensorBoardLog) -> None:

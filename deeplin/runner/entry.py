@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from deeplin.runner.signals import unbegun
+from deeplin.runner.terminal import patient
 
 __all__ = ["launch"]
 
@@ -22,7 +23,8 @@ def launch(trusted: Sequence[str] = ()) -> int:
     """
     words = sys.argv[1:]
     with unbegun(words):
-        _greet(words)
+        with patient():
+            _greet(words)
         from deeplin.runner import cli, targets  # torch and all else: seconds
         from deeplin.runner.configurations import CONF
 

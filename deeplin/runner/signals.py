@@ -78,9 +78,7 @@ def unbegun(words: Sequence[str]) -> Iterator[None]:
 
     def end(number: int, frame: object) -> None:
         name = signal.Signals(number).name
-        left = (
-            f"{resumed} goes on from its last checkpoint, as before" if resumed else "nothing ran"
-        )
+        left = f"{resumed} goes on from its last checkpoint" if resumed else "nothing ran"
         with contextlib.suppress(OSError):
             os.write(2, f"error: stopped by {name} before the start: {left}.\n".encode())
         sys.stdout.flush()

@@ -15,7 +15,17 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TextIO
 
-__all__ = ["columns", "command", "complain", "laid_out", "patient", "say", "say_table", "slow"]
+__all__ = [
+    "columns",
+    "command",
+    "complain",
+    "laid_out",
+    "patient",
+    "say",
+    "say_command",
+    "say_table",
+    "slow",
+]
 
 _COLOURS = {"ok": "32", "NO": "1;31", "unfinished": "33", "error:": "1;31"}
 _SECONDS = 1.0  # a wait that is announced
@@ -24,6 +34,12 @@ _SECONDS = 1.0  # a wait that is announced
 def say(text: str = "") -> None:
     """Print, lines that are longer than the terminal broken between words."""
     _put(text, sys.stdout)
+
+
+def say_command(what: str, typed: str) -> None:
+    """Print what a command does, and the command in a line of its own, to be copied whole."""
+    say(f"{what}:")
+    print(f"    {typed}", flush=True)
 
 
 def complain(sentence: str) -> None:
@@ -104,11 +120,11 @@ def _put(text: str, stream: TextIO) -> None:
             continue
         indent = " " * (len(line) - len(line.lstrip()))
         lines += wrap(
-            line,
+            line.strip(),
             most,
             initial_indent=indent,
             subsequent_indent=f"{indent}  ",
-            break_long_words=False,  # a path, or a command to be copied
+            break_long_words=False,  # a path
             break_on_hyphens=False,
         )
     if lines[0].startswith("error:"):

@@ -158,7 +158,7 @@ def _table(
             "balancedness gap at the start",
             f"{seen.gap_initial:.2e}",
             "",
-            "how unequal neighbouring layers are, largest |W_{j+1}'W_{j+1} - W_jW_j'|",
+            "largest |W_{j+1}'W_{j+1} - W_jW_j'|, 0 for balanced layers",
         ),
         (
             "balancedness gap at the end",
