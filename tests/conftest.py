@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from deeplin.runner import terminal
-
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def no_announcements(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def no_announcements():
     """Of waits: what a test sees does not depend on how fast the machine is."""
-    monkeypatch.setattr(terminal, "_SECONDS", 1e5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deeplin.runner.terminal._SECONDS", 1e5)
+        yield
 
 
 @pytest.fixture
