@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.linalg import chain, random_orthogonal
+from deeplin.problems.contract import Problem
 from deeplin.problems.held_out import HeldOut
 from deeplin.problems.least_squares import LeastSquares
 from deeplin.problems.memory import ask_for_memory
@@ -42,7 +43,7 @@ class Data:
     the samples, None where nothing was.
     """
 
-    problem: LeastSquares
+    problem: Problem
     x: Tensor | None = None
     y: Tensor | None = None
     notes: tuple[str, ...] = ()
@@ -55,6 +56,13 @@ class Data:
         y = x if y is None else y
         return cls(LeastSquares.from_samples(x, y), x, y, notes)
 
+    @property
+    def least_squares(self) -> LeastSquares:
+        """The problem, which samples and labels make one of least squares. TypeError if not."""
+        if not isinstance(self.problem, LeastSquares):
+            raise TypeError(f"this is of least squares alone; got {type(self.problem).__name__}.")
+        return self.problem
+
     def regularised(self, singular: str) -> Data:
         """Deal with a singular XXᵀ: "keep" it (and warn), "project" onto its range, or "whiten".
 
@@ -65,7 +73,7 @@ class Data:
             raise ValueError(
                 f"problem.singular must be one of {', '.join(SINGULAR_CHOICES)}; got {singular!r}."
             )
-        problem = self.problem
+        problem = self.least_squares
         if singular == "keep":
             warning = problem.rank_warning()
             if warning is None:
@@ -304,7 +312,7 @@ def prepare(
     )
     data = Data.from_samples(*done(x, y, dtype), *told, *notes)
     if rest is not None:
-        data.problem.held_out = _held_out(done, *rest, dtype)
+        data.least_squares.held_out = _held_out(done, *rest, dtype)
     return replace(data, preparation=done)
 
 

@@ -70,7 +70,7 @@ def from_file(
             generator=generator,
         )
         told = contents.told()
-    first = f"{path}, {data.problem.m} samples{told}"
+    first = f"{path}, {data.least_squares.m} samples{told}"
     return replace(data, notes=(first, *data.notes)).regularised(singular)
 
 

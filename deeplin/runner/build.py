@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from deeplin.flows import PSDDLRAFlow
-from deeplin.flows.contract import Flow
+from deeplin.flows.contract import Flow, State
 from deeplin.integrators import (
     AdaptiveStepper,
     Euler,
@@ -40,6 +41,7 @@ from deeplin.runner.terminal import slow
 __all__ = ["Experiment", "build", "data_of", "widths_of"]
 
 _MOST_STEPS = 2.0**53  # with more of them t + dt is t
+_SLOWEST = 10_000  # by how much of the steepest direction a run of an unknown loss is planned
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -84,11 +86,12 @@ def build(cfg: DictConfig) -> Experiment:
         rebalance=cfg.method.get("rebalance", False),
         multiplicative=cfg.method.get("_multiplicative_", False),
     )
+    _check_start(problem, flow.end_to_end(state))
     with slow("computing what is predicted: the limit and the rate"):
         prediction = predict_flow(problem, flow, state)
     if isinstance(flow, PSDDLRAFlow):
         prediction = _on_the_cone(problem, prediction)
-    t1 = _end_time(cfg.method.t1, prediction)
+    t1, told = _end_time(cfg.method.t1, prediction, problem, flow, state)
     offered = {
         "flow": flow,
         "state": state,
@@ -128,7 +131,7 @@ def build(cfg: DictConfig) -> Experiment:
     observe = flow_observables(flow, problem, limits, state, optima)
     if cfg.log.factors:
         observe = with_factors(observe, flow)
-    notes = [*source.notes, *prediction.told]
+    notes = [*source.notes, *prediction.told, *told]
     return Experiment(source, network, prediction, flow, stepper, observe, t1, notes, warning)
 
 
@@ -199,6 +202,18 @@ def widths_of(group: DictConfig, d_y: int, d_x: int) -> list[int]:
     return widths
 
 
+def _check_start(problem: Problem, W: Tensor) -> None:
+    """Raise ValueError where a loss of which nothing is known is not finite at the start."""
+    if problem.optimum is None:
+        loss = problem.loss(W)
+        if not bool(torch.isfinite(loss).all()):
+            worst = loss.flatten()[~torch.isfinite(loss).flatten()][0]
+            raise ValueError(
+                f"at the start the loss is {float(worst)}, and no step goes on from there: start "
+                "elsewhere, with another init or init.scale, or keep the loss finite."
+            )
+
+
 def _on_the_cone(problem: Problem, prediction: Prediction) -> Prediction:
     """What is left of a prediction where W stays positive semidefinite.
 
@@ -244,10 +259,22 @@ def _check_edge_of_cone(problem: Problem, flow: Flow, stepper: Stepper, rank: in
             )
 
 
-def _end_time(t1: float | str, prediction: Prediction) -> float:
-    """The flow time of a number, or of a multiple of 1/rho; auto is 20/rho."""
+def _end_time(
+    t1: float | str, prediction: Prediction, problem: Problem, flow: Flow, state: State
+) -> tuple[float, list[str]]:
+    """The flow time of a number, or of a multiple of 1/rho, and what there is to say of it.
+
+    auto is 20/rho; of a loss of which nothing is known in advance 10 000/λ, λ the flow's curvature
+    at the start: until what is 1/10 000 as steep as the steepest direction has decayed by e.
+    """
     if not isinstance(t1, str):
-        return float(t1)
+        return float(t1), []
+    if t1 == "auto" and problem.optimum is None and (curvature := flow.curvature(state)) > 0:
+        end = _SLOWEST / curvature
+        return end, [
+            f"no rate is known of this loss: to t = {_SLOWEST}/λ, λ = {curvature:.4g} the largest "
+            f"curvature of the flow at the start; method.t1=<flow time> goes as far as you like"
+        ]
     if not prediction.pace or prediction.pace <= 0:
         reason = prediction.rate_missing or "the predicted rate is not positive"
         raise ValueError(
@@ -257,4 +284,4 @@ def _end_time(t1: float | str, prediction: Prediction) -> float:
     times = 20.0 if t1 == "auto" else float(t1.removesuffix("/rho"))
     if not 0 < times < math.inf:
         raise ValueError(f"method.t1 must be a positive number, 20/rho or auto; got {t1!r}.")
-    return times / prediction.pace
+    return times / prediction.pace, []

@@ -49,6 +49,7 @@ def conclude(
         stochastic=stochastic,
         plateaus=passed,
         unstable=experiment.unstable,
+        W=experiment.stepper.end_to_end(),
     )
     if draw:
         figure = figures.convergence(history, prediction, title)

@@ -11,12 +11,15 @@ __all__ = [
     "Kind",
     "choice",
     "list_of",
+    "mapping",
     "matrix",
+    "member",
     "not_negative",
     "null",
     "number",
     "path",
     "positive",
+    "shape",
     "shown",
     "switch",
     "text",
@@ -139,6 +142,20 @@ def _is_time(value: object) -> bool:
     return x is not None and 0 < x < math.inf
 
 
+def _is_member(value: object) -> bool:
+    if not isinstance(value, str) or value.count(":") != 1:
+        return False
+    return all(part.isidentifier() for path in value.split(":") for part in path.split("."))
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(whole(1).holds, value))
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
 null = choice(None)
 switch = choice(True, False)
 matrix = Kind(
@@ -148,6 +165,9 @@ matrix = Kind(
 time = Kind("a positive number, 20/rho", _is_time)
 device = Kind("the name of a device, such as cpu or cuda", lambda value: isinstance(value, str))
 text = Kind("a word", lambda value: isinstance(value, str) and value != "")
+member = Kind("MODULE:NAME, such as my_module:make_problem", _is_member)
+shape = Kind("two positive integers [m,n]", _is_shape)
+mapping = Kind("names with their values, such as {scale: 2}", _is_mapping)
 path = Kind("a path", lambda value: isinstance(value, str) and value != "")
 positive = number("a positive number", lambda x: 0 < x < math.inf)
 not_negative = number("a number >= 0", lambda x: 0 <= x < math.inf)

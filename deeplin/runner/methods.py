@@ -25,6 +25,7 @@ from deeplin.integrators.steppers import (
     minibatch_indices,
 )
 from deeplin.network import DeepLinear, layer_gradients
+from deeplin.problems import LeastSquares
 from deeplin.problems.data import Data
 
 __all__ = [
@@ -171,6 +172,11 @@ def _loss_of_step(
     if batch_size is None:
         return lambda step: source.problem.loss(network.end_to_end()).sum()
     x, y = source.x, source.y
+    if not isinstance(source.problem, LeastSquares):
+        raise ValueError(
+            "method.batch_size takes mini-batches of least squares; this problem is a "
+            f"{type(source.problem).__name__}: use method.batch_size=null."
+        )
     if x is None or y is None:
         raise ValueError(
             "method.batch_size needs the samples in memory; this problem is known by its moments "

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from deeplin.runner.custom import digest_of
 from deeplin.runner.schema import flatten
 
 __all__ = ["code_digest", "digests", "provenance"]
@@ -80,10 +81,12 @@ def code_digest(package: Path = PACKAGE) -> str:
 def digests(cfg: DictConfig) -> dict[str, str]:
     """The SHA-256 digests of the files that the options called `path` name; "" where there is none.
 
-    One digest for all files of a pattern.
+    One digest for all files of a pattern. And of the files of a MODULE:NAME, `problem.target`.
     """
-    named = {key: value for key, value in flatten(cfg).items() if key.endswith(".path")}
-    return {key: _digest(value) for key, value in named.items() if isinstance(value, str)}
+    named = {key: value for key, value in flatten(cfg).items() if isinstance(value, str)}
+    found = {key: _digest(value) for key, value in named.items() if key.endswith(".path")}
+    target = named.get("problem.target", "")
+    return found | ({"problem.target": digest_of(target)} if ":" in target else {})
 
 
 def _digest(pattern: str) -> str:

@@ -187,7 +187,10 @@ def _drive(
 
 def _loss_at_zero(experiment: Experiment) -> float:
     problem, like = experiment.data.problem, experiment.network.weights[0]
-    return float(problem.loss(torch.zeros(problem.shape, dtype=like.dtype, device=like.device)))
+    try:
+        return float(problem.loss(torch.zeros(problem.shape, dtype=like.dtype, device=like.device)))
+    except torch.linalg.LinAlgError:  # a loss that factorises W
+        return math.nan
 
 
 def _stops(cfg: DictConfig, t1: float) -> list[Stop]:

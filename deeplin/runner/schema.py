@@ -81,8 +81,14 @@ OPTIONS: Mapping[str, Option] = {
         "record W(t) too, as two thin factors, in the checkpoint's history", switch
     ),
     "problem.target": Option(
-        "what the labels are: x itself, or one-hot digits", choice("autoencoder", "labels")
+        "of digits what the labels are: x itself, or one-hot digits; of a custom problem what "
+        "makes it, or with problem.shape is its loss",
+        choice("autoencoder", "labels") | kinds.member | null,
     ),
+    "problem.shape": Option(
+        "of W, where the target is its loss; null: where it makes a problem", kinds.shape | null
+    ),
+    "problem.options": Option("what the target is called with", kinds.mapping),
     "problem.standardize": Option(
         "drop constant columns, centre, divide by the standard deviation", switch
     ),
@@ -107,7 +113,7 @@ OPTIONS: Mapping[str, Option] = {
     "problem.n": Option("size of the matrix X", whole(1)),
     "problem.spectrum": Option(
         "eigenvalues of X, of a general one singular values; choose network.rank for r; singular "
-        "values of a teacher, null: those of its layers",
+        "values of a teacher, null: those of its layers; of a sensed matrix, null: ones",
         list_of(_EIGENVALUE, "a list of finite numbers, such as [3,2,1]") | null,
     ),
     "problem.kind": Option(
@@ -117,7 +123,16 @@ OPTIONS: Mapping[str, Option] = {
     "problem.field": Option("of X, and so of all matrices of the run", choice("real", "complex")),
     "problem.rows": Option("of a general X; null: n", whole(1) | null),
     "problem.rotate": Option("singular vectors at random; false: X is diagonal", switch),
-    "problem.rank": Option("of the teacher", _RANK),
+    "problem.measurements": Option(
+        "of a sensed matrix; null: four times the dimension of its rank", whole(1) | null
+    ),
+    "problem.operators": Option("that measure it", choice("gaussian", "rank_one")),
+    "problem.noise": Option("standard deviation, of a measurement of norm 1", kinds.not_negative),
+    "problem.data": Option(
+        "scikit-learn's bundled samples that are classified",
+        choice("digits", "breast_cancer", "iris", "wine"),
+    ),
+    "problem.rank": Option("of the teacher, or of the matrix that is sensed", _RANK),
     "problem.depth": Option("of the teacher", whole(2, 1000)),
     "problem.seed": Option("of the data, and of the choice of what is held out", _SEED),
     "network.depth": Option("number of layers N", whole(2, 1000)),

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deeplin.runner.schema import check_kind
 
-__all__ = ["make", "options_of", "trust"]
+__all__ = ["call", "check_options", "make", "options_of", "parameters", "trust"]
 
 _trusted = {"deeplin"}
 # Their classes of optimizers, and nothing else of them.
@@ -42,9 +42,17 @@ def make(group: Mapping[str, object], key: str, **offered: object) -> object:
             raise error.__cause__ from None
         raise ValueError(f"{key} cannot be made: {str(error).splitlines()[0]}") from error
     assert isinstance(partial, functools.partial)
-    names = _parameters(partial.func)
+    return call(partial, key, offered)
+
+
+def call(partial: functools.partial, key: str, offered: Mapping[str, object]) -> object:
+    """Call a function with its options, and with those of `offered` that it takes by name.
+
+    Raises: ValueError for an option that the run gives itself, and for one that is missing.
+    """
+    names = parameters(partial.func)
     given = {name: value for name, value in offered.items() if name in names}
-    own = [name for name in given if name in group]
+    own = [name for name in given if name in partial.keywords]
     if own:
         raise ValueError(f"{key}.{own[0]} is the run's to give, no option: leave it out.")
     for name, parameter in names.items():
@@ -60,7 +68,7 @@ def options_of(group: DictConfig, *without: str) -> dict[str, object]:
     return {str(name): value for name, value in plain.items() if name not in without}
 
 
-def _parameters(called: Callable[..., object]) -> dict[str, inspect.Parameter]:
+def parameters(called: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """What something takes by name."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(called).parameters.items()
@@ -71,7 +79,8 @@ def _check(node: object, key: str) -> None:
     """Raise ValueError for a target anywhere in a node that is not trusted, or its options not."""
     if isinstance(node, Mapping):
         if "_target_" in node:
-            _check_options(node, key, _resolved(node["_target_"], key))
+            target = str(node["_target_"])
+            check_options(node, key, _resolved(node["_target_"], key), target)
         for name, value in node.items():
             _check(value, f"{key}.{name}")
     elif isinstance(node, list | tuple):
@@ -79,9 +88,11 @@ def _check(node: object, key: str) -> None:
             _check(value, key)
 
 
-def _check_options(node: Mapping[str, object], key: str, called: Callable[..., object]) -> None:
+def check_options(
+    node: Mapping[str, object], key: str, called: Callable[..., object], target: str
+) -> None:
     """Raise ValueError for an option that `called` does not take, or of another kind there."""
-    names = _parameters(called)
+    names = parameters(called)
     kinds = {parameter.kind for parameter in inspect.signature(called).parameters.values()}
     for name, value in node.items():
         if str(name).startswith("_"):
@@ -91,8 +102,7 @@ def _check_options(node: Mapping[str, object], key: str, called: Callable[..., o
                 continue
             taken = [n for n, p in names.items() if p.default is not p.empty]
             raise ValueError(
-                f"there is no {key}.{name}; options of {node['_target_']} are "
-                f"{', '.join(taken) or 'none'}."
+                f"there is no {key}.{name}; options of {target} are {', '.join(taken) or 'none'}."
             )
         default = names[str(name)].default
         is_count = isinstance(default, int) and not isinstance(default, bool)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 
 from deeplin.landscape import Plateau
 from deeplin.loop import History, Kind, Result
@@ -22,6 +23,7 @@ from deeplin.runner.measured import (
     parts_of,
 )
 from deeplin.runner.terminal import laid_out
+from deeplin.runner.unpredicted import Place, place_of, told_of
 
 __all__ = ["Verdict", "fitted_rate", "judge"]
 
@@ -53,22 +55,28 @@ def judge(
     stochastic: bool = False,
     plateaus: Sequence[Sequence[Plateau]] = (),
     unstable: str | None = None,
+    W: Tensor | None = None,
 ) -> Verdict:
     """Hold a run's history against its prediction.
 
     `relative_excess_loss` is (L − L*)/L*, or relative to L(0) where the optimum L* is 0.
     `plateaus` are the critical points that each trajectory passed, for the summary; `unstable` says
-    what is too long of the steps, if so. Trajectories that were lost on the way are not judged.
+    what is too long of the steps, if so; `W` is that of the end, looked at where nothing is
+    predicted. Trajectories that were lost on the way are not judged.
     """
     parts = parts_of(problem, prediction, history, stochastic=stochastic)
     part = max(parts, key=lambda part: part.badness)
     seen, prediction, worst = part.seen, part.prediction, part.worst
+    place = None
+    if problem.optimum is None and W is not None:
+        place = place_of(problem, W.reshape(-1, *W.shape[-2:])[worst], result)
     end = _End(
         result,
         stochastic,
         unstable,
         _resting_place(problem, history, worst),
         _rise(history, worst),
+        place,
     )
     sentence = _without_the_lost(history, result) + _sentence(part, end) + _by_their_starts(parts)
     scores = _scores(problem, prediction, history, worst)
@@ -246,7 +254,8 @@ class _End:
     """How a run ended: what is said where it is not at what is predicted.
 
     `unstable` says what is too long of the steps, `rest` at which critical point W is, `rise` from
-    where to where the loss rose; each None if not so.
+    where to where the loss rose, `place` what is known of W where nothing is predicted; each None
+    if not so.
     """
 
     result: Result
@@ -254,6 +263,7 @@ class _End:
     unstable: str | None
     rest: str | None
     rise: tuple[float, float] | None
+    place: Place | None
 
     @property
     def kind(self) -> Kind:
@@ -274,7 +284,7 @@ def _sentence(part: Part, end: _End) -> str:
     if end.kind in (Kind.DIVERGED, Kind.FAULT):
         return f"No verdict: the run {end.result.sentence}"
     if seen.excess is None or seen.distance is None:
-        return f"No verdict: {prediction.missing}; the run ended at {seen.state}."
+        return _unpredicted(part, end)
     if part.left:
         return _left(part)
     what = "limit" if prediction.why else "optimum"
@@ -298,22 +308,39 @@ def _sentence(part: Part, end: _End) -> str:
     return _elsewhere(part, end, what, because)
 
 
+def _unpredicted(part: Part, end: _End) -> str:
+    """What is told of a run of which nothing is predicted, by how it ended."""
+    seen = part.seen
+    if end.unstable is not None or (end.rise is not None and not end.stochastic):
+        return _strayed(seen, end)
+    if end.place is None:
+        return f"No verdict: {part.prediction.missing}; the run ended at {seen.state}."
+    return told_of(end.place, end.kind, seen.state, stochastic=end.stochastic)
+
+
+def _strayed(seen: Seen, end: _End) -> str:
+    """What is told of a run that is not that of the flow."""
+    if end.unstable is not None or end.rise is None:
+        return f"No verdict ({seen.state}): {end.unstable}"
+    first, last = end.rise
+    return (
+        f"No verdict: the loss rose from {first:.4g} to {last:.4g}, as no descent does "
+        f"({seen.state}): the steps do not follow the flow; take a smaller step or tolerance."
+    )
+
+
 def _elsewhere(part: Part, end: _End, what: str, because: str) -> str:
     """What is told of a run that did not reach what is predicted, by how it ended."""
     seen = part.seen
     if end.unstable is not None:
-        return f"No verdict ({seen.state}): {end.unstable}"
+        return _strayed(seen, end)
     if end.stochastic and end.kind is not Kind.INTERRUPTED:
         return (
             f"No verdict: mini-batch noise holds W away from the {what} ({seen.state}); "
             "a smaller dt or full batches come closer."
         )
     if end.rise is not None:
-        first, last = end.rise
-        return (
-            f"No verdict: the loss rose from {first:.4g} to {last:.4g}, as no descent does "
-            f"({seen.state}): the steps do not follow the flow; take a smaller step or tolerance."
-        )
+        return _strayed(seen, end)
     if end.kind in (Kind.TIME, Kind.STEPS, Kind.INTERRUPTED):
         return f"Unfinished: W is not yet at the predicted {what} ({seen.state}){because}."
     if end.rest is not None:
