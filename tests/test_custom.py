@@ -100,7 +100,7 @@ def made(name, **given):
 def test_a_function_of_W_runs_to_its_best_matrix_of_the_rank(here):
     """diag(2, 0, 0), where the Hessian on the matrices of rank 1 has 1 − σ_2/σ_1 = 1/2."""
     words = [f"problem.target={HERE}:distance", "problem.shape=[3,3]", "network.rank=1"]
-    words += ["network.depth=2", "method=rkc", "log.records=50"]
+    words += ["network.depth=2", "method=rkc", "log.records=50", "stop.grad_norm=1e-5"]
     assert train("problem=custom", *words, "+problem.options.scale=3", folder=here / "run") == 0
     end = end_of("run")
     assert end["loss"] == pytest.approx(3 * 0.5 * (1 + 0.25), rel=1e-9)
