@@ -54,7 +54,7 @@ BAD = {
     "init.scale=0": "init.scale must be a positive number; got 0",
     "init.rank=11": "1 <= rank <= min widths = 10",
     "log.records=0": "log.records must be an integer from 1 to 10000000",
-    "problem.target=pixels": "must be autoencoder or labels",
+    "problem.target=pixels": "must be autoencoder, labels",
     "problem.singular=ignore": "problem.singular must be keep, project or whiten",
     "device=tpu9": "device must be",
     # combinations
