@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     )
     from deeplin.runner.loading import Run, load
 
+    __version__: str
+
 # Where each name stands; imported when first asked for, torch with it: a command answers before.
 _LAZY = {
     "DeepLinear": "deeplin.network",
@@ -81,6 +83,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":  # of what is installed, as pyproject.toml has it
+        return importlib.import_module("importlib.metadata").version("deeplin")
     if name not in _LAZY:
         raise AttributeError(f"module 'deeplin' has no attribute {name!r}")
     module = importlib.import_module(_LAZY[name])
@@ -90,4 +94,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "__version__"})

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# At the top of the package, above all folders.
+TOP = {"__init__", "__main__"}
 PACKAGE = sorted((ROOT / "deeplin").rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 FILES = PACKAGE + SCRIPTS
@@ -92,7 +94,7 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_every_folder_stands_in_the_figure_of_layers():
-    assert {name_of(path) for path in PACKAGE} - {"__init__"} == set(ROW)
+    assert {name_of(path) for path in PACKAGE} - TOP == set(ROW)
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
@@ -100,7 +102,7 @@ def test_imports_go_downwards(path):
     own = name_of(path)
     for name in imports(path):
         parts = name.split(".")
-        if parts[0] == "deeplin" and own != "__init__":
+        if parts[0] == "deeplin" and own not in TOP:
             assert parts[1] == own or ROW[parts[1]] < ROW[own], f"{own} imports {name}"
         if parts[0] in HOMES:
             assert own in HOMES[parts[0]], f"{parts[0]} is imported in {own}"

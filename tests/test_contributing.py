@@ -87,7 +87,7 @@ def tree(tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "_trusted", {"deeplin", "ours"})
     monkeypatch.setitem(sys.modules, "ours", ModuleType("ours"))
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    monkeypatch.setattr(runs, "CONFIG", tmp_path / "conf")
+    monkeypatch.setattr(runs, "CONF", tmp_path / "conf")
     known = dict(SUBJECTS)
     yield tmp_path
     for name in SUBJECTS.keys() - known:

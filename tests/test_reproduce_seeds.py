@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from reproduction import modes
 from reproduction.panels import canvas, decays, over_seeds
 from reproduction.report import drawn, work_of
-from reproduction.runs import CONFIG, compositions, left_out
+from reproduction.runs import CONF, compositions, left_out
 
 from deeplin.loop import History
 from deeplin.loop.records import Record
@@ -108,10 +108,10 @@ def test_the_median_is_drawn_in_the_band_of_all_seeds():
 def test_runs_are_composed_as_hydra_composes_them(name):
     """A sweep is composed from one reading of the files; its last run is Hydra's own."""
     run = compositions(name)[-1]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         chosen = [f"experiment={name}"]
         params = compose("train", chosen, return_hydra_config=True).hydra.sweeper.params or {}
-        groups = [key for key in params if (CONFIG / key).is_dir()]
+        groups = [key for key in params if (CONF / key).is_dir()]
         values = [key for key in params if key not in groups]
         chosen += [f"{key}={run[key].name}" for key in groups]
         for key in values:

@@ -32,13 +32,13 @@ import deeplin.runner.cli as cli  # its resolvers stand in the configurations
 from deeplin.loop import History, Kind, Result
 from deeplin.problems.data import Data
 from deeplin.runner.build import data_of
+from deeplin.runner.configurations import CONF
 from deeplin.runner.ending import told
 from deeplin.runner.folder import FORMAT, Checkpoint, Damaged, RunFolder
 from deeplin.runner.lock import locked
 from deeplin.runner.run import run
 from deeplin.runner.verdict import fitted_rate
 
-CONFIG = Path(__file__).resolve().parents[2] / "conf"
 _ = cli.main
 
 
@@ -135,7 +135,7 @@ def compositions(name: str, changes: Mapping[str, str] | None = None) -> list[Di
 @cache
 def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictConfig]:
     changes = dict(items)
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         chosen = [f"experiment={name}"]
         whole = compose("train", chosen, return_hydra_config=True)
         sweep = {key: str(value) for key, value in (whole.hydra.sweeper.params or {}).items()}
@@ -146,7 +146,7 @@ def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictCon
         for override in parser.parse_overrides([f"{k}={v}" for k, v in sweep.items()]):
             key = override.key_or_group
             swept = override.is_sweep_override()
-            if (CONFIG / key).is_dir():
+            if (CONF / key).is_dir():
                 texts = override.sweep_string_iterator() if swept else [override.value()]
                 groups.append([f"{key}={text}" for text in texts])
             else:
@@ -166,7 +166,7 @@ def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictCon
 
 def left_out(name: str) -> str:
     """What the header of an experiment's configuration says is left out, and what it would cost."""
-    file = CONFIG / "experiment" / f"{name}.yaml"
+    file = CONF / "experiment" / f"{name}.yaml"
     if not file.exists():  # a subject without runs
         return ""
     header = file.read_text(encoding="utf-8").split("\n\n")[0]
