@@ -6,6 +6,7 @@ import io
 import geoopt
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from deeplin.nn import FixedRankLinear
@@ -171,3 +172,31 @@ def test_it_says_what_it_is():
     assert said in repr(layer_of(2, depth=3, bias=False))
     with pytest.raises(ValueError, match="1 <= rank <= min"):
         layer_of(8)
+
+
+@pytest.mark.slow
+def test_on_the_digits_it_learns_what_dense_layers_do():
+    """64→512→512→10, rank 16, SGD with momentum, five seeds: 0.90 of 360 images in the mean."""
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    accuracies = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        order = torch.randperm(len(x))
+        test, train = order[:360], order[360:]
+        net = nn.Sequential(
+            FixedRankLinear(64, 512, 16),
+            nn.ReLU(),
+            FixedRankLinear(512, 512, 16),
+            nn.ReLU(),
+            nn.Linear(512, 10),
+        )
+        optimizer = geoopt.optim.RiemannianSGD(net.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(15):
+            for rows in train[torch.randperm(len(train))].split(64):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            accuracies.append(float((net(x[test]).argmax(1) == y[test]).float().mean()))
+    assert sum(accuracies) / 5 >= 0.90, accuracies

@@ -5,6 +5,7 @@ from deeplin.linalg.hermitian import hermitian_part, is_semidefinite
 from deeplin.linalg.lanczos import largest_modulus
 from deeplin.linalg.orthonormal import orthonormal_factor, random_orthogonal
 from deeplin.linalg.powers import expm1_ratio, power_divided_difference
+from deeplin.linalg.precision import working, working_dtype
 from deeplin.linalg.products import (
     batch_last,
     chain,
@@ -34,4 +35,6 @@ __all__ = [
     "tall_times",
     "tangent_step",
     "values_known",
+    "working",
+    "working_dtype",
 ]

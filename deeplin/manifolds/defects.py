@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deeplin.geometry.coordinates import Point, Tangent
 from deeplin.linalg import values_known
 
-__all__ = ["check_numbers", "spectrum_defect", "whole_number"]
+__all__ = ["check_numbers", "largest_value", "lost_rank", "spectrum_defect", "whole_number"]
 
 
 def whole_number(owner: str, name: str, value: int) -> int:
@@ -51,3 +52,41 @@ def spectrum_defect(values: Tensor, next_value: Tensor, rank: int, tolerance: fl
             f"{floor:.3g}; take a smaller rank."
         )
     return None
+
+
+def largest_value(point: Point) -> str:
+    """σ_1 of a point, the largest of a batch, as it is told."""
+    S = point.S
+    finite = torch.isfinite(S).all(-1).all(-1)
+    if not bool(finite.all()):
+        return "W holds nan or inf itself"
+    return f"σ_1 = {float(torch.linalg.matrix_norm(S, 2).max()):.3g}"
+
+
+def lost_rank(point: Point, tangent: Tangent, kept: Tensor, rank: int) -> str:
+    """Why no step, however short, keeps the rank: W has not got it. With what was measured.
+
+    A step longer than W itself is one of an iteration that diverges; else W was handed over so.
+    """
+    kind = str(point.S.dtype).removeprefix("torch.")
+    remedy = (
+        "take a smaller learning rate (with momentum, a tenth of it at first) or clip the gradient"
+    )
+    batch = kept.shape
+    S = point.S.expand(*batch, rank, rank)[~kept]
+    if not bool(torch.isfinite(S).all()):
+        return f"the iteration has diverged, W holds nan or inf: {remedy}."
+    parts = (tangent.M, tangent.Up, tangent.Vp)
+    square = sum(torch.linalg.matrix_norm(part).square() for part in parts)
+    length = torch.as_tensor(square).sqrt().expand(batch)[~kept]
+    values = torch.linalg.svdvals(S)
+    worst = int((values[..., -1] / values[..., 0]).nan_to_num(nan=0.0).argmin())
+    first, last, step = (float(v[worst]) for v in (values[..., 0], values[..., -1], length))
+    seen = f"σ_1 = {first:.3g}, σ_{rank} = {last:.3g}, a step of norm {step:.3g}"
+    if not step <= float(torch.linalg.vector_norm(values[worst])):  # NaN, too
+        return f"the iteration diverges, and W has lost rank {rank} to {kind} ({seen}): {remedy}."
+    return (
+        f"x must have rank {rank}, and has not in {kind} ({seen}): call projx(x) or "
+        "assert_check_point_on_manifold(x) on the starting point; where the iteration came here by "
+        "itself, its limit has a lower rank: take that as the rank."
+    )

@@ -7,6 +7,7 @@ from torch import Tensor
 from deeplin.geometry.coordinates import Point, Tangent, project_matrix
 from deeplin.geometry.metric import metric_operator
 from deeplin.geometry.points import nearest_point
+from deeplin.linalg import working
 from deeplin.manifolds.defects import spectrum_defect
 from deeplin.manifolds.low_rank import LowRankManifold
 
@@ -17,13 +18,13 @@ class DenseManifold(LowRankManifold):
     """Rank-r matrices stored as they are: every operation begins with a decomposition of W."""
 
     def _point(self, x: Tensor) -> Point:
-        return nearest_point(x, self.rank, hermitian=self._hermitian)
+        return nearest_point(working(x), self.rank, hermitian=self._hermitian)
 
     def _projection(self, x: Tensor) -> Point:
         return self._point(x)
 
     def _tangent(self, point: Point, u: Tensor) -> Tangent:
-        return project_matrix(point, u)
+        return project_matrix(point, working(u))
 
     def _gradient(self, point: Point, u: Tensor) -> Tangent:
         return metric_operator(point, self._tangent(point, u), self.metric)

@@ -12,7 +12,7 @@ from torch import Tensor
 from deeplin.geometry.coordinates import Point, Tangent, project_packed
 from deeplin.geometry.metric import Metric, gradient_from_partials, metric_operator
 from deeplin.geometry.points import nearest_point
-from deeplin.linalg import hermitian_part, orthonormal_factor
+from deeplin.linalg import hermitian_part, orthonormal_factor, working
 from deeplin.manifolds.defects import check_numbers, spectrum_defect
 from deeplin.manifolds.low_rank import LowRankManifold
 
@@ -31,7 +31,8 @@ class FactoredManifold(LowRankManifold):
       costs ε·σ_1/σ_r unless S is diagonal, as ``retraction="svd"`` leaves it.
     - ``"taped"``: the loss is written with ``A, B = x.manifold.factor_pair(x)``, whose product ABᴴ
       is W, or with ``to_dense(x)``, and x.grad holds (GV, GᴴU, UᴴGV), G = ∇f: accurate at every
-      depth, gauge and σ_r. ``unpack_tensor`` then returns detached factors.
+      depth, gauge and σ_r. ``unpack_tensor`` then is for looking alone: what it returns carries no
+      gradient, and where one would be wanted of it, it raises.
     """
 
     def __init__(self, rank: int, depth: float | Metric, retraction: str, gradient: str) -> None:
@@ -54,7 +55,9 @@ class FactoredManifold(LowRankManifold):
         """One tensor from its rows, after broadcasting the batch dimensions."""
 
     def _point(self, x: Tensor) -> Point:
-        return Point(*self._split(x.detach()))
+        wide = working(x.detach())
+        # Frames that were rounded to bfloat16 or float16 are orthonormal to that only.
+        return Point(*self._split(wide)) if wide.dtype == x.dtype else self._projection(x)
 
     def _tangent(self, point: Point, u: Tensor) -> Tangent:
         Zu, Zs, Zv = self._parts(u)
@@ -64,7 +67,7 @@ class FactoredManifold(LowRankManifold):
         """The rows of a vector. Raises: ValueError for another number of columns than r."""
         if u.shape[-1] != self.rank:  # they would broadcast; a wrong number of rows does not
             raise ValueError(self._shape_error(u.shape, "u"))
-        return self._split(u)
+        return self._split(working(u))
 
     def _store_point(self, point: Point) -> Tensor:
         return self._stack(point.U, point.S, point.V)
@@ -77,6 +80,18 @@ class FactoredManifold(LowRankManifold):
             return metric_operator(point, self._tangent(point, u), self.metric)
         dU, dS, dV = self._parts(u)
         return gradient_from_partials(point, dU, dV, dS, self.metric)
+
+    def _readable(self, x: Tensor) -> Tensor:
+        """x for `unpack_tensor`. Raises: RuntimeError where a taped gradient would be lost."""
+        if self.gradient == "taped":
+            if x.requires_grad and torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"unpack_tensor of a {self.name} with gradient='taped' carries no gradient: "
+                    "write the loss with A, B = x.manifold.factor_pair(x), W = ABᴴ; to look at the "
+                    "factors, unpack x.detach() or under torch.no_grad()."
+                )
+            return x.detach()
+        return x
 
     def factor_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Factors A, B with W = A Bᴴ, to write a loss with; q = r columns, or 2r when taped.
@@ -120,7 +135,7 @@ class FactoredManifold(LowRankManifold):
         return self._tangent(point, u).dense(point)
 
     def _projection(self, x: Tensor) -> Point:
-        U, S, V = self._split(x.detach())
+        U, S, V = self._split(working(x.detach()))
         U, R = orthonormal_factor(U)
         if self._hermitian:
             return Point(U, hermitian_part(R @ S @ R.mH), U)
@@ -140,8 +155,9 @@ class FactoredManifold(LowRankManifold):
                 f"from_dense(W) must get W of shape (*batch, {m}, {n}); got {tuple(W.shape)}."
             )
         check_numbers(W, "from_dense")
-        point = nearest_point(W, self.rank, hermitian=self._hermitian)
-        return self._store_point(self._of_full_rank(point, "from_dense"))
+        point = nearest_point(working(W), self.rank, hermitian=self._hermitian)
+        x = self._store_point(self._of_full_rank(point, "from_dense"))
+        return self._wrapped(self._like(W, x))
 
     def pack_point(self, *tensors: Tensor) -> Tensor:
         """One tensor from U, S, V, in this order, or from U, S for a Hermitian manifold.
@@ -159,7 +175,7 @@ class FactoredManifold(LowRankManifold):
                 f"got {shapes}."
             )
         U, S, V = (*tensors, tensors[0])[:3]
-        return self._stack(U, S, V)
+        return self._wrapped(self._stack(U, S, V))
 
     def random(self, *size, dtype=None, device=None, generator=None):
         """A random point, as ``LowRankManifold.random``; one of them when no size is given."""
@@ -203,7 +219,7 @@ class FactoredManifold(LowRankManifold):
         return spectrum_defect(values, torch.zeros_like(values[..., 0]), self.rank, tolerance)
 
     def _point_defect(self, x: Tensor, tolerance: float) -> str | None:
-        point = self._point(x)
+        point = Point(*self._split(x))
         frames = {"U": point.U} if self._hermitian else {"U": point.U, "V": point.V}
         for name, frame in frames.items():
             gram = frame.mH @ frame

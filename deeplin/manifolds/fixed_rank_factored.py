@@ -81,9 +81,12 @@ class FixedRankFactored(FactoredManifold):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The factors U, S, V of a point, to write a loss with: W = U S Vᴴ.
 
-        Views, through which autograd sees the three partials; detached when ``gradient="taped"``.
+        Views, through which autograd sees the three partials.
+
+        Raises: RuntimeError when ``gradient="taped"`` and a gradient is wanted of the tensor: it
+            would be lost.
         """
-        return self._split(tensor.detach() if self.gradient == "taped" else tensor)
+        return self._split(self._readable(tensor))
 
     def _matrix_sizes(self, shape: Sequence[int]) -> tuple[int, int]:
         return self.m, self.n

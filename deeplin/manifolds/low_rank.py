@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
-from collections.abc import Sequence
 
-import geoopt
 import torch
-from geoopt.manifolds.base import Manifold, ScalingInfo
-from geoopt.utils import size2shape
+from geoopt.manifolds.base import ScalingInfo
 from torch import Tensor
 
 from deeplin.geometry import hessian, metric, retractions
 from deeplin.geometry.coordinates import Point, Tangent, transport
-from deeplin.geometry.metric import Metric
-from deeplin.geometry.points import origin_point, random_point
 from deeplin.linalg import values_known
-from deeplin.manifolds.defects import check_numbers, whole_number
+from deeplin.manifolds.defects import check_numbers, largest_value, lost_rank
+from deeplin.manifolds.stored import StoredManifold
 
 __all__ = ["LowRankManifold"]
 
 
-class LowRankManifold(Manifold):
+class LowRankManifold(StoredManifold):
     """Matrices of rank exactly r with the metric of a deep linear network.
 
     What a subclass supplies: how a point and a tangent vector are stored in one tensor
@@ -40,65 +35,9 @@ class LowRankManifold(Manifold):
     ``logmap`` and ``dist`` are not implemented, since no closed form is known.
     """
 
-    __scaling__ = Manifold.__scaling__.copy()
+    __scaling__ = StoredManifold.__scaling__.copy()
     # Scaled hides what it does not list: these pass through it unscaled.
     __scaling__.update({name: ScalingInfo() for name in ("origin", "pack_point", "unpack_tensor")})
-    ndim = 2
-    reversible = False
-    _hermitian = False
-
-    def __init__(self, rank: int, depth: float | Metric, retraction: str) -> None:
-        super().__init__()
-        self.rank = whole_number(type(self).__name__, "rank", rank)
-        self.metric = metric.as_metric(depth)
-        self.retraction = retractions.validate_retraction(retraction, self.metric)
-
-    @property
-    def depth(self) -> float | None:
-        """The metric's depth; None for a metric that is no DepthMetric."""
-        return self.metric.depth if isinstance(self.metric, metric.DepthMetric) else None
-
-    # What a subclass supplies ---------------------------------------------------------------------
-
-    @abstractmethod
-    def _point(self, x: Tensor) -> Point:
-        """The factors of a stored point, detached."""
-
-    @abstractmethod
-    def _tangent(self, point: Point, u: Tensor) -> Tangent:
-        """The coordinates of a stored vector; of its projection, when it is not tangent."""
-
-    @abstractmethod
-    def _store_point(self, point: Point) -> Tensor:
-        """The one tensor that stands for a point."""
-
-    @abstractmethod
-    def _store_tangent(self, point: Point, tangent: Tangent) -> Tensor:
-        """The one tensor that stands for a tangent vector."""
-
-    @abstractmethod
-    def _gradient(self, point: Point, u: Tensor) -> Tangent:
-        """𝒜_W(∇f) from what autograd leaves in ``x.grad``."""
-
-    @abstractmethod
-    def _projection(self, x: Tensor) -> Point:
-        """The point on the manifold that ``projx`` takes x to, or one of a lower rank."""
-
-    @abstractmethod
-    def _core_defect(self, point: Point, tolerance: float) -> str | None:
-        """What keeps S from rank r (and the cone), measured, in one sentence, or None."""
-
-    @abstractmethod
-    def _shape_error(self, shape: Sequence[int], name: str) -> str | None:
-        """What is wrong with the last two dimensions, in one sentence, or None."""
-
-    @abstractmethod
-    def _point_defect(self, x: Tensor, tolerance: float) -> str | None:
-        """What keeps x off the manifold, measured, in one sentence, or None."""
-
-    @abstractmethod
-    def _matrix_sizes(self, shape: Sequence[int]) -> tuple[int, int]:
-        """(m, n) for a tensor of that shape."""
 
     # Metric ---------------------------------------------------------------------------------------
 
@@ -115,7 +54,7 @@ class LowRankManifold(Manifold):
         point = self._point(x)
         first = self._tangent(point, u)
         second = first if v is None else self._tangent(point, v)
-        value = metric.metric_inner(point, first, second, self.metric)
+        value = self._like(x.real, metric.metric_inner(point, first, second, self.metric))
         return value[..., None, None] if keepdim else value
 
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
@@ -131,7 +70,7 @@ class LowRankManifold(Manifold):
         """
         point = self._point(x)
         operated = metric.metric_operator(point, self._tangent(point, Z), self.metric)
-        return self._store_tangent(point, operated)
+        return self._like(x, self._store_tangent(point, operated))
 
     def metric_inverse(self, x: Tensor, u: Tensor) -> Tensor:
         """𝒜̄_W⁻¹(u), the tangent vector whose 𝒜_W is u.
@@ -142,7 +81,7 @@ class LowRankManifold(Manifold):
         """
         point = self._point(x)
         inverse = metric.metric_inverse(point, self._tangent(point, u), self.metric)
-        result = self._store_tangent(point, inverse)
+        result = self._like(x, self._store_tangent(point, inverse))
         if (
             values_known()
             and not bool(torch.isfinite(result).all())
@@ -162,7 +101,7 @@ class LowRankManifold(Manifold):
         Source: BRTW (22).
         """
         point = self._point(x)
-        return self._store_tangent(point, self._gradient(point, u))
+        return self._like(x, self._store_tangent(point, self._gradient(point, u)))
 
     # Projections ----------------------------------------------------------------------------------
 
@@ -180,7 +119,8 @@ class LowRankManifold(Manifold):
             that are not finite; TypeError for integers.
         """
         check_numbers(x, "projx")
-        return self._store_point(self._of_full_rank(self._projection(x), "projx"))
+        new = self._of_full_rank(self._projection(x), "projx")
+        return self._wrapped(self._like(x, self._store_point(new)))
 
     def _of_full_rank(self, point: Point, method: str) -> Point:
         """The point as it is; a ValueError where its core is known to be of lower rank."""
@@ -196,7 +136,7 @@ class LowRankManifold(Manifold):
         Source: BRTW Lemma 7.
         """
         point = self._point(x)
-        return self._store_tangent(point, self._tangent(point, u))
+        return self._like(x, self._store_tangent(point, self._tangent(point, u)))
 
     # Moving ---------------------------------------------------------------------------------------
 
@@ -208,28 +148,27 @@ class LowRankManifold(Manifold):
         line search at its goal asks for it.
 
         Source: deeplin.geometry.retractions, where each states its order.
-        Raises: RuntimeError when x itself has a lower rank; under a transform the result is NaN.
+        Raises: RuntimeError when x itself has a lower rank, as an iteration that diverges soon has,
+            with what was measured; under a transform the result is NaN.
         """
         point = self._point(x)
         tangent = self._tangent(point, u)
         new, finite, kept = retractions.retract(point, tangent, self.retraction, self.metric)
         if values_known():
-            self._judge_step(finite, kept)
-        return self._store_point(new)
+            self._judge_step(point, tangent, finite, kept)
+        return self._like(x, self._store_point(new))
 
-    def _judge_step(self, finite: Tensor | None, kept: Tensor | None) -> None:
+    def _judge_step(
+        self, point: Point, tangent: Tangent, finite: Tensor | None, kept: Tensor | None
+    ) -> None:
         """Says what a step met; outside of every transform."""
         if kept is not None and not bool(kept.all()):
-            raise RuntimeError(
-                f"retr(x, u) with retraction={self.retraction!r} needs a point x of rank "
-                f"{self.rank}; no step however short along u kept that rank; call projx(x) or "
-                "assert_check_point_on_manifold(x) on the starting point."
-            )
+            raise RuntimeError(f"retr: {lost_rank(point, tangent, kept, self.rank)}")
         if finite is not None and not bool(finite.all()):
             warnings.warn(
-                "retr(x, u) needs a finite tangent vector u; got nan or inf entries, and left "
-                "those matrices where they are; look at the loss and its gradient, or take a "
-                "smaller step.",
+                f"retr: the step holds nan or inf, and left those matrices where they are "
+                f"({largest_value(point)}): look at the loss and its gradient; where the loss has "
+                "grown, the iteration diverges: take a smaller learning rate.",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -246,7 +185,7 @@ class LowRankManifold(Manifold):
         """The tangent vector at y nearest to v in the Frobenius product: P_y(v). Linear in v."""
         start, end = self._point(x), self._point(y)
         moved = transport(start, end, self._tangent(start, v))
-        return self._store_tangent(end, moved)
+        return self._like(y, self._store_tangent(end, moved))
 
     @__scaling__(ScalingInfo(1))
     def inverse_orthographic(self, x: Tensor, y: Tensor) -> Tensor:
@@ -255,7 +194,8 @@ class LowRankManifold(Manifold):
         Source: [AM12], §4.
         """
         start = self._point(x)
-        return self._store_tangent(start, retractions.inverse_orthographic(start, self._point(y)))
+        back = retractions.inverse_orthographic(start, self._point(y))
+        return self._like(x, self._store_tangent(start, back))
 
     # Second order ---------------------------------------------------------------------------------
 
@@ -272,7 +212,7 @@ class LowRankManifold(Manifold):
         point = self._point(x)
         tangent = self._tangent(point, u)
         result = hessian.riemannian_hessian(point, egrad, ehess, tangent, self.metric)
-        return self._store_tangent(point, result)
+        return self._like(x, self._store_tangent(point, result))
 
     def hessian_vector_product(self, x: Tensor, loss: hessian.PairLoss, u: Tensor) -> Tensor:
         """Hess^g f(W)[u] by autograd, for a loss written in a factor pair: loss(A, B) = f(A Bᴴ).
@@ -285,102 +225,4 @@ class LowRankManifold(Manifold):
         point = self._point(x)
         tangent = self._tangent(point, u)
         result = hessian.hessian_vector_product(point, loss, tangent, self.metric)
-        return self._store_tangent(point, result)
-
-    # Points ---------------------------------------------------------------------------------------
-
-    def _drawn_shape(self, size: tuple) -> tuple[int, ...]:
-        shape = tuple(size2shape(*size))
-        ok, reason = self._check_shape(shape, "x")
-        if not ok:
-            raise ValueError(reason)
-        return shape
-
-    def parameter(self, x: Tensor) -> geoopt.ManifoldParameter:
-        """A point as a parameter that geoopt's optimizers move along this manifold."""
-        return geoopt.ManifoldParameter(x, manifold=self)  # pyright: ignore[reportCallIssue]
-
-    def _wrapped(self, point: Point) -> geoopt.ManifoldTensor:
-        x = self._store_point(point)
-        return geoopt.ManifoldTensor(x, manifold=self)  # pyright: ignore[reportCallIssue]
-
-    def random(
-        self,
-        *size: int | Sequence[int],
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        generator: torch.Generator | None = None,
-    ) -> geoopt.ManifoldTensor:
-        """A random point: Haar-distributed U, V and singular values uniform in (1/2, 3/2).
-
-        Shapes: size is the shape of the tensor, batch dimensions first.
-        """
-        shape = self._drawn_shape(size)
-        point = random_point(
-            *self._matrix_sizes(shape),
-            self.rank,
-            batch_shape=shape[:-2],
-            hermitian=self._hermitian,
-            dtype=dtype,
-            device=device,
-            generator=generator,
-        )
-        return self._wrapped(point)
-
-    def origin(
-        self,
-        *size: int | Sequence[int],
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        seed: int | None = 42,
-    ) -> geoopt.ManifoldTensor:
-        """The matrix with ones in the first r places of the diagonal; the seed is not used.
-
-        Shapes: size is the shape of the tensor, batch dimensions first.
-        """
-        shape = self._drawn_shape(size)
-        point = origin_point(
-            *self._matrix_sizes(shape),
-            self.rank,
-            batch_shape=shape[:-2],
-            hermitian=self._hermitian,
-            dtype=dtype,
-            device=device,
-        )
-        return self._wrapped(point)
-
-    # Checks ---------------------------------------------------------------------------------------
-
-    def _check_shape(self, shape: Sequence[int], name: str) -> tuple[bool, str | None]:
-        if len(shape) < 2:
-            return False, f"{name} must have at least 2 dimensions; got shape {tuple(shape)}."
-        reason = self._shape_error(shape, name)
-        return reason is None, reason
-
-    def _check_point_on_manifold(
-        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
-    ) -> tuple[bool, str | None]:
-        """Defects are relative to σ_1, or are of orthonormality: both tolerances simply add."""
-        if x.numel() == 0:  # an empty batch
-            return True, None
-        if not bool(torch.isfinite(x).all()):
-            return False, "x must be finite; it has nan or inf entries."
-        reason = self._point_defect(x.detach(), atol + rtol)
-        return reason is None, reason
-
-    def _check_vector_on_tangent(
-        self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
-    ) -> tuple[bool, str | None]:
-        defect = u - self.proju(x, u)
-        measured = torch.linalg.vector_norm(defect, dim=(-2, -1))
-        size = torch.linalg.vector_norm(u, dim=(-2, -1))
-        if bool((measured <= atol + rtol * size).all()):
-            return True, None
-        return False, (
-            f"u must be tangent; its normal part has norm {measured.max().item():.3g}, above "
-            f"atol={atol} + rtol={rtol} times ‖u‖={size.max().item():.3g}; use proju(x, u)."
-        )
-
-    def extra_repr(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        metric = f"metric={self.metric}" if self.depth is None else f"depth={self.depth}"
-        return f"rank={self.rank}, {metric}, retraction={self.retraction!r}"
+        return self._like(x, self._store_tangent(point, result))

@@ -67,9 +67,12 @@ class PSDFixedRankFactored(FactoredManifold):
     ) -> tuple[Tensor, Tensor]:
         """The factors U, S of a point, to write a loss with: W = U S Uᴴ.
 
-        Views, through which autograd sees the two partials; detached when ``gradient="taped"``.
+        Views, through which autograd sees the two partials.
+
+        Raises: RuntimeError when ``gradient="taped"`` and a gradient is wanted of the tensor: it
+            would be lost.
         """
-        U, S, _ = self._split(tensor.detach() if self.gradient == "taped" else tensor)
+        U, S, _ = self._split(self._readable(tensor))
         return U, S
 
     def _matrix_sizes(self, shape: Sequence[int]) -> tuple[int, int]:

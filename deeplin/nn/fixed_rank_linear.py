@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deeplin.geometry.coordinates import Point
 from deeplin.geometry.metric import Metric
 from deeplin.geometry.points import nearest_point
-from deeplin.linalg import random_orthogonal
+from deeplin.linalg import random_orthogonal, working, working_dtype
 from deeplin.manifolds import FixedRankFactored
 
 __all__ = ["FixedRankLinear"]
@@ -62,17 +62,18 @@ class FixedRankLinear(nn.Module):
         self.manifold = FixedRankFactored(out_features, in_features, rank, depth)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         U, V = (
-            random_orthogonal(rows, rank, dtype=dtype, device=device)
+            random_orthogonal(rows, rank, dtype=working_dtype(dtype), device=device).to(dtype)
             for rows in (out_features, in_features)
         )
         S = math.sqrt(out_features / (3 * rank)) * torch.eye(rank, dtype=dtype, device=device)
-        self._place(U, S, V)
+        self._place(U, S, V, dtype)
         bound = 1 / math.sqrt(in_features)
         start = torch.empty(out_features, device=device, dtype=dtype).uniform_(-bound, bound)
         self.bias = nn.Parameter(start) if bias else None
 
-    def _place(self, U: Tensor, S: Tensor, V: Tensor) -> None:
-        self.factors = self.manifold.parameter(self.manifold.pack_point(U, S, V))
+    def _place(self, U: Tensor, S: Tensor, V: Tensor, dtype: torch.dtype) -> None:
+        parts = (part.to(dtype) for part in (U, S, V))
+        self.factors = self.manifold.parameter(self.manifold.pack_point(*parts))
 
     @property
     def rank(self) -> int:
@@ -105,9 +106,9 @@ class FixedRankLinear(nn.Module):
             device=W.device,
             dtype=W.dtype,
         )
-        point = nearest_point(W, rank)
+        point = nearest_point(working(W), rank)
         _refuse_lower_rank(point, rank)
-        new._place(point.U, point.S, point.V)
+        new._place(point.U, point.S, point.V, W.dtype)
         if layer.bias is not None and new.bias is not None:
             new.bias = nn.Parameter(layer.bias.detach().clone())
         return new.train(layer.training)
@@ -147,7 +148,7 @@ class FixedRankLinear(nn.Module):
             device=self.factors.device,
             dtype=self.factors.dtype,
         )
-        U, S, V = (part.detach() for part in self.manifold.unpack_tensor(self.factors))
+        U, S, V = self.manifold.unpack_tensor(working(self.factors.detach()))
         left, sigma, right = torch.linalg.svd(S)
         U, V = U @ left, V @ right.mT
         least = float(sigma[-1])
@@ -160,7 +161,7 @@ class FixedRankLinear(nn.Module):
         kept, extra = min(rank, self.rank), max(rank - self.rank, 0)
         U, V = (_extended(frame[:, :kept], extra) for frame in (U, V))
         values = torch.cat([sigma[:kept], sigma.new_full((extra,), added)])
-        new._place(U, torch.diag(values), V)
+        new._place(U, torch.diag(values), V, self.factors.dtype)
         if self.bias is not None:
             new.bias = nn.Parameter(self.bias.detach().clone())
         return new.train(self.training)
