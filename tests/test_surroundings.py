@@ -1,5 +1,6 @@
 """What goes wrong around a run: readers who leave, encodings, signals, folders that vanish."""
 
+import csv
 import functools
 import io
 import os
@@ -14,7 +15,7 @@ import pytest
 from runner import ROOT, SMALL, train
 
 import deeplin.runner.run as running
-from deeplin.runner import cli, statuses, terminal
+from deeplin.runner import cli, outcomes, terminal
 
 SHORT = [*SMALL, "method.t1=1", "problem.m=4"]  # singular: its note has a ᵀ
 
@@ -143,13 +144,15 @@ def test_long_values_and_paths_make_names_of_folders(tmp_path, monkeypatch):
     assert all(len(name) < 80 for name in names)
 
 
-def test_a_status_arrives_where_it_is_sent():
-    statuses.worst()
+def test_an_outcome_arrives_where_it_is_sent():
+    outcomes.worst()
     for status in (0, 2, 1):
-        returned = pickle.dumps(statuses.Status(status))
-        assert statuses.worst() == 0, "one that is sent is noted where it arrives"
-        assert pickle.loads(returned) == status
-        assert statuses.worst() == status
+        made = outcomes.Outcome(outcomes.Ended(status, 0.25, 3, "a"))
+        sent = pickle.dumps(made)
+        assert outcomes.worst() == 0, "one that is sent is noted where it arrives"
+        assert pickle.loads(sent) == float(made) == 0.25
+        assert outcomes.ended() == [made.ended]
+        assert outcomes.worst() == status
 
 
 LAUNCHER = '''
@@ -205,8 +208,14 @@ def test_failed_jobs_of_other_processes_are_seen(tmp_path, ranks, status):
         text=True,
     )
     assert done.returncode == status, done.stderr
-    assert ("error: rank must satisfy" in done.stderr) == (status == 2)
+    assert ("[rank=9] error: rank must satisfy" in done.stderr) == (status == 2)
     assert len(list(tmp_path.glob("runs/sweep/*/*/summary.json"))) == 2
+    (table,) = tmp_path.glob("runs/sweep/*/sweep.csv")
+    with table.open() as file:
+        jobs = list(csv.DictReader(file))
+    assert [job["folder"] for job in jobs] == [f"rank={rank}" for rank in ranks.split(",")]
+    assert [job["status"] for job in jobs] == ["2" if r == "9" else "0" for r in ranks.split(",")]
+    assert done.stdout.count("All numbers: ") == 1
 
 
 # -- terminals -------------------------------------------------------------------------------------

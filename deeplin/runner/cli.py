@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import math
 import os
+import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from deeplin.runner import flags
@@ -21,37 +24,25 @@ from deeplin.runner.configurations import CONF, Configurations
 from deeplin.runner.errors import EXPECTED, is_out_of_memory, sentence
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.help import help_page
+from deeplin.runner.names import job_folder, run_folder
+from deeplin.runner.outcomes import Ended, Outcome, ended, noted, worst
+from deeplin.runner.overrides import whole
 from deeplin.runner.run import RESUMABLE, run
 from deeplin.runner.signals import abandonable, number_of
-from deeplin.runner.statuses import Status, noted, worst
-from deeplin.runner.terminal import columns, complain, patient
+from deeplin.runner.sweeps import conclude_sweep, objective_of
+from deeplin.runner.terminal import columns, command, complain, patient, say_command
 
 __all__ = ["job", "main", "train"]
 
 
-# Of a job's folder's name; most file systems take 255 bytes.
-_LONGEST = 60
-
-
-def _run_folder(resume: str | None, problem: str, now: str) -> str:
-    return str(resume) if resume else f"runs/{problem}/{now}"
-
+_EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"  # what does not name a job's folder
+_SHORT = 24  # characters of a job's name that go before each of its lines
 
 # Sizes that depend on others in an experiment's file: [a/b], half rounded up, and a·b.
-OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("nearest", lambda a, b: math.floor(a / b + 0.5), replace=True)
 OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
-
-
-def _job_folder(overrides: str) -> str:
-    """The name of a job's folder in a sweep: the same for the same options, whatever the others."""
-    plain = overrides.replace("/", "_").replace(" ", "_")[:_LONGEST]
-    if plain != overrides:
-        plain += f"-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-    return plain or "defaults"
-
-
-OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
 
 
 def main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str]) -> int:
@@ -61,7 +52,8 @@ def main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str]
             with abandonable():
                 return _main(entry, config_dir, arguments)
         except KeyboardInterrupt as stop:
-            complain(f"stopped by {number_of(stop).name} before the start: nothing ran.")
+            before = "" if ended() else " before the start: nothing ran"
+            complain(f"stopped by {number_of(stop).name}{before}.")
             return 128 + number_of(stop)
 
 
@@ -71,7 +63,8 @@ def _main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str
         return 2
     try:
         line = flags.read(arguments)
-        words = line.overrides
+        words = tuple(whole(word) for word in line.overrides)
+        checked = None
         if not line.shows:
             configurations = Configurations(config_dir, line.name or "train", line.folder)
             checked = check_words(words, configurations, sweep=line.sweep)
@@ -85,11 +78,33 @@ def _main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str
     except EXPECTED as error:
         complain(sentence(error))
         return 2
+    worst()  # of an earlier call in this process
     # Hydra's parser wants flags before overrides; people type them anywhere.
     sys.argv[1:] = [*line.flags, *words]
-    worst()  # of an earlier call in this process
-    entry()
+    if checked is None or not checked.is_sweep:
+        entry()
+        return worst()
+    with _concluded(arguments):
+        sys.argv.append(f"{_EXCLUDED}=[{','.join(checked.constant)}]")
+        entry()
     return worst()
+
+
+@contextlib.contextmanager
+def _concluded(arguments: Sequence[str]) -> Iterator[None]:
+    """A context at whose end the jobs of a sweep are told, also of one that was stopped."""
+    stopped = True
+    try:
+        yield
+        stopped = False
+    finally:
+        if jobs := ended():
+            sweep = Path(jobs[0].sweep)
+            conclude_sweep(jobs, sweep)
+            if stopped:
+                words = [word for word in arguments if not word.startswith("hydra.sweep.dir=")]
+                words = shlex.join([*words, f"hydra.sweep.dir={sweep}"])
+                say_command("To go on, without the jobs that are finished", f"{command()} {words}")
 
 
 def _stands_somewhere() -> bool:
@@ -100,53 +115,82 @@ def _stands_somewhere() -> bool:
     return True
 
 
-def job(cfg: DictConfig) -> Status:
+def job(cfg: DictConfig) -> Outcome:
     """Run one configuration in Hydra's folder; bad input is one sentence, and a sweep goes on."""
-    with patient():  # a launcher may have brought it to another process
-        status = _job(cfg)
-    noted(status)
+    hydra_config = HydraConfig.get()
+    folder = _relative(hydra_config.runtime.output_dir)
+    if hydra_config.mode != RunMode.MULTIRUN:
+        with patient():
+            status, sentence = _job(cfg, folder)
+        outcome = noted(_ended(cfg, folder, status, sentence))
+    else:
+        sweep = _relative(hydra_config.sweep.dir)
+        name, number = os.path.relpath(folder, sweep), int(hydra_config.job.num)
+        # A launcher may have brought the job to another process.
+        with patient(f"[{name if len(name) <= _SHORT else f'#{number}'}] "):
+            status, sentence = _job(cfg, folder)
+        constant = hydra_config.job.config.override_dirname.exclude_keys
+        words = [word.lstrip("+~").partition("=") for word in hydra_config.overrides.task]
+        options = {key: value for key, _, value in words if key not in constant}
+        of_job = replace(_ended(cfg, folder, status, sentence), number=number, name=name)
+        outcome = noted(replace(of_job, sweep=str(sweep), options=options))
     if status >= 128:  # stopped by a signal: so is the whole sweep
         sys.exit(status)
-    return Status(status)
+    return outcome
+
+
+def _ended(cfg: DictConfig, folder: Path, status: int, sentence: str) -> Ended:
+    summary: dict[str, object] = {}
+    if status != 2:  # then the folder is perhaps that of another run
+        with contextlib.suppress(OSError, ValueError):
+            summary = RunFolder(folder).read_summary()
+    objective = objective_of(cfg.get("objective", "auto"), summary) if status == 0 else math.inf
+    said = sentence or ("" if status == 0 else str(summary.get("result", "")))
+    return Ended(status, objective, folder=str(folder), summary=summary, sentence=said)
+
+
+def _relative(path: str) -> Path:
+    """A path as seen from where this process works, if it is below."""
+    folder = Path(path).absolute()
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def train(cfg: DictConfig) -> Status:
+def train(cfg: DictConfig) -> Outcome:
     """Hydra's entry point: one job of the command line in `sys.argv`."""
     return job(cfg)
 
 
-def _job(cfg: DictConfig) -> int:
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
+def _job(cfg: DictConfig, folder: Path) -> tuple[int, str]:
+    """The status of one run, and the sentence of what went wrong before it could end."""
     with abandonable() as abandoned:
         try:
             status = run(cfg if cfg.resume is None else _resumed(cfg, folder), folder)
+            told = ""
         except KeyboardInterrupt as stop:
-            status = _stopped(number_of(stop), folder)
+            status, told = _stopped(number_of(stop), folder)
         except Exception as error:
             if abandoned.number is not None:  # a library has made another error of it
-                status = _stopped(abandoned.number, folder)
+                status, told = _stopped(abandoned.number, folder)
             elif _is_expected(error) and not os.environ.get("HYDRA_FULL_ERROR"):
-                complain(sentence(error))
-                status = 2
+                status, told = 2, sentence(error)
             else:
                 raise
+        if told:
+            complain(told)
     _remove_if_empty(folder)
-    return status
+    return status, told
 
 
 def _is_expected(error: Exception) -> bool:
     return isinstance(error, EXPECTED) or is_out_of_memory(error)
 
 
-def _stopped(number: signal.Signals, folder: Path) -> int:
-    """The status of a job that a signal ended at once, after a sentence."""
+def _stopped(number: signal.Signals, folder: Path) -> tuple[int, str]:
+    """The status of a job that a signal ended at once, and a sentence."""
     left = f"resume={folder} continues the run from its last checkpoint"
     found = left if RunFolder(folder).checkpoint.exists() else "there is no checkpoint yet"
-    complain(f"stopped at once by {number.name}: {found}.")
-    return 128 + number
+    return 128 + number, f"stopped at once by {number.name}: {found}."
 
 
 def _resumed(cfg: DictConfig, folder: Path) -> DictConfig:

@@ -28,7 +28,8 @@ _OF_PLUGINS = ("hydra.launcher.", "hydra.sweeper.")  # theirs to check
 class Checked:
     """Words that the configuration can take, and what it and its folder are in the first run.
 
-    `chosen` is the first name of each group that was chosen.
+    `chosen` is the first name of each group that was chosen, `constant` what is the same in all
+    runs of a sweep.
     """
 
     words: tuple[str, ...]
@@ -36,6 +37,7 @@ class Checked:
     folder: str
     is_sweep: bool
     chosen: Mapping[str, str]
+    constant: tuple[str, ...] = ()
 
 
 def check_words(
@@ -60,7 +62,7 @@ def check_words(
     base = configurations.composed([f"{one.key}={one.value}" for one in chosen])
     is_sweep = _is_sweep(given, base, sweep)
     every = [*given, *(_swept_by_file(given, base, groups) if is_sweep else ())]
-    _check_sweep(every, is_sweep)
+    _check_sweep(every, is_sweep, base)
     rest = [one for one in every if one.key not in groups]
     first, folder = None, ""
     for names in _choices([one for one in every if one.key in groups]):
@@ -72,7 +74,12 @@ def check_words(
             folder = str(of_hydra["hydra.sweep.dir" if is_sweep else "hydra.run.dir"])
     assert first is not None
     of_groups = {one.key: str(one.value) for one in chosen if "/" not in one.key}
-    return Checked(tuple(one.word for one in given), first, folder, is_sweep, of_groups)
+    last = {one.key: one for one in every if one.key.split(".")[0].split("/")[0] != "hydra"}
+    constant = tuple(key for key, one in last.items() if len(one.values) == 1)
+    if len(constant) == len(last):  # a sweep of one run
+        constant = ()
+    words = tuple(one.word for one in given)
+    return Checked(words, first, folder, is_sweep, of_groups, constant)
 
 
 # -- single words ----------------------------------------------------------------------------------
@@ -140,8 +147,14 @@ def _swept_by_file(
     return read_overrides(words, groups)
 
 
-def _check_sweep(given: Sequence[Given], is_sweep: bool) -> None:
+def _check_sweep(given: Sequence[Given], is_sweep: bool, base: DictConfig) -> None:
+    draws = base.hydra.runtime.choices.get("hydra/sweeper") != "basic"
     for one in given:
+        if one.is_interval and not (is_sweep and draws):
+            raise ValueError(
+                f"a sweep runs through values that can be listed, such as {one.key}=range(0,3) or "
+                f"0,1,2; got {shown(one.word)}, from which hydra/sweeper=optuna draws with -m."
+            )
         if len(one.values) > 1 and one.key.startswith("hydra"):
             raise ValueError(
                 f"{one.key} takes one value, one with commas in quotes, '{one.quoted()}'; got "
@@ -153,7 +166,7 @@ def _check_sweep(given: Sequence[Given], is_sweep: bool) -> None:
                 f"stands in quotes, '{one.quoted()}'; got {shown(one.word)}."
             )
     runs = math.prod(len(one.values) for one in given)
-    if runs > MOST_RUNS:
+    if runs > MOST_RUNS and not draws:
         raise ValueError(f"a sweep can have {MOST_RUNS} runs at most; this one has more.")
 
 

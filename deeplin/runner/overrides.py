@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
 
 from deeplin.runner.kinds import shown
 
-__all__ = ["Given", "read_overrides"]
+__all__ = ["Given", "read_overrides", "whole"]
 
 MOST_RUNS = 10**5  # of one sweep
 
@@ -21,13 +22,15 @@ MOST_RUNS = 10**5  # of one sweep
 class Given:
     """What one word says: which option, or group, takes which value, or which of a sweep's.
 
-    `mark` is + or ++ where the word adds an option, ~ where it takes one away.
+    `mark` is + or ++ where the word adds an option, ~ where it takes one away. Of an interval,
+    from which a sweeper draws, the values are the ends.
     """
 
     word: str
     key: str
     values: tuple[object, ...]
     mark: str = ""
+    is_interval: bool = False
 
     @property
     def value(self) -> object:
@@ -41,6 +44,19 @@ class Given:
 def read_overrides(words: Iterable[str], groups: Mapping[str, Sequence[str]]) -> list[Given]:
     """Raises: ValueError, with one sentence, for a word that is no key=value."""
     return [_given(word, _parsed(word), groups) for word in words]
+
+
+def whole(word: str) -> str:
+    """A word, in quotes where it names an existing folder whose name Hydra would take apart.
+
+    So that what was printed, or completed by the shell, is taken as it stands.
+    """
+    key, _, value = word.partition("=")
+    if key != "resume" or not os.path.isdir(value):
+        return word
+    override = _try(word)
+    taken = override is not None and not override.is_sweep_override() and override.value() == value
+    return word if taken else _quoted(word)
 
 
 def _parsed(word: str) -> Override:
@@ -82,6 +98,10 @@ def _given(word: str, override: Override, groups: Mapping[str, Sequence[str]]) -
     mark = word[: len(word) - len(word.lstrip("+~"))]
     if override.is_delete():
         return Given(word, key, (None,), mark)
+    if override.is_interval_sweep():
+        ends = override.value()
+        assert isinstance(ends, IntervalSweep)
+        return Given(word, key, (ends.start, ends.end), mark, is_interval=True)
     values = tuple(itertools.islice(_values(word, override, groups), MOST_RUNS + 1))
     if not values:
         raise ValueError(f"a sweep needs at least one value of {key}, and {shown(word)} has none.")
@@ -92,11 +112,6 @@ def _values(word: str, override: Override, groups: Mapping[str, Sequence[str]]) 
     """The value of an override, or all values of a sweep."""
     if not override.is_sweep_override():
         return [override.value()]
-    if not override.is_discrete_sweep():
-        raise ValueError(
-            f"a sweep runs through values that can be listed, such as {override.key_or_group}="
-            f"range(0,3) or 0,1,2; got {shown(word)}."
-        )
     if isinstance(override._value, Glob):
         if override.key_or_group not in groups:
             raise ValueError(

@@ -36,7 +36,7 @@ from deeplin.runner.terminal import say, slow
 __all__ = ["RESUMABLE", "run"]
 
 # What may differ when a run is resumed: how far it goes and what is written on the way.
-RESUMABLE = ("method.t1", "stop", "log")
+RESUMABLE = ("method.t1", "stop", "log", "objective")
 
 
 def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:

@@ -17,6 +17,7 @@ from deeplin.runner.named_flows import FLOWS
 
 __all__ = [
     "GROUPS",
+    "OBJECTIVES",
     "OF_HYDRA",
     "OF_OPTIMIZERS",
     "OPTIONS",
@@ -45,6 +46,12 @@ _SEED = whole(0, 2**31 - 1)
 _RANK = whole(1)
 _EIGENVALUE = number("", lambda x: abs(x) < float("inf"))
 
+# What a sweeper may be asked to make small.
+OBJECTIVES = (
+    *("loss", "relative_excess_loss", "distance_to_limit", "balancedness_gap_final"),
+    *("steps", "flow_time", "seconds"),
+)
+
 # By dotted name, in the order in which they are checked. An option of a group means the same in
 # all files of the group. One that is not here is held against its default's type alone.
 OPTIONS: Mapping[str, Option] = {
@@ -66,6 +73,11 @@ OPTIONS: Mapping[str, Option] = {
         whole(1, 1024) | null,
     ),
     "resume": Option("folder of a run to continue", kinds.path | null),
+    "objective": Option(
+        "what a sweeper such as Optuna's makes small, a number of summary.json; auto: the relative "
+        "excess loss, where no optimum is known the loss",
+        choice("auto", *OBJECTIVES),
+    ),
     "stop.grad_norm": Option(
         "stop when the gradient norm of every repeat is below; null: never",
         kinds.not_negative | null,

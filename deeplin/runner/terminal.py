@@ -29,6 +29,7 @@ __all__ = [
 
 _COLOURS = {"ok": "32", "NO": "1;31", "unfinished": "33", "error:": "1;31"}
 _SECONDS = 1.0  # a wait that is announced
+_label = ""  # of the lines of a job
 
 
 def say(text: str = "") -> None:
@@ -50,7 +51,7 @@ def complain(sentence: str) -> None:
 def columns(stream: TextIO | None = None) -> int | None:
     """The width of a terminal, by default of standard output; None where nobody looks at one."""
     seen = sys.stdout if stream is None else stream
-    return shutil.get_terminal_size().columns if seen.isatty() else None
+    return shutil.get_terminal_size().columns - len(_label) if seen.isatty() else None
 
 
 def laid_out(rows: Sequence[Sequence[str]], columns: int | None = None) -> str:
@@ -139,26 +140,29 @@ def _painted(word: str, stream: TextIO) -> str:
 
 
 @contextlib.contextmanager
-def patient() -> Iterator[None]:
+def patient(label: str = "") -> Iterator[None]:
     """A context in which what cannot be printed is left out, and nothing else suffers.
 
     Characters that the encoding does not have are written as Python's escapes. When whoever reads
     a pipe has left (`| head -1`), what follows is dropped; for another reason, that is said once.
+    Every line begins with the label, and is written whole, beside those of other processes.
     """
-    stdout, stderr = sys.stdout, sys.stderr
+    global _label
+    stdout, stderr, before = sys.stdout, sys.stderr, _label
     try:
-        sys.stderr = _patient(stderr, None)
-        sys.stdout = _patient(stdout, sys.stderr)
+        sys.stderr = _patient(stderr, None, label)
+        sys.stdout = _patient(stdout, sys.stderr, label)
+        _label = label
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        sys.stdout, sys.stderr = stdout, stderr
+        sys.stdout, sys.stderr, _label = stdout, stderr, before
 
 
-def _patient(stream: TextIO, told: TextIO | None) -> TextIO:
+def _patient(stream: TextIO, told: TextIO | None, label: str) -> TextIO:
     return io.TextIOWrapper(
-        _Bytes(stream, told),  # pyright: ignore[reportArgumentType]
+        _Bytes(stream, told, label),  # pyright: ignore[reportArgumentType]
         encoding=stream.encoding,
         errors="backslashreplace",
         write_through=True,
@@ -168,8 +172,9 @@ def _patient(stream: TextIO, told: TextIO | None) -> TextIO:
 class _Bytes(io.RawIOBase):
     """The bytes of a stream, dropped once they cannot be written; the reason goes to `told`."""
 
-    def __init__(self, stream: TextIO, told: TextIO | None):
+    def __init__(self, stream: TextIO, told: TextIO | None, label: str):
         self._stream, self._told, self._lost = stream, told, False
+        self._label, self._line = label.encode(stream.encoding, "backslashreplace"), b""
 
     def writable(self) -> bool:
         return True
@@ -181,6 +186,25 @@ class _Bytes(io.RawIOBase):
         return self._stream.fileno()
 
     def write(self, data: bytes) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not self._label:
+            self._put(data)
+        elif b"\r" in data:  # a progress bar, which is no line
+            self._put(bytes(data))
+        else:
+            self._line += bytes(data)
+            whole, _, self._line = self._line.rpartition(b"\n")
+            if whole:
+                lines = whole.split(b"\n")
+                self._put(b"".join((self._label + line).rstrip() + b"\n" for line in lines))
+        return len(data)
+
+    def flush(self) -> None:
+        if not self.closed and self._line:
+            line, self._line = self._line, b""
+            self._put(line)
+        super().flush()
+
+    def _put(self, data: bytes) -> None:
         if not self._lost:
             try:
                 self._stream.flush()
@@ -188,7 +212,6 @@ class _Bytes(io.RawIOBase):
                 self._stream.buffer.flush()
             except OSError as error:
                 self._lose(error)
-        return len(data)
 
     def _lose(self, error: OSError) -> None:
         self._lost = True
