@@ -47,7 +47,7 @@ def named(words: Sequence[str], without: Collection[str] = ()) -> str:
     >>> named(["problem.seed=1", "seed=2", "size=[2,4]"])
     'problem.seed=1,seed=2,size=2_4'
     >>> named(["problem.path='/data/my wine.csv'"])
-    'path=my_wine-ab6cc5d0'
+    'path=my_wine-1250a44f'
     """
     pairs = [word.lstrip("+~").partition("=") for word in words]
     pairs = [(key, value) for key, _, value in pairs if key not in without]

@@ -53,7 +53,8 @@ def conclude_sweep(jobs: Sequence[Ended], folder: Path) -> None:
     if not jobs:
         return
     options = list(dict.fromkeys(key for job in jobs for key in job.options))
-    say(f"\n{len(jobs)} jobs in {folder}:\n")
+    count = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+    say(f"\n{count} in {folder}:\n")
     say_table(_rows(jobs, options))
     try:
         folder.mkdir(parents=True, exist_ok=True)
