@@ -243,7 +243,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_says_so(retraction):
     ):
         u = 0.1 * manifold.proju(W, randn(*W.shape, seed=1))
         for bad in (math.nan, math.inf):
-            with pytest.warns(RuntimeWarning, match="needs a finite tangent vector"):
+            with pytest.warns(RuntimeWarning, match="the step holds nan or inf"):
                 y = manifold.retr(W, torch.stack([torch.full_like(W, bad), u]))
             assert relative(y[0], W) < 1e-14
             assert relative(y[1], manifold.retr(W, u)) < 1e-12
@@ -252,7 +252,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_says_so(retraction):
 
 @pytest.mark.parametrize("retraction", ALL)
 def test_a_start_of_lower_rank_is_an_error(retraction):
-    with pytest.raises(RuntimeError, match="needs a point x of rank 2"):
+    with pytest.raises(RuntimeError, match="x must have rank 2, and has not"):
         FixedRank(2, 2, retraction).retr(torch.zeros(5, 4), torch.zeros(5, 4))
 
 

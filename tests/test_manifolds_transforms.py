@@ -222,7 +222,7 @@ def test_shortened_steps_are_the_same_under_transforms(retraction):
         scale = 2.0 if retraction == "layers" else 1.0
         u = -radial * torch.tensor([0.1, scale, 1e3 * scale, 1.0], dtype=F64)[:, None, None]
         u[3] = math.nan
-        with pytest.warns(RuntimeWarning, match="finite tangent vector"):
+        with pytest.warns(RuntimeWarning, match="the step holds nan or inf"):
             eager = manifold.retr(x, u)
         kinds = (POINT,)
         assert manifold.check_point_on_manifold(eager)
