@@ -93,10 +93,12 @@ FLOWS = {
     "pqw": lambda problem: PQWFlow(problem, 3),
     "dlra": DLRAFlow,
     "dlra, rescaled": lambda problem: DLRAFlow(problem, rescaled=True),
+    "dlra 3": lambda problem: DLRAFlow(problem, depth=3),
 }
 PSD_FLOWS = {
     "psd dlra": PSDDLRAFlow,
     "psd dlra, rescaled": lambda problem: PSDDLRAFlow(problem, rescaled=True),
+    "psd dlra 3": lambda problem: PSDDLRAFlow(problem, depth=3),
 }
 
 
@@ -105,7 +107,7 @@ def depth_of(name):
     if name == "pqw":
         return 3
     last = name.split()[-1]
-    return 1 if "dlra" in name or last == "rescaled" else float(last)
+    return 1 if last in ("dlra", "rescaled") else float(last)
 
 
 def start(name, dtype, scale=1.0, seed=9):

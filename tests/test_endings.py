@@ -8,9 +8,17 @@ from plain_flow import Decay, Growth
 
 import deeplin
 from deeplin.flows import DLRAFlow, LayerFlow
-from deeplin.integrators import RK4, RKC, DormandPrince, Euler, ProjectedRungeKutta, Rosenbrock
+from deeplin.integrators import (
+    RK4,
+    RKC,
+    DormandPrince,
+    Euler,
+    IntegratorStepper,
+    OptimizerStepper,
+    ProjectedRungeKutta,
+    Rosenbrock,
+)
 from deeplin.integrators.adaptive import AdaptiveStepper
-from deeplin.integrators.steppers import IntegratorStepper, OptimizerStepper
 from deeplin.loop import (
     Every,
     GradientNormBelow,

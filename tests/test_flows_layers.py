@@ -9,8 +9,7 @@ import deeplin
 from deeplin import DeepLinear, LeastSquares, exact, init
 from deeplin.flows import EndToEndFlow, LayerFlow, compress
 from deeplin.flows.layers import curvature
-from deeplin.integrators import RK4, Euler
-from deeplin.integrators.steppers import OptimizerStepper
+from deeplin.integrators import RK4, Euler, OptimizerStepper
 from deeplin.network import balancedness_gap, grid_widths
 
 

@@ -5,8 +5,7 @@ from plain_flow import PlainFlow
 import deeplin
 from deeplin import DeepLinear, init
 from deeplin.flows import LayerFlow
-from deeplin.integrators import RK4, Euler
-from deeplin.integrators.steppers import IntegratorStepper, OptimizerStepper, minibatch_indices
+from deeplin.integrators import RK4, Euler, IntegratorStepper, OptimizerStepper, minibatch_indices
 from deeplin.loop import Every, GradientNormBelow, History, Kind, Result, Stagnation, drive
 from deeplin.runner.observables import layer_observables
 

@@ -1,4 +1,4 @@
-"""Dynamical low-rank approximation: gradient flows on M_r in factored form, HLZ's equations."""
+"""Gradient flows on M_r in factored form: HLZ's equations, in the metric of any depth."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from deeplin.flows.ahead import explicit_rate
 from deeplin.flows.contract import Start, State, TangentFlow
+from deeplin.flows.gaps import may_be_differentiated, without_derivative_at_gaps
 from deeplin.flows.starts import start_matrix
 from deeplin.geometry.coordinates import Point, Tangent, project_products
-from deeplin.geometry.metric import DepthMetric
+from deeplin.geometry.metric import DepthMetric, Metric, as_metric, metric_operator
 from deeplin.geometry.points import low_rank_factors
 from deeplin.linalg import hermitian_part, plus_tall_times, random_orthogonal, values_known
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step
@@ -27,22 +28,24 @@ Pair = tuple[Tensor, Tensor]
 class DLRAFlow(TangentFlow):
     """U̇ = P_U^⊥FVS^{-1},  V̇ = P_V^⊥FᴴUS^{-H},  Ṡ = UᴴFV,  F = −∇f(Z),  Z = USVᴴ.
 
-    The gradient flow of f on M_r with the embedded metric. `rescaled` multiplies the field by
+    The gradient flow of f on M_r with the embedded metric; with the metric of another `depth`, a
+    number ≥ 1 or ∞ or a `Metric`, 𝒜_Z(F) stands for F: the flow of balanced layers, whose product
+    is moved as `EndToEndFlow` moves it. `rescaled` multiplies the field by
     σ_r(S) (DLRA*): the same path by another clock, and one that runs through σ_r → 0 with bounded
     coefficients. Explicit integrators of this form feel S^{-1}; those that do not are
     `integrators.ProjectedRungeKutta` on this flow, which never inverts S, and any Runge–Kutta
-    method on the multiplicative form `EndToEndFlow(problem, depth=1)`.
+    method on the multiplicative form `EndToEndFlow(problem, depth)`.
 
     Conserved: UᴴU = VᴴV = I, the rank.
-    Source: HLZ (1), HLZ Lemma 2.6; rescaled: HLZ (DLRA*), HLZ Lemma 3.5.
+    Source: HLZ (1), HLZ Lemma 2.6; rescaled: HLZ (DLRA*), HLZ Lemma 3.5; other depths: BRTW (22).
     Shapes: a state is (U, S, V): (*batch, m, r), (*batch, r, r), (*batch, n, r), real or complex.
-    Cost: O((m + n)r² + r³) and the gradient's products with r columns.
+    Cost: O((m + n)r² + r³) and the gradient's products with r columns, whatever the depth.
     """
 
     autonomous = True
 
-    def __init__(self, problem: Problem, rescaled: bool = False):
-        self.problem, self.rescaled = problem, rescaled
+    def __init__(self, problem: Problem, rescaled: bool = False, *, depth: float | Metric = 1):
+        self.problem, self.rescaled, self.metric = problem, rescaled, as_metric(depth)
 
     def init_state(self, start: Start, rank: int | None = None) -> Factors:
         """The factors of the start's W at the given rank, or at its numerical rank."""
@@ -61,6 +64,16 @@ class DLRAFlow(TangentFlow):
         GV, GhU = self.problem.egrad_products(point.U, point.S, point.V)
         return project_products(point, -GV, -GhU)
 
+    @property
+    def _embedded(self) -> bool:
+        """Whether 𝒜_Z is the identity on tangent vectors."""
+        return self.metric == DepthMetric(1)
+
+    def _descent(self, point: Point) -> Tangent:
+        """𝒜_Z(F), whatever the clock."""
+        projected = self._projected(point)
+        return projected if self._embedded else metric_operator(point, projected, self.metric)
+
     def _moved(self, point: Point, tangent: Tangent) -> Factors:
         """The rates of the factors that move the point along a tangent vector."""
         U_dot = torch.linalg.solve(point.S, tangent.Up, left=False)
@@ -72,23 +85,28 @@ class DLRAFlow(TangentFlow):
         return torch.linalg.svdvals(S)[..., -1]
 
     def tangent_step(self, y: State, at: State) -> Pair:
-        """(L, R) with LRᴴ = P_T(F) at the point `at` (times σ_r if rescaled); y sets the shapes.
+        """(L, R) with LRᴴ = 𝒜(F) at the point `at` (times σ_r if rescaled); y sets the shapes.
 
         P_T(F) = U(FᴴU)ᴴ + (P_U^⊥FV)Vᴴ: rank 2r, and no inverse of S.
         """
         U, S, V = at
-        GV, GhU = self.problem.egrad_products(U, S, V)
-        L = torch.cat([U, U @ (U.mH @ GV) - GV], -1)
-        if self.rescaled:
-            L = self.clock_rate(S)[..., None, None] * L
-        return L, torch.cat([-GhU, V], -1)
+        if self._embedded:
+            GV, GhU = self.problem.egrad_products(U, S, V)
+            L, R = torch.cat([U, U @ (U.mH @ GV) - GV], -1), torch.cat([-GhU, V], -1)
+        else:
+            tangent = self._descent(self.point(at))
+            L, R = torch.cat([U, U @ tangent.M + tangent.Up], -1), torch.cat([tangent.Vp, V], -1)
+        return (self.clock_rate(S)[..., None, None] * L if self.rescaled else L), R
 
     def gradient_step(self, y: State, h: float) -> Factors:
-        """The nearest matrix of rank r to Z + h P_T(F), Riemannian gradient descent.
+        """The nearest matrix of rank r to Z + h 𝒜_Z(F), Riemannian gradient descent.
 
         With h times σ_r if rescaled. Source: HLZ Lemma 2.4, HLZ (2).
         """
         U, S, V = y
+        if not self._embedded:
+            move = self._step_of_descent(self.point(y), h)
+            return tangent_step(U, S + move.M, V, move.Up, move.Vp)
         GV, GhU = self.problem.egrad_products(U, S, V)
         M = U.mH @ GV
         Up = plus_tall_times(GV, U, M, beta=-h, alpha=h)
@@ -98,6 +116,11 @@ class DLRAFlow(TangentFlow):
             scale = self.clock_rate(S)[..., None, None]
             M, Up, Vp = scale * M, scale * Up, scale * Vp
         return tangent_step(U, S - M, V, Up, Vp)
+
+    def _step_of_descent(self, point: Point, h: float) -> Tangent:
+        """h 𝒜_Z(F), times σ_r if rescaled."""
+        move = self._descent(point).scaled(h)
+        return move.scaled(self.clock_rate(point.S)[..., None, None]) if self.rescaled else move
 
     def truncated(self, y: State, steps: Sequence[tuple[float, Pair]]) -> Factors:
         """The nearest matrix of rank r to USVᴴ + Σ_i h_i L_iR_iᴴ. Source: HLZ Definition 2.3."""
@@ -117,13 +140,25 @@ class DLRAFlow(TangentFlow):
     # -- what both share ---------------------------------------------------------------------------
 
     def velocity(self, t: float | Tensor, y: State) -> Factors:
-        """The rates of the factors; autonomous."""
+        """The rates of the factors; autonomous.
+
+        Accuracy: of its derivatives by autograd, where the depth is not 1, as `EndToEndFlow`'s.
+        Raises: ValueError there where singular values of S agree to √ε and y requires gradients.
+        """
         point = self.point(y)
-        rates = self._moved(point, self._projected(point))
+        if not self._embedded and may_be_differentiated(point.S):
+            point = self._point_with_taped_spectrum(point)
+        rates = self._moved(point, self._descent(point))
         if not self.rescaled:
             return rates
         scale = self.clock_rate(point.S)[..., None, None]
         return tuple(scale * part for part in rates)
+
+    def _point_with_taped_spectrum(self, point: Point) -> Point:
+        """The same point, whose spectrum autograd follows."""
+        P, s, Q = point.decomposed()
+        s = without_derivative_at_gaps(s.log(), type(self).__name__).exp()
+        return point.with_spectrum((P, s, Q))
 
     def end_to_end(self, y: State) -> Inexact[Tensor, "*batch m n"]:
         """Z = USVᴴ."""
@@ -141,22 +176,36 @@ class DLRAFlow(TangentFlow):
         return (self.singular_values(y) > 0).sum(-1)
 
     def gradient_norm(self, y: State) -> Float[Tensor, "*batch"]:
-        """‖P_T ∇f(Z)‖_F, also for the rescaled flow."""
-        tangent = self._projected(self.point(y))
-        parts = (tangent.M, tangent.Up, tangent.Vp)
-        squares = torch.stack([part.abs().square().sum((-2, -1)) for part in parts])
-        return squares.sum(0).sqrt()
+        """⟨∇f(Z), 𝒜_Z(∇f(Z))⟩^{1/2}, for depth 1 ‖P_T ∇f(Z)‖_F, also for the rescaled flow."""
+        point = self.point(y)
+        first = self._projected(point)
+        second = first if self._embedded else metric_operator(point, first, self.metric)
+        pairs = ((first.M, second.M), (first.Up, second.Up), (first.Vp, second.Vp))
+        products = torch.stack([(a.conj() * b).real.sum((-2, -1)) for a, b in pairs])
+        return products.sum(0).clamp(min=0).sqrt()
 
     def curvature(self, y: State) -> float:
         """The rate that limits explicit steps: the larger of two, both times σ_r if rescaled.
 
-        `flows.ahead.explicit_rate` of the embedded metric, from the curvature of f at y and at the
-        end of a descent; and ‖P^⊥F‖/σ_r at y, the price of S^{-1}, which projected methods do not
-        pay.
+        `flows.ahead.explicit_rate` of the metric, from the curvature of f at y and at the end of a
+        descent; and ‖P^⊥F‖/σ_r at y, the price of S^{-1}, which projected methods do not pay.
         """
-        rate = explicit_rate(self.problem, DepthMetric(1), self.point(y), rescaled=self.rescaled)
+        rate = explicit_rate(self.problem, self.metric, self.point(y), rescaled=self.rescaled)
         norms = [torch.linalg.matrix_norm(part, 2).amax() for part in self.velocity(0.0, y)]
         return max(rate, *map(float, norms))
+
+    def descent_curvature(self, y: State) -> float:
+        """What limits steps of descent, `gradient_step` and retractions, which never invert S.
+
+        The curvature of f at y, for another depth `flows.ahead.explicit_rate`; times σ_r if
+        rescaled.
+        """
+        if not self._embedded:
+            return explicit_rate(self.problem, self.metric, self.point(y), rescaled=self.rescaled)
+        curvature = self.problem.curvature(self.end_to_end(y))
+        if self.rescaled:
+            curvature *= float(self.clock_rate(self.point(y).S).amax())
+        return curvature
 
 
 class PSDDLRAFlow(DLRAFlow):
@@ -173,14 +222,14 @@ class PSDDLRAFlow(DLRAFlow):
     Raises: ValueError for a problem whose matrices are not square.
     """
 
-    def __init__(self, problem: Problem, rescaled: bool = False):
+    def __init__(self, problem: Problem, rescaled: bool = False, *, depth: float | Metric = 1):
         m, n = problem.shape
         if m != n:
             raise ValueError(
                 f"PSDDLRAFlow needs a loss of square matrices; got shape {(m, n)}: use DLRAFlow, "
                 "flow=dlra."
             )
-        super().__init__(problem, rescaled)
+        super().__init__(problem, rescaled, depth=depth)
         self._hermitian: bool | None = None
 
     def init_state(self, start: Start, rank: int | None = None) -> Factors:
@@ -256,15 +305,18 @@ class PSDDLRAFlow(DLRAFlow):
         return torch.linalg.eigvalsh(S)[..., 0]
 
     def tangent_step(self, y: State, at: State) -> Pair:
-        """(L, R) with LRᴴ + RLᴴ = P_T(F) at `at`: L = U, R = ½UM + P_U^⊥FU."""
+        """(L, R) with LRᴴ + RLᴴ = 𝒜(F) at `at`: L = U, R = ½UM + U_p, of P_T(F) U_p = P_U^⊥FU."""
         U, S = at
-        tangent = self._projected(self.point(at))
+        tangent = self._descent(self.point(at))
         R = tangent.Up + U @ (0.5 * tangent.M)
         return U, self.clock_rate(S)[..., None, None] * R if self.rescaled else R
 
     def gradient_step(self, y: State, h: float) -> Factors:
-        """The nearest semidefinite matrix of rank r to Z + h P_T(F); with h σ_r if rescaled."""
+        """The nearest semidefinite matrix of rank r to Z + h 𝒜_Z(F); with h σ_r if rescaled."""
         U, S = y
+        if not self._embedded:
+            move = self._step_of_descent(self.point(y), h)
+            return psd_tangent_step(U, S + move.M, move.Up)
         K, N = self._split(U, S)  # FU = N − UK: what is along U is not formed
         along = U.mH @ N
         M = along - K

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from deeplin.flows.ahead import explicit_rate
 from deeplin.flows.contract import Flow, Start, State
+from deeplin.flows.gaps import may_be_differentiated, without_derivative_at_gaps
 from deeplin.flows.starts import start_matrix
 from deeplin.geometry.coordinates import Point
 from deeplin.geometry.metric import DepthMetric, Metric, as_metric
 from deeplin.geometry.points import low_rank_factors
-from deeplin.linalg import graded_svd, tall_times, values_known
+from deeplin.linalg import graded_svd, tall_times
 from deeplin.problems.contract import Problem
 
 __all__ = ["EndToEndFlow", "Factors"]
@@ -87,8 +88,8 @@ class EndToEndFlow(Flow):
         if y[1].shape[-1] == 1 and not self.rescaled:
             return self._velocity_of_rank_one(y)
         U, log_s, V, A, B = _orthonormal(y, spread=1e4)  # a derivative: 1e-12 of it is enough
-        if not values_known() or (U.requires_grad and torch.is_grad_enabled()):
-            log_s = _without_derivative_at_gaps(log_s)
+        if may_be_differentiated(U):
+            log_s = without_derivative_at_gaps(log_s, "EndToEndFlow")
         M_U, M_V = self._generators(U, log_s, V)
         U_dot, growth_U = _without_growth(y[0], tall_times(M_U, -A))
         V_dot, growth_V = _without_growth(y[2], tall_times(M_V, -B))
@@ -198,23 +199,6 @@ class EndToEndFlow(Flow):
 
     def batch_shape(self, y: State) -> torch.Size:
         return y[1].shape[:-1]
-
-
-def _without_derivative_at_gaps(log_s: Tensor) -> Tensor:
-    """The same numbers, with NaN for a derivative where neighbours agree to √ε.
-
-    Raises: ValueError there, where values are known.
-    """
-    gap = (log_s[..., :-1] - log_s[..., 1:]).detach()
-    close = gap <= torch.finfo(log_s.dtype).eps ** 0.5
-    if values_known() and bool(close.any()):
-        raise ValueError(
-            "the velocity of EndToEndFlow has no derivative by autograd where two singular values "
-            f"of W agree to √ε; the smallest relative gap is {float(gap.min()):.2g}: take "
-            "differences of it, or detach the state."
-        )
-    moved = torch.where(close, log_s[..., :1] - log_s[..., :1].detach(), 1.0)
-    return log_s + 0.0 * moved.sqrt().sum(-1, keepdim=True)  # the root's derivative at 0 is inf
 
 
 def _orthonormal(y: State, spread: float = 1e2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

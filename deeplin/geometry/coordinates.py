@@ -47,6 +47,16 @@ class Point:
         assert self._spectrum is not None
         return self._spectrum
 
+    def decomposed(self) -> Spectrum:
+        """`spectrum` of the factors as they are, which autograd follows where the gaps allow."""
+        return _spectrum(self.S, self.hermitian)
+
+    def with_spectrum(self, spectrum: Spectrum) -> Point:
+        """The same point, which takes `spectrum` as given."""
+        point = Point(self.U, self.S, self.V)
+        object.__setattr__(point, "_spectrum", spectrum)
+        return point
+
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix W = U S Vᴴ itself."""
         return (self.U @ self.S) @ self.V.mH

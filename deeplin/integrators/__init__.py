@@ -6,15 +6,11 @@ from deeplin.integrators.chebyshev import RKC
 from deeplin.integrators.compiled import Compiled
 from deeplin.integrators.contract import ErrorControlled, Integrator, bound
 from deeplin.integrators.explicit import RK4, DormandPrince, Euler
+from deeplin.integrators.optimizers import OptimizerStepper, minibatch_indices
 from deeplin.integrators.projected import ProjectedRungeKutta
 from deeplin.integrators.rosenbrock import Rosenbrock
 from deeplin.integrators.states import Packing, hermite
-from deeplin.integrators.steppers import (
-    IntegratorStepper,
-    OptimizerStepper,
-    Stepper,
-    minibatch_indices,
-)
+from deeplin.integrators.steppers import IntegratorStepper, Stepper
 
 __all__ = [
     "RK4",

@@ -13,7 +13,7 @@ from deeplin.flows.contract import Flow, State
 from deeplin.integrators.batches import Frozen, checked_start, finite_trajectories
 from deeplin.integrators.contract import Integrator, Memory, bound
 
-__all__ = ["IntegratorStepper", "OptimizerStepper", "Stepper", "minibatch_indices"]
+__all__ = ["IntegratorStepper", "Stepper", "check_dt"]
 
 
 class Stepper(Protocol):
@@ -106,14 +106,6 @@ class _Moment(TypedDict):
     working: list[Tensor] | None
 
 
-class _Optimized(TypedDict):
-    step: int
-    state: list[Tensor]
-    optimizer: dict[str, object]
-    frozen: object
-    working: list[Tensor] | None
-
-
 class IntegratorStepper:
     """An integrator on a flow. What remains to a target is divided into equal steps of at most dt.
 
@@ -125,7 +117,7 @@ class IntegratorStepper:
 
     def __init__(self, flow: Flow, y0: State, integrator: Integrator, dt: float):
         self.flow, self.integrator = flow, integrator.fresh()
-        self.stretch = self.dt = _check_dt(dt)
+        self.stretch = self.dt = check_dt(dt)
         self.t, self.step, self._y = 0.0, 0, checked_start(flow, y0)
         self.batch = flow.batch_shape(self._y)
         self._step, self._frozen = bound(self.integrator, flow), Frozen()
@@ -200,154 +192,8 @@ class IntegratorStepper:
         self.integrator.memory = moment["memory"]
 
 
-class OptimizerStepper:
-    """A torch optimizer on parameters, with the flow time t = k·dt of its k steps of length dt.
-
-    `loss(k)` is the scalar whose gradient step k follows; with torch.optim.SGD and a learning rate
-    dt this is Euler's method for the gradient flow of the loss. Steps are all of length dt, so a
-    target is met within less than one step. Given the `flow` whose states the parameters are, the
-    stepper knows the trajectories of a batch; else all is one.
-
-    - `gradients`: where that gradient is known without a backward pass, the function k -> new
-      tensors that become the `grad` of the parameters; the optimizer then takes its step as ever
-    """
-
-    def __init__(
-        self,
-        parameters: list[torch.nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        loss: Callable[[int], Tensor],
-        dt: float,
-        flow: Flow | None = None,
-        *,
-        gradients: Callable[[int], list[Tensor]] | None = None,
-    ):
-        self.parameters, self.optimizer, self.loss = parameters, optimizer, loss
-        self.gradients = gradients
-        self.stretch = self.dt = _check_dt(dt)
-        self.step, self.flow, self._frozen = 0, flow, Frozen()
-        here = tuple(p.detach() for p in parameters)
-        self.batch = torch.Size() if flow is None else flow.batch_shape(checked_start(flow, here))
-
-    @property
-    def stretches(self) -> int:
-        return self.step
-
-    @property
-    def t(self) -> float:
-        return self.step * self.dt
-
-    @property
-    def state(self) -> State:
-        return self._frozen.shown(tuple(p.detach() for p in self.parameters))
-
-    def advance(
-        self,
-        target: float,
-        max_steps: int | None = None,
-        pause: Callable[[], bool] = lambda: False,
-    ) -> None:
-        if self.gradients is None:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.loss(self.step).backward()
-            self.optimizer.step()
-        else:
-            gradients = self.gradients(self.step)
-            for p, gradient in zip(self.parameters, gradients, strict=True):
-                p.grad = gradient
-            if _is_bare(self.optimizer):
-                rate = self.optimizer.param_groups[0]["lr"]
-                with torch.no_grad():
-                    torch._foreach_add_(tuple(self.parameters), gradients, alpha=-rate)
-            else:
-                self.optimizer.step()
-        self.step += 1
-
-    def freeze(self, lost: Tensor, at: State) -> None:
-        self._frozen.add(lost, at)
-        with torch.no_grad():
-            for p in self.parameters:
-                p.copy_(self._frozen.filled(p.detach()))
-                own = self.optimizer.state[p]  # momentum and the like
-                for name, value in own.items():
-                    if isinstance(value, Tensor) and value.shape == p.shape:
-                        own[name] = self._frozen.filled(value)
-
-    def failing(self, target: float) -> Tensor:
-        return ~finite_trajectories(tuple(self.parameters), len(self.batch))
-
-    def end_to_end(self) -> Tensor | None:
-        here = tuple(p.detach() for p in self.parameters)
-        return None if self.flow is None else self.flow.end_to_end(here)
-
-    def faults(self) -> Mapping[int, str]:
-        return {}
-
-    def remark(self) -> str | None:
-        return None
-
-    def state_dict(self) -> dict[str, object]:
-        frozen, here = self._frozen.state_dict(), [p.detach().clone() for p in self.parameters]
-        return {
-            "step": self.step,
-            "state": [part.clone() for part in self.state],
-            "optimizer": self.optimizer.state_dict(),
-            "frozen": frozen,
-            "working": None if frozen is None else here,
-        }
-
-    def load_state_dict(self, saved: Mapping[str, object]) -> None:
-        moment = cast(_Optimized, saved)
-        self.step = moment["step"]
-        self._frozen.load_state_dict(moment["frozen"])
-        self.optimizer.load_state_dict(moment["optimizer"])
-        with torch.no_grad():
-            values = moment["working"] or moment["state"]
-            for p, value in zip(self.parameters, values, strict=True):
-                p.copy_(value)
-
-
-def _is_bare(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step is p ← p − lr·grad and nothing else: no momentum, hooks or schedule.
-
-    Such a step is taken directly: what torch has around it takes four times as long as itself.
-    """
-    if type(optimizer) is not torch.optim.SGD or len(optimizer.param_groups) != 1:
-        return False
-    group = optimizer.param_groups[0]
-    more = group["momentum"] or group["weight_decay"] or group["maximize"]
-    if more or not isinstance(group["lr"], float) or "step" in vars(optimizer):
-        return False
-    return not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
-
-
-def minibatch_indices(m: int, batch_size: int, seed: int) -> Callable[[int], Tensor]:
-    """step ↦ indices of the samples of that step: each epoch visits all m once, in random order.
-
-    A function of the step alone, so that a resumed run sees the batches of an uninterrupted one.
-    The last, smaller batch of an epoch is left out.
-
-    Raises: ValueError unless 1 <= batch_size <= m.
-    """
-    if not 1 <= batch_size <= m:
-        raise ValueError(
-            f"batch_size must satisfy 1 <= batch_size <= m = {m} samples; got {batch_size}."
-        )
-    per_epoch = m // batch_size
-    cached: tuple[int, Tensor] = (-1, torch.empty(0))
-
-    def indices(step: int) -> Tensor:
-        nonlocal cached
-        epoch, position = divmod(step, per_epoch)
-        if cached[0] != epoch:
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-            cached = (epoch, torch.randperm(m, generator=generator))
-        return cached[1][position * batch_size : (position + 1) * batch_size]
-
-    return indices
-
-
-def _check_dt(dt: float) -> float:
+def check_dt(dt: float) -> float:
+    """A step's length. Raises: ValueError unless it is positive and finite."""
     if not (dt > 0 and math.isfinite(dt)):
         raise ValueError(f"dt must be a positive, finite number; got {dt}.")
     return float(dt)

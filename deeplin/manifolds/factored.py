@@ -118,6 +118,18 @@ class FactoredManifold(LowRankManifold):
         other = V.detach()
         return torch.cat([frame @ S + K, frame], -1), torch.cat([other, V - other], -1)
 
+    def pack_products(
+        self, x: Tensor, GV: Inexact[Tensor, "*batch m r"], GhU: Inexact[Tensor, "*batch n r"]
+    ) -> Inexact[Tensor, "*batch k r"]:
+        """What autograd leaves in ``x.grad`` when taped, (GV, GᴴU, UᴴGV), from two products.
+
+        On the cone ½(G + Gᴴ)U stands for GV and GᴴU.
+        """
+        U, _, _ = self._split(x.detach())
+        if self._hermitian:
+            GV = GhU = (GV + GhU) / 2
+        return self._stack(GV, U.mH @ GV, GhU)
+
     def to_dense(self, x: Tensor) -> Inexact[Tensor, "*batch m n"]:
         """The matrix W itself, differentiable.
 

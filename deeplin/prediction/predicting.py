@@ -112,7 +112,7 @@ def _riccati_is_balanced(flow: RiccatiFlow, y0: State) -> bool:
 
 def _metric_of(flow: Flow, y0: State) -> Metric | None:
     """The metric in which W follows the gradient; None where there is none."""
-    if isinstance(flow, EndToEndFlow):
+    if isinstance(flow, EndToEndFlow | DLRAFlow):
         return flow.metric
     if isinstance(flow, LayerFlow):
         return DepthMetric(len(y0))

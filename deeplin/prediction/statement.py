@@ -124,6 +124,12 @@ class Prediction:
         """The prediction with another rate, by which a run is planned, too."""
         return replace(self, rate=rate, pace=rate)
 
+    def without_rate(self, why: str) -> Prediction:
+        """The prediction of a method whose steps follow no flow, and so have no known rate."""
+        if self.cases:
+            return replace(self, cases=tuple(case.without_rate(why) for case in self.cases))
+        return replace(self, rate=None, rate_missing=self.rate_missing or why)
+
     def in_steps(self, dt: float, order: int) -> Prediction:
         """The rate of a Runge–Kutta method of that order with steps of length dt, not of the flow.
 

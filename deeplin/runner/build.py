@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -38,6 +39,9 @@ from deeplin.runner.schema import check
 from deeplin.runner.targets import make, options_of
 from deeplin.runner.terminal import slow
 
+if TYPE_CHECKING:
+    from deeplin.runner.riemannian import OnManifold
+
 __all__ = ["Experiment", "build", "data_of", "widths_of"]
 
 _MOST_STEPS = 2.0**53  # with more of them t + dt is t
@@ -47,7 +51,13 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 @dataclass
 class Experiment:
-    """The objects of one run."""
+    """The objects of one run.
+
+    - `network`: what the method advances, or, beside a manifold, what W(0) is the product of
+    - `manifold`: in words, where the run is on one
+    - `most_steps`: where steps change by a schedule, those that steps of the first length would be
+    - `unstable`: a sentence where the steps are beyond what the method is stable for
+    """
 
     data: Data
     network: DeepLinear
@@ -57,7 +67,9 @@ class Experiment:
     observe: Observe
     t1: float
     notes: list[str]
-    unstable: str | None  # a sentence where the steps are beyond what the method is stable for
+    unstable: str | None
+    manifold: str | None = None
+    most_steps: int | None = None
 
 
 def build(cfg: DictConfig) -> Experiment:
@@ -72,20 +84,27 @@ def build(cfg: DictConfig) -> Experiment:
     problem = source.problem
     dtype = _DTYPES[cfg.dtype]
     dtype = dtype.to_complex() if problem.field == "complex" else dtype
-    network = _network(cfg.network, problem.shape, cfg.repeats, dtype)
+    manifold = cfg.get("manifold")
+    network = _network(cfg.network, problem.shape, cfg.repeats, dtype, _rank_of(manifold))
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
     make(options_of(cfg.init, "name"), "init", **offered)
     network.to(cfg.device)
     fitting = list(cfg.method.get("_flows_", FLOWS))
-    flow_name, chosen = choose_flow(cfg.flow, cfg.method.name, fitting, network)
-    source = source if chosen is None else replace(source, notes=(*source.notes, chosen))
-    flow, state = make_flow(
-        flow_name,
-        network,
-        problem,
-        rebalance=cfg.method.get("rebalance", False),
-        multiplicative=cfg.method.get("_multiplicative_", False),
-    )
+    _check_fits(cfg, fitting)
+    on = None
+    if manifold is not None:
+        on = _on_manifold(manifold, source, network)
+        flow, state = on.flow, on.state
+    else:
+        flow_name, chosen = choose_flow(cfg.flow, cfg.method.name, fitting, network)
+        source = source if chosen is None else replace(source, notes=(*source.notes, chosen))
+        flow, state = make_flow(
+            flow_name,
+            network,
+            problem,
+            rebalance=cfg.method.get("rebalance", False),
+            multiplicative=cfg.method.get("_multiplicative_", False),
+        )
     _check_start(problem, flow.end_to_end(state))
     with slow("computing what is predicted: the limit and the rate"):
         prediction = predict_flow(problem, flow, state)
@@ -100,6 +119,7 @@ def build(cfg: DictConfig) -> Experiment:
         "seed": cfg.seed,
         "t1": t1,
         "records": cfg.log.records,
+        "on": on,
     }
     kept = ("name", "t1", "rebalance", "_flows_", "_multiplicative_")
     what = "compiling the steps" if cfg.method.get("compiled") else "measuring the curvature"
@@ -124,23 +144,71 @@ def build(cfg: DictConfig) -> Experiment:
         integrator = stepper.integrator
         if isinstance(integrator, ProjectedRungeKutta | Euler):
             prediction = prediction.in_steps(stepper.stretch, integrator.order)
-    elif isinstance(stepper, OptimizerStepper) and _is_descent(stepper.optimizer):
-        prediction = prediction.in_steps(stepper.stretch, Euler().order)
+    most_steps = None
+    if isinstance(stepper, OptimizerStepper):
+        if stepper.descends:
+            prediction = prediction.in_steps(stepper.stretch, Euler().order)
+        else:
+            prediction = prediction.without_rate(
+                f"{type(stepper.optimizer).__name__} with its options follows no flow"
+            )
+        if stepper.schedule is not None:
+            most_steps = math.ceil(t1 / stepper.stretch)
     batch = flow.batch_shape(state)
     limits, optima = prediction.limits(batch), prediction.optima(problem, batch)
     observe = flow_observables(flow, problem, limits, state, optima)
     if cfg.log.factors:
         observe = with_factors(observe, flow)
     notes = [*source.notes, *prediction.told, *told]
-    return Experiment(source, network, prediction, flow, stepper, observe, t1, notes, warning)
-
-
-def _is_descent(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its steps are those of Euler's method: plain gradient descent."""
-    group = optimizer.param_groups[0]
-    return isinstance(optimizer, torch.optim.SGD) and not (
-        group["momentum"] or group["weight_decay"]
+    return Experiment(
+        source,
+        network,
+        prediction,
+        flow,
+        stepper,
+        observe,
+        t1,
+        notes,
+        warning,
+        None if on is None else on.title,
+        most_steps,
     )
+
+
+def _rank_of(manifold: DictConfig | None) -> int | None:
+    return None if manifold is None else manifold.get("rank")
+
+
+def _check_fits(cfg: DictConfig, fitting: Sequence[str]) -> None:
+    """Raise ValueError for a manifold with a method of networks, and the other way round."""
+    if (cfg.get("manifold") is not None) == ("manifold" in fitting):
+        if "manifold" in fitting and cfg.flow != "auto":
+            raise ValueError(
+                "a run on a manifold follows the flow of its metric, manifold.depth; got "
+                f"flow={cfg.flow}: leave out flow."
+            )
+        return
+    if "manifold" in fitting:
+        raise ValueError(
+            f"method={cfg.method.name} moves a point on a manifold: add manifold=fixed_rank or "
+            "manifold=psd_fixed_rank."
+        )
+    raise ValueError(
+        f"method={cfg.method.name} moves the layers of a network, no point on a manifold: use "
+        "method=riemannian_sgd, riemannian_adam or line_search, or leave out "
+        f"manifold={cfg.manifold.name}."
+    )
+
+
+def _on_manifold(group: DictConfig, source: Data, network: DeepLinear) -> OnManifold:
+    from deeplin.runner.riemannian import OnManifold  # geoopt, for such runs alone
+
+    on = make(options_of(group, "name"), "manifold", source=source, network=network)
+    if not isinstance(on, OnManifold):
+        raise TypeError(
+            f"the target of manifold={group.name} must return OnManifold; got {type(on).__name__}."
+        )
+    return on
 
 
 def data_of(cfg: DictConfig) -> Data:
@@ -178,9 +246,9 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
 
 
 def _network(
-    group: DictConfig, shape: Sequence[int], repeats: int, dtype: torch.dtype
+    group: DictConfig, shape: Sequence[int], repeats: int, dtype: torch.dtype, rank: int | None
 ) -> DeepLinear:
-    batch, widths = (repeats,) if repeats > 1 else (), widths_of(group, *shape)
+    batch, widths = (repeats,) if repeats > 1 else (), widths_of(group, *shape, rank)
     numbers = repeats * sum(d_in * d_out for d_in, d_out in itertools.pairwise(widths))
     ask_for_memory(
         f"a run of {repeats} networks of {len(widths) - 1} layers",
@@ -190,9 +258,9 @@ def _network(
     return DeepLinear(widths, batch_shape=batch, dtype=dtype)
 
 
-def widths_of(group: DictConfig, d_y: int, d_x: int) -> list[int]:
+def widths_of(group: DictConfig, d_y: int, d_x: int, rank: int | None = None) -> list[int]:
     if group.widths is None:
-        return grid_widths(d_x, d_y, group.depth, group.rank)
+        return grid_widths(d_x, d_y, group.depth, group.rank if rank is None else rank)
     widths = list(group.widths) if OmegaConf.is_list(group.widths) else [group.widths]
     if len(widths) < 2 or widths[0] != d_x or widths[-1] != d_y:
         raise ValueError(

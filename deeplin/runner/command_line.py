@@ -17,7 +17,15 @@ from deeplin.runner.configurations import Configurations, task, visible
 from deeplin.runner.errors import sentence
 from deeplin.runner.kinds import shown
 from deeplin.runner.overrides import MOST_RUNS, Given, read_overrides
-from deeplin.runner.schema import GROUPS, OF_HYDRA, OPTIONS, check, check_kind, is_internal
+from deeplin.runner.schema import (
+    GROUPS,
+    LEFT_OUT,
+    OF_HYDRA,
+    OPTIONS,
+    check,
+    check_kind,
+    is_internal,
+)
 
 __all__ = ["Checked", "check_words"]
 
@@ -55,7 +63,7 @@ def check_words(
     for one in given:
         _check_no_target(one)
     # Hydra has no value for leaving out what is left out by default.
-    given = [one for one in given if not (one.key == "experiment" and one.values == (None,))]
+    given = [one for one in given if not (one.key in LEFT_OUT and one.values == (None,))]
     chosen = [one for one in given if one.key in groups]
     for one in chosen:
         _check_choice(one, groups[one.key])

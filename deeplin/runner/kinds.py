@@ -14,6 +14,7 @@ __all__ = [
     "mapping",
     "matrix",
     "member",
+    "named",
     "not_negative",
     "null",
     "number",
@@ -156,6 +157,10 @@ def _is_mapping(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
+named = Kind(
+    "a name with options, such as {name: ExponentialLR, gamma: 0.99}",
+    lambda value: isinstance(value, dict) and isinstance(value.get("name"), str),
+)
 null = choice(None)
 switch = choice(True, False)
 matrix = Kind(

@@ -7,36 +7,48 @@ that it names, and of the options of its file; it returns a stepper.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from deeplin.flows import DLRAFlow
 from deeplin.flows.contract import Flow, State
 from deeplin.integrators import Compiled, ErrorControlled, Euler, Integrator, ProjectedRungeKutta
 from deeplin.integrators.adaptive import AdaptiveStepper
 from deeplin.integrators.explicit import OneLine
-from deeplin.integrators.steppers import (
-    IntegratorStepper,
-    OptimizerStepper,
-    Stepper,
-    minibatch_indices,
-)
+from deeplin.integrators.optimizers import OptimizerStepper, minibatch_indices
+from deeplin.integrators.steppers import IntegratorStepper, Stepper
 from deeplin.network import DeepLinear, layer_gradients
 from deeplin.problems import LeastSquares
 from deeplin.problems.data import Data
 
 __all__ = [
     "adaptive_steps",
+    "at_rate",
     "fixed_steps",
+    "is_plain",
+    "loss_of_step",
+    "optimizer_iterations",
     "optimizer_steps",
     "projected_steps",
+    "scheduled",
     "unstable_step",
 ]
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
+
+# Schedules that need more than the optimizer and numbers.
+_UNFIT = (
+    LRScheduler,
+    torch.optim.lr_scheduler.ReduceLROnPlateau,
+    torch.optim.lr_scheduler.LambdaLR,
+    torch.optim.lr_scheduler.MultiplicativeLR,
+    torch.optim.lr_scheduler.ChainedScheduler,
+    torch.optim.lr_scheduler.SequentialLR,
+)
 
 
 def fixed_steps(
@@ -88,26 +100,120 @@ def optimizer_steps(
     dt: float | Literal["auto"] = "auto",
     safety: float = 0.25,
     batch_size: int | None = None,
+    schedule: Mapping[str, object] | None = None,
 ) -> OptimizerStepper:
-    """An optimizer with the learning rate dt on the layers; step k is at flow time k·dt."""
-    if isinstance(optimizer, functools.partial) and "lr" in optimizer.keywords:
-        raise ValueError("the learning rate of an optimizer is method.dt: leave out lr.")
+    """An optimizer on the layers with the learning rate dt, with a schedule at first.
+
+    Step k is at flow time k·dt, or at the sum of the rates.
+    """
     step = _step(dt, safety, Euler().stability_limit, flow, state)
+    made = at_rate(optimizer, list(network.weights), step)
+    return _on_layers(made, step, flow, network, source, batch_size, seed, schedule)
+
+
+def optimizer_iterations(
+    flow: Flow,
+    network: DeepLinear,
+    source: Data,
+    seed: int,
+    *,
+    optimizer: MakeOptimizer,
+    batch_size: int | None = None,
+    schedule: Mapping[str, object] | None = None,
+) -> OptimizerStepper:
+    """An optimizer that follows no flow, on the layers; t counts its iterations."""
+    made = optimizer(list(network.weights))
+    return _on_layers(made, 1.0, flow, network, source, batch_size, seed, schedule, counts=True)
+
+
+def _on_layers(
+    made: torch.optim.Optimizer,
+    dt: float,
+    flow: Flow,
+    network: DeepLinear,
+    source: Data,
+    batch_size: int | None,
+    seed: int,
+    schedule: Mapping[str, object] | None,
+    counts: bool = False,
+) -> OptimizerStepper:
     parameters = list(network.weights)
-    loss = _loss_of_step(network, source, batch_size, seed)
+
+    def whole() -> Tensor:
+        return source.problem.loss(network.end_to_end()).sum()
+
+    loss = loss_of_step(whole, network, source, batch_size, seed)
 
     def gradients(k: int) -> list[Tensor]:
         return layer_gradients([p.detach() for p in parameters], source.problem)
 
-    known = gradients if batch_size is None else None
-    made = optimizer(parameters, lr=step)
-    return OptimizerStepper(parameters, made, loss, step, flow, gradients=known)
+    return OptimizerStepper(
+        parameters,
+        made,
+        loss,
+        dt,
+        flow,
+        gradients=gradients if batch_size is None else None,
+        descends=isinstance(made, torch.optim.SGD) and is_plain(made),
+        schedule=scheduled(made, schedule),
+        counts=counts,
+    )
+
+
+def at_rate(
+    make: MakeOptimizer, parameters: list[torch.nn.Parameter], rate: float
+) -> torch.optim.Optimizer:
+    """The optimizer with a step's length for its learning rate."""
+    if isinstance(make, functools.partial) and "lr" in make.keywords:
+        raise ValueError("the learning rate of an optimizer is method.dt: leave out lr.")
+    return make(parameters, lr=rate)
+
+
+def is_plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an SGD's steps are the gradient's: no momentum, no decay."""
+    group = optimizer.param_groups[0]
+    return not (group["momentum"] or group["weight_decay"])
+
+
+def scheduled(
+    optimizer: torch.optim.Optimizer, schedule: Mapping[str, object] | None
+) -> LRScheduler | None:
+    """The schedule of torch.optim.lr_scheduler that a name and options make.
+
+    Raises: ValueError, with one sentence, for a name that is none, or options that it cannot take.
+    """
+    if schedule is None:
+        return None
+    options = {str(key): value for key, value in schedule.items() if key != "name"}
+    name, known = schedule["name"], vars(torch.optim.lr_scheduler)
+    found = known.get(name) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, LRScheduler)) or found in _UNFIT:
+        fitting = sorted(
+            key
+            for key, value in known.items()
+            if isinstance(value, type) and issubclass(value, LRScheduler) and value not in _UNFIT
+        )
+        raise ValueError(
+            f"method.schedule.name must be one of torch.optim.lr_scheduler, {', '.join(fitting)}; "
+            f"got {name}."
+        )
+    try:
+        return found(optimizer, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method.schedule={name} cannot be made: {error}.") from error
 
 
 def _step(
     dt: float | Literal["auto"], safety: float, limit: float, flow: Flow, state: State
 ) -> float:
     return safety * limit / flow.curvature(state) if isinstance(dt, str) else dt
+
+
+def _moves_on_manifold(stepper: Stepper, flow: Flow) -> bool:
+    """Whether its steps are tangent ones and retractions, which never invert S."""
+    if isinstance(stepper, IntegratorStepper):
+        return isinstance(stepper.integrator, ProjectedRungeKutta)
+    return isinstance(stepper, OptimizerStepper) and isinstance(flow, DLRAFlow)
 
 
 def unstable_step(stepper: Stepper, flow: Flow, state: State, t1: float) -> str | None:
@@ -123,17 +229,12 @@ def unstable_step(stepper: Stepper, flow: Flow, state: State, t1: float) -> str 
         limit, of = stepper.integrator.stability_limit, type(stepper.integrator).__name__
         if isinstance(stepper.integrator, Compiled):
             of = "the method"
-    elif isinstance(stepper, OptimizerStepper) and _is_plain_descent(stepper.optimizer):
+    elif isinstance(stepper, OptimizerStepper) and stepper.descends:
         limit, of = Euler().stability_limit, "gradient descent"
     else:
         return None
-    projected = isinstance(stepper, IntegratorStepper) and isinstance(
-        stepper.integrator, ProjectedRungeKutta
-    )
-    if projected and isinstance(flow, DLRAFlow):
-        curvature = flow.problem.curvature(flow.end_to_end(state))
-        if flow.rescaled:
-            curvature *= float(flow.clock_rate(flow.point(state).S).amax())
+    if _moves_on_manifold(stepper, flow) and isinstance(flow, DLRAFlow):
+        curvature = flow.descent_curvature(state)
     else:
         curvature = flow.curvature(state)
     dt, whole = stepper.stretch, isinstance(stepper, IntegratorStepper) and stepper.stretch >= t1
@@ -144,12 +245,6 @@ def unstable_step(stepper: Stepper, flow: Flow, state: State, t1: float) -> str 
     return (
         f"method.dt={dt:.4g} is above {most:.3g}, beyond which {of} is unstable here{run}: this "
         f"does not follow the flow; type method.dt=auto, or method.dt={0.5 * most:.2g} or less."
-    )
-
-
-def _is_plain_descent(optimizer: torch.optim.Optimizer) -> bool:
-    return isinstance(optimizer, torch.optim.SGD) and not any(
-        group["momentum"] for group in optimizer.param_groups
     )
 
 
@@ -165,12 +260,19 @@ def _compiled(integrator: Integrator, flow: Flow, state: State) -> Integrator:
     return compiled
 
 
-def _loss_of_step(
-    network: DeepLinear, source: Data, batch_size: int | None, seed: int
+def loss_of_step(
+    whole: Callable[[], Tensor],
+    predicted: Callable[[Tensor], Tensor],
+    source: Data,
+    batch_size: int | None,
+    seed: int,
 ) -> Callable[[int], Tensor]:
-    """The loss that step k differentiates: of all samples, or an unbiased mini-batch's."""
+    """The loss that step k differentiates: `whole` of all samples, or an unbiased mini-batch's.
+
+    - `predicted`: samples x, a row each -> Wx, a row each
+    """
     if batch_size is None:
-        return lambda step: source.problem.loss(network.end_to_end()).sum()
+        return lambda step: whole()
     x, y = source.x, source.y
     if not isinstance(source.problem, LeastSquares):
         raise ValueError(
@@ -187,6 +289,6 @@ def _loss_of_step(
 
     def loss(step: int) -> Tensor:
         rows = indices(step)
-        return weight * (network(x[rows]) - y[rows]).square().sum()
+        return weight * (predicted(x[rows]) - y[rows]).square().sum()
 
     return loss

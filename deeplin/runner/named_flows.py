@@ -29,7 +29,7 @@ from deeplin.network import (
 from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 
-__all__ = ["FLOWS", "choose_flow", "make_flow"]
+__all__ = ["FLOWS", "choose_flow", "common_rank", "make_flow"]
 
 _OF_MATRICES: dict[str, Callable[[Problem, int], Flow]] = {
     "end_to_end": lambda problem, depth: EndToEndFlow(problem, depth),
@@ -97,7 +97,7 @@ def make_flow(
         rank = None
         if rebalance:
             check_balanced(weights, "method.rebalance=true")
-            rank = _common_rank(weights, "method.rebalance=true")
+            rank = common_rank(weights, "method.rebalance=true")
         flow = LayerFlow(problem, balanced_rank=rank)
         return flow, flow.init_state(network)
     if name == "compressed":
@@ -109,10 +109,10 @@ def make_flow(
         flow = EndToEndFlow(problem, 1, rescaled=name.endswith("rescaled"))
     else:
         flow = _OF_MATRICES[name](problem, network.depth)
-    return flow, flow.init_state(weights, _common_rank(weights, f"flow={name}"))
+    return flow, flow.init_state(weights, common_rank(weights, f"flow={name}"))
 
 
-def _common_rank(weights: Sequence[Tensor], who: str) -> int:
+def common_rank(weights: Sequence[Tensor], who: str) -> int:
     """The rank of W(0). Raises: ValueError, which names the repeats, where it is not the same."""
     ranks = product_ranks(weights).flatten().tolist()
     repeats = {

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from deeplin.integrators import AdaptiveStepper, Stepper
+from deeplin.integrators import AdaptiveStepper, OptimizerStepper, Stepper
 from deeplin.loop import (
     Every,
     GradientNormBelow,
@@ -158,8 +158,8 @@ def _drive(
         checkpointer.elapsed_before = saved.seconds
     progress = Progress(experiment.t1, stepper.t)
     stretches = math.ceil(experiment.t1 / stepper.stretch)
-    if cfg.stop.max_steps is not None:
-        stretches = min(stretches, cfg.stop.max_steps)
+    limits = [n for n in (cfg.stop.max_steps, experiment.most_steps) if n is not None]
+    stretches = min(stretches, *limits) if limits else stretches
     with Interruption() as interruption:
         result = ended
         if result is None:
@@ -170,7 +170,7 @@ def _drive(
                 observe=experiment.observe,
                 stop=_stops(cfg, experiment.t1),
                 risen=RisenLoss(_loss_at_zero(experiment)),
-                max_steps=cfg.stop.max_steps,
+                max_steps=min(limits, default=None),
                 interrupt=interruption,
                 listeners=[log, progress, checkpointer],
                 history=history,
@@ -205,16 +205,19 @@ def _stops(cfg: DictConfig, t1: float) -> list[Stop]:
 def _title(cfg: DictConfig, experiment: Experiment) -> str:
     network = experiment.network
     repeats = f", {cfg.repeats} repeats" if cfg.repeats > 1 else ""
+    what = experiment.manifold or f"widths {'-'.join(map(str, network.widths))}"
     return (
-        f"{cfg.problem.name}, widths {'-'.join(map(str, network.widths))}, {cfg.init.name} start, "
-        f"{cfg.method.name} with {_steps(experiment.stepper)}{repeats}"
+        f"{cfg.problem.name}, {what}, {cfg.init.name} start, {cfg.method.name}"
+        f"{_steps(experiment.stepper)}{repeats}"
     )
 
 
 def _steps(stepper: Stepper) -> str:
     if isinstance(stepper, AdaptiveStepper):
-        return f"rtol = {stepper.rtol:.3g}"
-    return f"dt = {stepper.stretch:.3g}"
+        return f" with rtol = {stepper.rtol:.3g}"
+    if isinstance(stepper, OptimizerStepper) and stepper.counts:
+        return ""  # t counts its steps
+    return f" with dt = {stepper.stretch:.3g}"
 
 
 def _headline(

@@ -18,6 +18,7 @@ from deeplin.runner.named_flows import FLOWS
 __all__ = [
     "GROUPS",
     "OBJECTIVES",
+    "LEFT_OUT",
     "OF_HYDRA",
     "OF_OPTIMIZERS",
     "OPTIONS",
@@ -191,6 +192,20 @@ OPTIONS: Mapping[str, Option] = {
         "flow time; auto: 20/rho, rho the local rate of balanced layers",
         kinds.time | choice("auto"),
     ),
+    "method.schedule": Option(
+        "of the learning rate, by a class of torch.optim.lr_scheduler and its options",
+        kinds.named | null,
+    ),
+    "manifold.rank": Option("of W; null: that of W(0)", _RANK | null),
+    "manifold.depth": Option(
+        "of the metric; null: that of the network whose product W(0) is",
+        number("a number >= 1 or inf", lambda x: x >= 1) | null,
+    ),
+    "manifold.retraction": Option(
+        "svd: to the nearest point; orthographic; layers: what steps of the layers do",
+        choice("svd", "orthographic", "layers"),
+    ),
+    "manifold.factored": Option("W as U, S, V; false: as the matrix itself", switch),
     "method.batch_size": Option(
         "samples of a step; null: all at once, from the moments", whole(1) | null
     ),
@@ -241,6 +256,8 @@ OF_HYDRA: Mapping[str, Option] = {
 
 # The groups that name what is called with their options; and those whose options are all above.
 GROUPS = ("problem", "init", "method")
+# Those of which a run need not have one.
+LEFT_OUT = ("experiment", "manifold")
 _CLOSED = ("network", "stop", "log")
 _REQUIRED = (
     *("flow", "seed", "repeats", "dtype", "device", "threads", "method.t1"),
@@ -251,7 +268,7 @@ _REQUIRED = (
 def is_internal(key: str) -> bool:
     """Whether an option is no user's to set: targets, and what a file of conf/ says of itself."""
     group, *rest = key.split(".")
-    named = group in GROUPS and rest == ["name"]
+    named = group in (*GROUPS, "manifold") and rest == ["name"]
     return named or any(part.startswith("_") for part in (group, *rest))
 
 
@@ -285,7 +302,8 @@ def check(cfg: DictConfig) -> None:
                 f"the configuration has no {key}, which must be {OPTIONS[key].kind.must}: it is "
                 "damaged, or of another version of deeplin."
             )
-    for group in GROUPS:
+    chosen = (*GROUPS, "manifold") if "manifold.name" in given else GROUPS
+    for group in chosen:
         for part in ("name", "_target_"):
             if not isinstance(given.get(f"{group}.{part}"), str):
                 raise ValueError(

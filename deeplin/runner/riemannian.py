@@ -1,0 +1,230 @@
+"""Runs on a manifold of matrices of rank r: the targets of conf/manifold and their methods.
+
+geoopt, which takes a second to import, is loaded with this module, for such runs alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from deeplin.flows import DLRAFlow, PSDDLRAFlow
+from deeplin.flows.contract import State
+from deeplin.geometry.metric import Metric
+from deeplin.geometry.points import nearest_point
+from deeplin.integrators import Euler, OptimizerStepper
+from deeplin.linalg import is_semidefinite
+from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
+from deeplin.manifolds.factored import FactoredManifold
+from deeplin.manifolds.optimizers import is_riemannian_sgd
+from deeplin.network import DeepLinear
+from deeplin.problems.data import Data
+from deeplin.runner.methods import MakeOptimizer, at_rate, is_plain, loss_of_step, scheduled
+from deeplin.runner.named_flows import common_rank
+
+__all__ = ["OnManifold", "fixed_rank", "gradient_steps", "iterations", "psd_fixed_rank"]
+
+Low = FixedRank | FixedRankFactored | PSDFixedRank | PSDFixedRankFactored
+
+
+@dataclass(frozen=True)
+class OnManifold:
+    """A point that geoopt's optimizers move, and the flow of its metric.
+
+    - `flow`: that which steps of descent follow, with states (U, S, V), or (U, S) on the cone
+    """
+
+    manifold: Low
+    flow: DLRAFlow
+    point: torch.nn.Parameter
+
+    @property
+    def title(self) -> str:
+        """The set and its metric in words."""
+        m, n = self.flow.problem.shape
+        cone = " semidefinite" if isinstance(self.flow, PSDDLRAFlow) else ""
+        depth = self.manifold.depth
+        metric = f"metric {self.manifold.metric}" if depth is None else f"metric of depth {depth:g}"
+        dense = "" if isinstance(self.manifold, FactoredManifold) else ", dense"
+        return (
+            f"rank {self.manifold.rank} of{cone} {m} x {n}{dense}, {metric}, "
+            f"retraction {self.manifold.retraction}"
+        )
+
+    def state_of(self, parameters: list[Tensor]) -> State:
+        """The flow's state at the parameter."""
+        (x,) = parameters
+        if isinstance(self.manifold, FactoredManifold):
+            return self.manifold.unpack_tensor(x.detach())
+        point = nearest_point(x, self.manifold.rank, hermitian=isinstance(self.flow, PSDDLRAFlow))
+        return (point.U, point.S) if point.hermitian else (point.U, point.S, point.V)
+
+    @property
+    def state(self) -> State:
+        return self.state_of([self.point])
+
+    def gradient(self) -> Tensor:
+        """What autograd would leave in the parameter's `grad`, for the loss of all samples.
+
+        Raises: LinAlgError where it is not finite.
+        """
+        problem = self.flow.problem
+        if isinstance(self.manifold, FactoredManifold):
+            point = self.flow.point(self.state)
+            products = problem.egrad_products(point.U, point.S, point.V)
+            gradient = self.manifold.pack_products(self.point.detach(), *products)
+        else:
+            gradient = problem.egrad(self.point.detach())
+        if not math.isfinite(gradient.sum().abs()):
+            self.point.grad = gradient
+            raise torch.linalg.LinAlgError("the gradient is not finite")
+        return gradient
+
+    def loss(self) -> Tensor:
+        """Of all samples, summed over a batch."""
+        point = self.flow.point(self.state)
+        return self.flow.problem.pair_loss(point.U @ point.S, point.V).sum()
+
+    def predicted(self, x: Tensor) -> Tensor:
+        """Wx of samples x, a row each."""
+        if isinstance(self.manifold, FactoredManifold):
+            A, B = self.manifold.factor_pair(self.point)
+            return (x @ B.conj()) @ A.mT
+        return x @ self.point.mT
+
+
+def fixed_rank(
+    source: Data,
+    network: DeepLinear,
+    *,
+    rank: int | None = None,
+    depth: float | None = None,
+    metric: Metric | None = None,
+    retraction: str = "svd",
+    factored: bool = True,
+) -> OnManifold:
+    """The m×n matrices of rank r with the metric of a depth, or another, at a network's product."""
+    of, problem = _metric(depth, metric, network), source.problem
+    flow = DLRAFlow(problem, depth=of)
+    state = _start(flow, network, rank)
+    r = state[1].shape[-1]
+    if factored:
+        manifold = FixedRankFactored(*problem.shape, r, of, retraction, gradient="taped")
+        return OnManifold(manifold, flow, manifold.parameter(manifold.pack_point(*state)))
+    dense = FixedRank(r, of, retraction)
+    return OnManifold(dense, flow, dense.parameter(flow.end_to_end(state)))
+
+
+def psd_fixed_rank(
+    source: Data,
+    network: DeepLinear,
+    *,
+    rank: int | None = None,
+    depth: float | None = None,
+    metric: Metric | None = None,
+    retraction: str = "svd",
+    factored: bool = True,
+) -> OnManifold:
+    """The same of the positive semidefinite matrices of rank r."""
+    of, problem = _metric(depth, metric, network), source.problem
+    m, n = problem.shape
+    if m != n or not is_semidefinite(network.end_to_end().detach()):
+        raise ValueError(
+            "manifold=psd_fixed_rank needs a positive semidefinite W(0): use init=balanced with "
+            "init.psd=true, or manifold=fixed_rank."
+        )
+    flow = PSDDLRAFlow(problem, depth=of)
+    state = _start(flow, network, rank)
+    r = state[1].shape[-1]
+    if factored:
+        manifold = PSDFixedRankFactored(n, r, of, retraction, gradient="taped")
+        return OnManifold(manifold, flow, manifold.parameter(manifold.pack_point(*state)))
+    dense = PSDFixedRank(r, of, retraction)
+    return OnManifold(dense, flow, dense.parameter(flow.end_to_end(state)))
+
+
+def _metric(depth: float | None, metric: Metric | None, network: DeepLinear) -> float | Metric:
+    if metric is None:
+        return network.depth if depth is None else depth
+    if depth is not None:
+        raise ValueError(
+            f"manifold.metric is a metric already; got manifold.depth={depth}, too: give one."
+        )
+    return metric
+
+
+def _start(flow: DLRAFlow, network: DeepLinear, rank: int | None) -> State:
+    weights = [W_j.detach() for W_j in network.weights]
+    if rank is None:
+        rank = common_rank(weights, "a run on a manifold")
+    return flow.init_state(weights, rank)
+
+
+def gradient_steps(
+    on: OnManifold,
+    source: Data,
+    seed: int,
+    *,
+    optimizer: MakeOptimizer,
+    dt: float | Literal["auto"] = "auto",
+    safety: float = 0.25,
+    batch_size: int | None = None,
+    schedule: Mapping[str, object] | None = None,
+) -> OptimizerStepper:
+    """Retracted steps with the learning rate dt; auto: `safety` times Euler's stability limit.
+
+    Step k is at flow time k·dt, or at the sum of the rates.
+    """
+    limit = Euler().stability_limit
+    step = safety * limit / on.flow.descent_curvature(on.state) if isinstance(dt, str) else dt
+    made = at_rate(optimizer, [on.point], step)
+    return _stepper(on, made, step, source, batch_size, seed, schedule, counts=False)
+
+
+def iterations(
+    on: OnManifold,
+    source: Data,
+    seed: int,
+    *,
+    optimizer: MakeOptimizer,
+    batch_size: int | None = None,
+    schedule: Mapping[str, object] | None = None,
+) -> OptimizerStepper:
+    """An optimizer that follows no flow; t counts its iterations."""
+    return _stepper(on, optimizer([on.point]), 1.0, source, batch_size, seed, schedule, counts=True)
+
+
+def _stepper(
+    on: OnManifold,
+    made: torch.optim.Optimizer,
+    dt: float,
+    source: Data,
+    batch_size: int | None,
+    seed: int,
+    schedule: Mapping[str, object] | None,
+    *,
+    counts: bool,
+) -> OptimizerStepper:
+    gradients: Callable[[int], list[Tensor]] | None = None
+    if batch_size is None:
+
+        def gradients(k: int) -> list[Tensor]:
+            return [on.gradient()]
+
+    return OptimizerStepper(
+        [on.point],
+        made,
+        loss_of_step(on.loss, on.predicted, source, batch_size, seed),
+        dt,
+        on.flow,
+        gradients=gradients,
+        state_of=on.state_of,
+        descends=is_riemannian_sgd(made) and is_plain(made),
+        schedule=scheduled(made, schedule),
+        counts=counts,
+    )
