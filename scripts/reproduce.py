@@ -31,6 +31,7 @@ from reproduction import (
     SUBJECTS,
     Claim,
     Subject,
+    bridge,
     brtw_limits,
     brtw_rates,
     brtw_special,
@@ -56,7 +57,8 @@ from deeplin.runner.provenance import provenance
 from deeplin.runner.terminal import patient
 
 ROOT = Path(__file__).resolve().parents[1] / "runs" / "reproduce"
-PAPERS = (brtw_limits, brtw_special, brtw_rates, brtw_teacher, hlz)  # imported, so registered
+# Imported, so registered.
+PAPERS = (brtw_limits, brtw_special, brtw_rates, brtw_teacher, hlz, bridge)
 
 
 def selected(names: Sequence[str]) -> list[Subject]:

@@ -32,6 +32,20 @@ METHODS = {
     "rosenbrock": ["method=rosenbrock", "method.t1=1"],
     "structure": ["method=structure", "method.t1=1"],
     "rgd": ["method=rgd", "method.t1=2", STEPS],
+    "sgd with a schedule": [
+        *("method=sgd", "method.schedule={name:StepLR,step_size:3}", "method.t1=1", STEPS),
+    ],
+    "lbfgs": ["method=lbfgs", "method.t1=12"],
+    "riemannian_sgd": [
+        *("manifold=fixed_rank", "method=riemannian_sgd", "+method.optimizer.momentum=0.5"),
+        *("method.t1=2", "method.batch_size=4", STEPS),
+    ],
+    "riemannian_sgd of W": [
+        *("manifold=psd_fixed_rank", "manifold.factored=false", "method=riemannian_sgd"),
+        *("method.t1=2", STEPS),
+    ],
+    "riemannian_adam": ["manifold=fixed_rank", "method=riemannian_adam", "method.t1=12"],
+    "line_search": ["manifold=fixed_rank", "method=line_search", "method.t1=12"],
 }
 
 

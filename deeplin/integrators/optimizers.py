@@ -17,6 +17,10 @@ from deeplin.integrators.steppers import check_dt
 __all__ = ["OptimizerStepper", "minibatch_indices"]
 
 
+# What makes steps others than those of gradient descent.
+_BESIDE = ("momentum", "weight_decay")
+
+
 class _Scheduled(TypedDict):
     t: float
     dt: float
@@ -44,8 +48,7 @@ class OptimizerStepper:
     - `gradients`: where that gradient is known without a backward pass, the function k -> new
       tensors that become the `grad` of the parameters; the optimizer then takes its step as ever
     - `state_of`: parameters -> the flow's state, where that is not the parameters themselves
-    - `descends`: whether a step is one of gradient descent of length dt and nothing else: no
-      momentum, no decay, a rate that stays
+    - `descends`: whether a step is one of gradient descent and nothing else: no momentum, no decay
     - `schedule`: of the learning rate; then t is the sum of the rates of the steps taken, unless
       `counts`, for optimizers that follow no flow, lets t count steps
 
@@ -69,7 +72,7 @@ class OptimizerStepper:
     ):
         self.parameters, self.optimizer, self.loss = parameters, optimizer, loss
         self.gradients, self.schedule, self.counts = gradients, schedule, counts
-        self.descends = descends and schedule is None
+        self.descends = descends
         self.stretch = check_dt(dt)
         self.step, self.flow, self._frozen = 0, flow, Frozen()
         self._own_state, self._state_of = state_of is None, state_of or tuple
@@ -82,6 +85,13 @@ class OptimizerStepper:
                 f"{type(optimizer).__name__} has one step for all of a batch, which would tie its "
                 f"{self.batch.numel()} trajectories together: use repeats=1."
             )
+
+    @property
+    def name(self) -> str:
+        """The optimizer's, and of SGD what makes it another."""
+        group, name = self.optimizer.param_groups[0], type(self.optimizer).__name__
+        with_ = [f"{key.replace('_', ' ')} {group[key]:g}" for key in _BESIDE if group.get(key)]
+        return f"{name} with {' and '.join(with_)}" if with_ else name
 
     def _here(self) -> State:
         """The flow's state at the parameters."""
@@ -101,7 +111,8 @@ class OptimizerStepper:
 
     @property
     def state(self) -> State:
-        return self._frozen.shown(self._here())
+        """A copy: optimizers move the parameters in place."""
+        return tuple(part.clone() for part in self._frozen.shown(self._here()))
 
     def advance(
         self,
@@ -195,7 +206,7 @@ class OptimizerStepper:
             }
         return {
             "step": self.step,
-            "state": [part.clone() for part in self.state],
+            "state": list(self.state),
             "optimizer": self.optimizer.state_dict(),
             "schedule": schedule,
             "frozen": frozen,

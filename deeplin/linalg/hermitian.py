@@ -14,14 +14,15 @@ def hermitian_part(A: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch 
     return torch.add(A / 2, A.mH, alpha=0.5)
 
 
-def is_semidefinite(A: Inexact[Tensor, "m n"]) -> bool:
-    """Whether a matrix is square, Hermitian and positive semidefinite, up to round-off.
+def is_semidefinite(A: Inexact[Tensor, "*batch m n"]) -> bool:
+    """Whether matrices are square, Hermitian and positive semidefinite, all, up to round-off.
 
     Cost: an eigendecomposition. Accuracy: to 100 eps·‖A‖_F, for eigenvalues n times that.
     """
-    if A.shape[0] != A.shape[1]:
+    n = A.shape[-1]
+    if A.shape[-2] != n:
         return False
-    noise = 100 * torch.finfo(A.dtype).eps * float(torch.linalg.matrix_norm(A))
-    if float(torch.linalg.matrix_norm(A - A.mH)) > noise:
+    noise = 100 * torch.finfo(A.dtype).eps * torch.linalg.matrix_norm(A)
+    if bool((torch.linalg.matrix_norm(A - A.mH) > noise).any()):
         return False
-    return float(torch.linalg.eigvalsh(A)[0]) >= -len(A) * noise
+    return bool((torch.linalg.eigvalsh(A)[..., 0] >= -n * noise).all())

@@ -23,20 +23,26 @@ class RiemannianLineSearch(geoopt.optim.RiemannianLineSearch):
     Where no step is found it stays where it is, without the warnings of geoopt, SciPy and NumPy.
     """
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict:
         remembered = {name: vars(self)[name] for name in _REMEMBERED}
         return {**super().state_dict(), "remembered": remembered}
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+    def load_state_dict(self, state_dict: dict) -> None:
         vars(self).update(state_dict["remembered"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "remembered"})
 
-    def step(self, closure: Callable[[], float], **options: bool) -> float:
+    def step(
+        self,
+        closure: Callable[[], float],
+        force_step: bool = False,
+        recompute_gradients: bool = False,
+        no_step: bool = False,
+    ) -> float | None:
         self.step_size_history.clear()  # grows by one in every step, and nothing here reads it
         with warnings.catch_warnings():
             for kind in (LineSearchWarning, RuntimeWarning, DeprecationWarning):
                 warnings.simplefilter("ignore", kind)
-            return super().step(closure, **options)
+            return super().step(closure, force_step, recompute_gradients, no_step)
 
 
 def is_riemannian_sgd(optimizer: torch.optim.Optimizer) -> bool:

@@ -125,10 +125,13 @@ class Prediction:
         return replace(self, rate=rate, pace=rate)
 
     def without_rate(self, why: str) -> Prediction:
-        """The prediction of a method whose steps follow no flow, and so have no known rate."""
+        """The prediction of a method whose steps follow no flow, and so have no known rate.
+
+        Neither has it a pace, by which layers that arrive would have a rate of their own.
+        """
         if self.cases:
             return replace(self, cases=tuple(case.without_rate(why) for case in self.cases))
-        return replace(self, rate=None, rate_missing=self.rate_missing or why)
+        return replace(self, rate=None, pace=None, rate_missing=self.rate_missing or why)
 
     def in_steps(self, dt: float, order: int) -> Prediction:
         """The rate of a Runge–Kutta method of that order with steps of length dt, not of the flow.

@@ -146,12 +146,12 @@ def build(cfg: DictConfig) -> Experiment:
             prediction = prediction.in_steps(stepper.stretch, integrator.order)
     most_steps = None
     if isinstance(stepper, OptimizerStepper):
-        if stepper.descends:
-            prediction = prediction.in_steps(stepper.stretch, Euler().order)
+        if not stepper.descends:
+            prediction = prediction.without_rate(f"{stepper.name} follows no flow")
+        elif stepper.schedule is not None:
+            prediction = prediction.without_rate("the learning rate changes on the way")
         else:
-            prediction = prediction.without_rate(
-                f"{type(stepper.optimizer).__name__} with its options follows no flow"
-            )
+            prediction = prediction.in_steps(stepper.stretch, Euler().order)
         if stepper.schedule is not None:
             most_steps = math.ceil(t1 / stepper.stretch)
     batch = flow.batch_shape(state)
@@ -248,7 +248,7 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
 def _network(
     group: DictConfig, shape: Sequence[int], repeats: int, dtype: torch.dtype, rank: int | None
 ) -> DeepLinear:
-    batch, widths = (repeats,) if repeats > 1 else (), widths_of(group, *shape, rank)
+    batch, widths = (repeats,) if repeats > 1 else (), widths_of(group, shape[0], shape[1], rank)
     numbers = repeats * sum(d_in * d_out for d_in, d_out in itertools.pairwise(widths))
     ask_for_memory(
         f"a run of {repeats} networks of {len(widths) - 1} layers",

@@ -8,6 +8,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from deeplin.flows import LayerFlow
+from deeplin.integrators import OptimizerStepper, Stepper
 from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
 from deeplin.loop import History, Kind, Result
 from deeplin.runner import figures
@@ -50,6 +51,7 @@ def conclude(
         plateaus=passed,
         unstable=experiment.unstable,
         W=experiment.stepper.end_to_end(),
+        follows_no_flow=_follows_no_flow(experiment.stepper),
     )
     if draw:
         figure = figures.convergence(history, prediction, title)
@@ -98,6 +100,13 @@ def _say_how_to_go_on(result: Result, folder: RunFolder) -> None:
     if result.kind in further:
         resumed = shlex.quote(f"resume={folder.path}")
         say_command("To go on from here", f"{command()} {resumed}{further[result.kind]}")
+
+
+def _follows_no_flow(stepper: Stepper) -> str | None:
+    """The name of an optimizer whose steps are no descent's."""
+    if isinstance(stepper, OptimizerStepper) and not stepper.descends:
+        return stepper.name
+    return None
 
 
 def _show(name: str, image: np.ndarray, folder: RunFolder, log: TensorBoardLog) -> None:

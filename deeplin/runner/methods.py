@@ -175,6 +175,15 @@ def is_plain(optimizer: torch.optim.Optimizer) -> bool:
     return not (group["momentum"] or group["weight_decay"])
 
 
+def _schedules() -> dict[object, Callable[..., LRScheduler]]:
+    """torch's schedules that an optimizer and plain options make, by name."""
+    return {
+        name: value
+        for name, value in vars(torch.optim.lr_scheduler).items()
+        if isinstance(value, type) and issubclass(value, LRScheduler) and value not in _UNFIT
+    }
+
+
 def scheduled(
     optimizer: torch.optim.Optimizer, schedule: Mapping[str, object] | None
 ) -> LRScheduler | None:
@@ -185,20 +194,14 @@ def scheduled(
     if schedule is None:
         return None
     options = {str(key): value for key, value in schedule.items() if key != "name"}
-    name, known = schedule["name"], vars(torch.optim.lr_scheduler)
-    found = known.get(name) if isinstance(name, str) else None
-    if not (isinstance(found, type) and issubclass(found, LRScheduler)) or found in _UNFIT:
-        fitting = sorted(
-            key
-            for key, value in known.items()
-            if isinstance(value, type) and issubclass(value, LRScheduler) and value not in _UNFIT
-        )
+    name, fitting = schedule["name"], _schedules()
+    if name not in fitting:
         raise ValueError(
-            f"method.schedule.name must be one of torch.optim.lr_scheduler, {', '.join(fitting)}; "
-            f"got {name}."
+            "method.schedule.name must be one of torch.optim.lr_scheduler, "
+            f"{', '.join(sorted(fitting))}; got {name}."
         )
     try:
-        return found(optimizer, **options)
+        return fitting[name](optimizer, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method.schedule={name} cannot be made: {error}.") from error
 
@@ -229,7 +232,7 @@ def unstable_step(stepper: Stepper, flow: Flow, state: State, t1: float) -> str 
         limit, of = stepper.integrator.stability_limit, type(stepper.integrator).__name__
         if isinstance(stepper.integrator, Compiled):
             of = "the method"
-    elif isinstance(stepper, OptimizerStepper) and stepper.descends:
+    elif isinstance(stepper, OptimizerStepper) and stepper.descends and stepper.schedule is None:
         limit, of = Euler().stability_limit, "gradient descent"
     else:
         return None

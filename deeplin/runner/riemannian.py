@@ -6,7 +6,7 @@ geoopt, which takes a second to import, is loaded with this module, for such run
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,11 +105,12 @@ def fixed_rank(
     rank: int | None = None,
     depth: float | None = None,
     metric: Metric | None = None,
-    retraction: str = "svd",
+    retraction: str = "auto",
     factored: bool = True,
 ) -> OnManifold:
     """The m×n matrices of rank r with the metric of a depth, or another, at a network's product."""
     of, problem = _metric(depth, metric, network), source.problem
+    retraction = _retraction(retraction, of)
     flow = DLRAFlow(problem, depth=of)
     state = _start(flow, network, rank)
     r = state[1].shape[-1]
@@ -127,11 +128,12 @@ def psd_fixed_rank(
     rank: int | None = None,
     depth: float | None = None,
     metric: Metric | None = None,
-    retraction: str = "svd",
+    retraction: str = "auto",
     factored: bool = True,
 ) -> OnManifold:
     """The same of the positive semidefinite matrices of rank r."""
     of, problem = _metric(depth, metric, network), source.problem
+    retraction = _retraction(retraction, of)
     m, n = problem.shape
     if m != n or not is_semidefinite(network.end_to_end().detach()):
         raise ValueError(
@@ -156,6 +158,14 @@ def _metric(depth: float | None, metric: Metric | None, network: DeepLinear) -> 
             f"manifold.metric is a metric already; got manifold.depth={depth}, too: give one."
         )
     return metric
+
+
+def _retraction(name: str, of: float | Metric) -> str:
+    """The name given; auto: that of the layers where the depth is a number of layers, else svd."""
+    if name != "auto":
+        return name
+    layered = isinstance(of, int | float) and float(of).is_integer() and of >= 2
+    return "layers" if layered else "svd"
 
 
 def _start(flow: DLRAFlow, network: DeepLinear, rank: int | None) -> State:
@@ -210,11 +220,8 @@ def _stepper(
     *,
     counts: bool,
 ) -> OptimizerStepper:
-    gradients: Callable[[int], list[Tensor]] | None = None
-    if batch_size is None:
-
-        def gradients(k: int) -> list[Tensor]:
-            return [on.gradient()]
+    def gradients(k: int) -> list[Tensor]:
+        return [on.gradient()]
 
     return OptimizerStepper(
         [on.point],
@@ -222,7 +229,7 @@ def _stepper(
         loss_of_step(on.loss, on.predicted, source, batch_size, seed),
         dt,
         on.flow,
-        gradients=gradients,
+        gradients=gradients if batch_size is None else None,
         state_of=on.state_of,
         descends=is_riemannian_sgd(made) and is_plain(made),
         schedule=scheduled(made, schedule),

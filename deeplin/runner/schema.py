@@ -202,8 +202,9 @@ OPTIONS: Mapping[str, Option] = {
         number("a number >= 1 or inf", lambda x: x >= 1) | null,
     ),
     "manifold.retraction": Option(
-        "svd: to the nearest point; orthographic; layers: what steps of the layers do",
-        choice("svd", "orthographic", "layers"),
+        "svd: to the nearest point; orthographic; layers: what steps of the layers do; auto: the "
+        "layers' where the depth is a whole number >= 2, else svd",
+        choice("auto", "svd", "orthographic", "layers"),
     ),
     "manifold.factored": Option("W as U, S, V; false: as the matrix itself", switch),
     "method.batch_size": Option(

@@ -56,13 +56,15 @@ def judge(
     plateaus: Sequence[Sequence[Plateau]] = (),
     unstable: str | None = None,
     W: Tensor | None = None,
+    follows_no_flow: str | None = None,
 ) -> Verdict:
     """Hold a run's history against its prediction.
 
     `relative_excess_loss` is (L − L*)/L*, or relative to L(0) where the optimum L* is 0.
     `plateaus` are the critical points that each trajectory passed, for the summary; `unstable` says
     what is too long of the steps, if so; `W` is that of the end, looked at where nothing is
-    predicted. Trajectories that were lost on the way are not judged.
+    predicted; `follows_no_flow` names an optimizer that does not, and of whose end the theory of
+    flows says nothing. Trajectories that were lost on the way are not judged.
     """
     parts = parts_of(problem, prediction, history, stochastic=stochastic)
     part = max(parts, key=lambda part: part.badness)
@@ -77,6 +79,7 @@ def judge(
         _resting_place(problem, history, worst),
         _rise(history, worst),
         place,
+        follows_no_flow,
     )
     sentence = _without_the_lost(history, result) + _sentence(part, end) + _by_their_starts(parts)
     scores = _scores(problem, prediction, history, worst)
@@ -254,8 +257,8 @@ class _End:
     """How a run ended: what is said where it is not at what is predicted.
 
     `unstable` says what is too long of the steps, `rest` at which critical point W is, `rise` from
-    where to where the loss rose, `place` what is known of W where nothing is predicted; each None
-    if not so.
+    where to where the loss rose, `place` what is known of W where nothing is predicted,
+    `follows_no_flow` which optimizer does not; each None if not so.
     """
 
     result: Result
@@ -264,6 +267,7 @@ class _End:
     rest: str | None
     rise: tuple[float, float] | None
     place: Place | None
+    follows_no_flow: str | None
 
     @property
     def kind(self) -> Kind:
@@ -285,7 +289,7 @@ def _sentence(part: Part, end: _End) -> str:
         return f"No verdict: the run {end.result.sentence}"
     if seen.excess is None or seen.distance is None:
         return _unpredicted(part, end)
-    if part.left:
+    if part.left and end.follows_no_flow is None:
         return _left(part)
     what = "limit" if prediction.why else "optimum"
     because = f": {prediction.because}" if prediction.because else ""
@@ -332,6 +336,11 @@ def _strayed(seen: Seen, end: _End) -> str:
 def _elsewhere(part: Part, end: _End, what: str, because: str) -> str:
     """What is told of a run that did not reach what is predicted, by how it ended."""
     seen = part.seen
+    if part.left:
+        return (
+            f"No verdict: {end.follows_no_flow}, which follows no flow, left what the flow keeps "
+            f"({seen.state}){because}."
+        )
     if end.unstable is not None:
         return _strayed(seen, end)
     if end.stochastic and end.kind is not Kind.INTERRUPTED:
@@ -353,6 +362,11 @@ def _elsewhere(part: Part, end: _End, what: str, because: str) -> str:
             f"Stopped early: the gradient norm, {seen.gradient_norm:.2g}, fell to what is asked of "
             f"it before W was at the predicted {what} ({seen.state}){because}; a smaller "
             "stop.grad_norm goes on."
+        )
+    if end.follows_no_flow is not None:
+        return (
+            f"No verdict: {end.follows_no_flow}, which follows no flow, came to rest away from the "
+            f"predicted {what} ({seen.state})."
         )
     return f"Theory and run disagree: W came to rest away from the predicted {what} ({seen.state})."
 
