@@ -7,6 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from runner import ROOT
 
+import deeplin
 from deeplin import DeepLinear
 from deeplin.integrators import OptimizerStepper
 from deeplin.loop import drive
@@ -171,7 +172,6 @@ def test_a_schedule_moves_the_clock_and_ends_the_run(tmp_path):
     ("words", "told"),
     [
         ([MANIFOLD], "method=sgd moves the layers of a network"),
-        (["method=riemannian_sgd"], "add manifold=fixed_rank"),
         ([MANIFOLD, "method=riemannian_sgd", "flow=layers"], "leave out flow"),
         ([PSD, "method=riemannian_sgd", "init=gaussian"], "positive semidefinite W"),
         (
@@ -194,6 +194,29 @@ def test_what_does_not_fit_is_refused_in_a_sentence(words, told):
     with pytest.raises(ValueError, match=told) as refusal:
         made(*SMALL, *words)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_method_of_manifolds_brings_one():
+    """manifold=fixed_rank, in the metric and by the retraction of the network's depth."""
+    on = made(*SMALL, "method=riemannian_sgd").on
+    assert on.manifold.name == "FixedRankFactored"
+    assert (on.manifold.depth, on.manifold.retraction, on.manifold.rank) == (3, "layers", 2)
+    assert made(*SMALL, "method=riemannian_sgd", "manifold.depth=1").on.manifold.retraction == "svd"
+
+
+@pytest.mark.parametrize("factored", [True, False])
+def test_a_run_s_point_is_loaded(factored, tmp_path):
+    words = [*SMALL, "method=riemannian_sgd", "stop.max_steps=5", f"manifold.factored={factored}"]
+    ended(tmp_path / "run", *words)
+    loaded = deeplin.load(tmp_path / "run")
+    x, manifold = loaded.point, loaded.point.manifold
+    assert manifold.check_point_on_manifold(x.detach())
+    W = manifold.to_dense(x) if factored else x
+    torch.testing.assert_close(W.detach(), loaded.W, rtol=1e-13, atol=1e-13)
+    assert loaded.network.end_to_end().shape == loaded.W.shape
+    ended(tmp_path / "layers", *SMALL, "method=sgd", "stop.max_steps=5")
+    with pytest.raises(ValueError, match="a run on no manifold"):
+        _ = deeplin.load(tmp_path / "layers").point
 
 
 def test_a_closure_gives_the_loss_and_its_gradient():

@@ -54,7 +54,7 @@ class Experiment:
     """The objects of one run.
 
     - `network`: what the method advances, or, beside a manifold, what W(0) is the product of
-    - `manifold`: in words, where the run is on one
+    - `on`: the manifold and the point on it that the method moves, where the run is on one
     - `most_steps`: where steps change by a schedule, those that steps of the first length would be
     - `unstable`: a sentence where the steps are beyond what the method is stable for
     """
@@ -68,7 +68,7 @@ class Experiment:
     t1: float
     notes: list[str]
     unstable: str | None
-    manifold: str | None = None
+    on: OnManifold | None = None
     most_steps: int | None = None
 
 
@@ -170,7 +170,7 @@ def build(cfg: DictConfig) -> Experiment:
         t1,
         notes,
         warning,
-        None if on is None else on.title,
+        on,
         most_steps,
     )
 

@@ -77,7 +77,8 @@ class Run:
     """What a run was told, what it showed, and what it learned.
 
     - `path`, `config`, `history`: the folder, all options, the records
-    - `W`, `network`: the matrix and its layers, in the coordinates that the problem has
+    - `W`, `network`, on a manifold `point`: the matrix, its layers, the parameter, in the coordinates
+      that the problem has
     - `predict`, `decision_function`, `affine`: its use on new samples, in the user's units
     - `preparation`: what was done to the samples, None where nothing was
     """
@@ -138,6 +139,19 @@ class Run:
             for parameter, W_j in zip(net.weights, factors, strict=True):
                 parameter.copy_(W_j)
         return net
+
+    @cached_property
+    def point(self) -> Tensor:
+        """The parameter of a run on a manifold, on its manifold, geoopt's ManifoldParameter.
+
+        Raises: ValueError for a run on none, and as `problem`.
+        """
+        on = self._experiment.on
+        if on is None:
+            raise ValueError(f"{self.path} is a run on no manifold: its layers are network.")
+        with torch.no_grad():
+            on.point.copy_(self._checkpoint.stepper["working"][0])
+        return on.point
 
     @cached_property
     def _data(self) -> Data:

@@ -175,7 +175,7 @@ def is_plain(optimizer: torch.optim.Optimizer) -> bool:
     return not (group["momentum"] or group["weight_decay"])
 
 
-def _schedules() -> dict[object, Callable[..., LRScheduler]]:
+def _schedules() -> dict[str, Callable[..., LRScheduler]]:
     """torch's schedules that an optimizer and plain options make, by name."""
     return {
         name: value
@@ -194,7 +194,7 @@ def scheduled(
     if schedule is None:
         return None
     options = {str(key): value for key, value in schedule.items() if key != "name"}
-    name, fitting = schedule["name"], _schedules()
+    name, fitting = str(schedule["name"]), _schedules()
     if name not in fitting:
         raise ValueError(
             "method.schedule.name must be one of torch.optim.lr_scheduler, "

@@ -205,7 +205,8 @@ def _stops(cfg: DictConfig, t1: float) -> list[Stop]:
 def _title(cfg: DictConfig, experiment: Experiment) -> str:
     network = experiment.network
     repeats = f", {cfg.repeats} repeats" if cfg.repeats > 1 else ""
-    what = experiment.manifold or f"widths {'-'.join(map(str, network.widths))}"
+    widths = f"widths {'-'.join(map(str, network.widths))}"
+    what = widths if experiment.on is None else experiment.on.title
     return (
         f"{cfg.problem.name}, {what}, {cfg.init.name} start, {cfg.method.name}"
         f"{_steps(experiment.stepper)}{repeats}"
