@@ -64,6 +64,7 @@ class Bridge:
             t = pair[0].t[: len(values)]
             right.plot(t[1:], values[1:], color=COLOURS[i], ls=STYLES[i], label=f"dt = {dt:g}")
         right.set(
+            xscale="log",
             yscale="log",
             ylim=(1e-17, 1),
             xlabel="flow time t",
