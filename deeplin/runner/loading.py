@@ -77,8 +77,8 @@ class Run:
     """What a run was told, what it showed, and what it learned.
 
     - `path`, `config`, `history`: the folder, all options, the records
-    - `W`, `network`, on a manifold `point`: the matrix, its layers, the parameter, in the coordinates
-      that the problem has
+    - `W`, `network`, on a manifold `point`: the matrix, its layers, the parameter, in the
+      coordinates that the problem has
     - `predict`, `decision_function`, `affine`: its use on new samples, in the user's units
     - `preparation`: what was done to the samples, None where nothing was
     """
