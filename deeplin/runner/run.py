@@ -230,7 +230,7 @@ def _headline(
     if isinstance(stepper, OptimizerStepper) and stepper.counts:
         end = f"{math.ceil(experiment.t1)} steps"
     else:
-        end = f"to flow time t = {experiment.t1:.6g}, the time of the gradient flow: a step adds its dt"
+        end = f"to flow time t = {experiment.t1:.6g}, the time of the flow: a step adds its dt"
     lines.append(f"  {end}; log in {folder.path}")
     if resumed_at is not None:
         lines.append(f"  resumed at t = {float(resumed_at):.6g}")
