@@ -106,9 +106,11 @@ def test_options_of_an_added_file_have_nearest_names_and_help(conf, capsys):
     assert "the nearest valid names are init.size" in capsys.readouterr().err
     assert train(conf, "init=eyes", "init.size=big") == 2
     assert "init.size must be a number, as its default 0.5; got 'big'" in capsys.readouterr().err
+    assert train(conf, "--help") == 0
+    page = capsys.readouterr().out
+    assert all(f"    {name} " in page for name in ("balanced", "eyes", "gaussian", "heun")), page
     assert train(conf, "method=heun", "--help") == 0
     page = capsys.readouterr().out
-    assert "init: balanced, eyes, gaussian" in page
     assert "method.safety=0.5\n        fraction of the stability limit" in page
     assert "(a number in (0, 1])" in page
     assert "_target_" not in page

@@ -218,6 +218,7 @@ class OptimizerStepper:
         self.step = moment["step"]
         self._frozen.load_state_dict(moment["frozen"])
         self.optimizer.load_state_dict(moment["optimizer"])
+        self._restore_numbers(moment["optimizer"])
         if self.schedule is not None and moment["schedule"] is not None:
             scheduled = moment["schedule"]
             self._passed, self._last = scheduled["t"], scheduled["dt"]
@@ -226,6 +227,15 @@ class OptimizerStepper:
             values = moment["working"] or moment["state"]
             for p, value in zip(self.parameters, values, strict=True):
                 p.copy_(value)
+
+    def _restore_numbers(self, saved: dict[str, object]) -> None:
+        """Plain numbers of an optimizer's state as they were saved: torch makes float32 of a step,
+        with which geoopt's Adam corrects its means in float32."""
+        moved = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, kept in cast(dict[int, dict[str, object]], saved["state"]).items():
+            for name, value in kept.items():
+                if isinstance(value, int | float):
+                    self.optimizer.state[moved[index]][name] = value
 
 
 def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:

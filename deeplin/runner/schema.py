@@ -17,8 +17,8 @@ from deeplin.runner.named_flows import FLOWS
 
 __all__ = [
     "GROUPS",
-    "OBJECTIVES",
     "LEFT_OUT",
+    "OBJECTIVES",
     "OF_HYDRA",
     "OF_OPTIMIZERS",
     "OPTIONS",
@@ -205,6 +205,9 @@ OPTIONS: Mapping[str, Option] = {
         "svd: to the nearest point; orthographic; layers: what steps of the layers do; auto: the "
         "layers' where the depth is a whole number >= 2, else svd",
         choice("auto", "svd", "orthographic", "layers"),
+    ),
+    "manifold.metric": Option(
+        "another metric than a depth's, made by a file of conf/ of your own", kinds.mapping | null
     ),
     "manifold.factored": Option("W as U, S, V; false: as the matrix itself", switch),
     "method.batch_size": Option(
