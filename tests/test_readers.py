@@ -45,7 +45,7 @@ def read(path, content, **options):
 def test_every_sample_of_a_table_is_read(tmp_path, text, header):
     data = read(tmp_path / "a.csv", text)
     assert torch.equal(data.x, X)
-    told = f", 1 header line ({header})" if header else ""
+    told = f", 3 columns ({header})" if header else ""
     assert data.notes[0] == f"{tmp_path / 'a.csv'}, 4 samples{told}"
 
 
@@ -54,7 +54,7 @@ def test_every_sample_of_a_table_is_read(tmp_path, text, header):
 def test_a_cell_that_is_no_number_is_named_wherever_it_is(tmp_path, cell, line):
     lines = ROWS.splitlines()
     lines.insert(line - 1, f"4,5,{cell}")
-    with pytest.raises(ValueError, match=rf"cell 3 of line {line} of .*a.csv must be a number"):
+    with pytest.raises(ValueError, match=rf"column 'x3', line {line}( of .*a.csv, | has a zero)"):
         read(tmp_path / "a.csv", "\n".join(lines))
 
 
@@ -64,12 +64,12 @@ def test_a_cell_that_is_no_number_is_named_wherever_it_is(tmp_path, cell, line):
         ("", "no sample"),
         ("\n\n", "no sample"),
         ("a,b,c\n", "no sample"),
-        (ROWS + "1,2\n", "line 5 of .*a.csv has 2 cells, the first sample 3"),
+        (ROWS + "1,2\n", "line 5 has 2 cells, the first line 3, with ',' between"),
         ("a" * 200_000 + ",b\n1,2\n", "field larger than"),
         (ROWS.encode("utf-16"), "text in UTF-8"),
         ("é,b\n".encode("latin-1") + b"1,2\n", "text in UTF-8"),
-        (ROWS + "nan,1,2\n", "1 of 15 entries"),
-        (ROWS + "1e400,1,2\n", "1 of 15 entries"),
+        (ROWS + "nan,1,2\n", "column 'x1', line 5 of .*a.csv, is missing"),
+        (ROWS + "1e400,1,2\n", "column 'x1', row 5 of .*a.csv, must be finite"),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path, content, sentence):
@@ -98,12 +98,12 @@ def test_shards_that_do_not_fit_each_other_are_named(tmp_path, second, what, sta
         from_file(tmp_path / "s*.npz", standardize=standardize)
 
 
-def test_headers_of_shards_are_told(tmp_path):
+def test_names_in_shards_are_told(tmp_path):
     for i in range(2):
         (tmp_path / f"s{i}.csv").write_text("a,b,c\n" * i + ROWS)
     data = from_file(tmp_path / "s*.csv")
     assert data.problem.m == 8
-    assert "1 of them with a header, s1.csv, 1 header line (a, b, c)" in data.notes[1]
+    assert "1 of them with names, s1.csv, 3 columns (a, b, c)" in data.notes[1]
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):

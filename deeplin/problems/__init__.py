@@ -6,6 +6,7 @@ from deeplin.problems.completion import MatrixCompletion
 from deeplin.problems.contract import Optimum, Problem
 from deeplin.problems.function import from_loss
 from deeplin.problems.least_squares import LeastSquares, autoencoder
+from deeplin.problems.readers import from_file, from_frame
 from deeplin.problems.sensing import MatrixSensing
 from deeplin.problems.spectrum import Spectrum
 
@@ -19,5 +20,7 @@ __all__ = [
     "Problem",
     "Spectrum",
     "autoencoder",
+    "from_file",
+    "from_frame",
     "from_loss",
 ]

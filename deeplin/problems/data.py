@@ -281,6 +281,8 @@ def prepare(
     normalize: bool = True,
     dtype: torch.dtype | None = None,
     classes: Classes | None = None,
+    names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
+    fill: bool = False,
     test: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Data:
@@ -289,8 +291,10 @@ def prepare(
     `standardize`: columns of x that never vary are removed, so that XXᵀ can have full rank; the
     others get mean 0 and variance 1, whatever their size; y, if given, gets mean 0. `normalize`: x
     and y are divided by √m, so that XXᵀ is the covariance (or second-moment) matrix of the samples.
-    With `dtype` the result has that; what it is made from need not fit into it. `classes` names the
-    columns of one-hot labels. How to do the same to other samples is the data's `preparation`.
+    With `dtype` the result has that; what it is made from need not fit into it. `classes` are
+    those of one-hot labels, `names` those of the columns of x and y; with `fill` what is missing
+    of x, NaN, is taken for its column's mean. How to do the same to other samples is the data's
+    `preparation`.
 
     Of a share `test` of the samples, chosen by the generator, nothing is used but for the scores in
     the problem's `report`.
@@ -308,7 +312,12 @@ def prepare(
         x, y = x[left], None if y is None else y[left]
         told = (f"{len(chosen)} of {len(chosen) + len(left)} samples are held out",)
     done, notes = Preparation.fitted(
-        lambda: [(x, y)], standardize=standardize, normalize=normalize, classes=classes
+        lambda: [(x, y)],
+        names,
+        standardize=standardize,
+        normalize=normalize,
+        fill=fill,
+        classes=classes,
     )
     data = Data.from_samples(*done(x, y, dtype), *told, *notes)
     if rest is not None:

@@ -1,24 +1,21 @@
-"""Files of arrays, .npz, .pt and .csv: what they hold, or one sentence why not."""
+"""Files of arrays and tables: what they hold, or one sentence why not."""
 
 from __future__ import annotations
 
-import csv
 import lzma
 import math
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deeplin.problems.memory import ask_for_memory
-
-if TYPE_CHECKING:
-    from _csv import Reader
+from deeplin.problems.tables import Table, short
+from deeplin.problems.text_tables import read_text
 
 __all__ = ["Contents", "read_file"]
 
@@ -27,43 +24,44 @@ _DAMAGE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, TypeError,
     RuntimeError, MemoryError,
 )  # fmt: skip
-_SHOWN = 4  # names of columns, characters of a cell: what a message lists at most
-_CELL = 20
+_SHOWN = 4  # names of columns that a message lists at most
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The arrays of a file by their names, and the cells of a header line that was left out."""
+    """The arrays of a file by their names; or its table, and the names that its columns have."""
 
     arrays: dict[str, Tensor]
     header: tuple[str, ...] = ()
+    table: Table | None = None
 
     def told(self) -> str:
         """What the user should know of how the file was read."""
         if not self.header:
             return ""
         more = ", …" if len(self.header) > _SHOWN else ""
-        return f", 1 header line ({', '.join(map(_short, self.header[:_SHOWN]))}{more})"
+        return f", {len(self.header)} columns ({', '.join(map(short, self.header[:_SHOWN]))}{more})"
 
 
-def read_file(path: Path) -> Contents:
-    """The arrays of one file, in the format that its name ends in.
+def read_file(path: Path, separator: str | None = None) -> Contents:
+    """The arrays, or the table, of one file, in the format that its name ends in.
 
-    - `.npz`: all arrays; one alone is x, whatever its name but y.
+    - `.npz`: all arrays; one alone is x, whatever its name but y. `.npy`: the array, x.
     - `.pt`: a tensor, x, or a dict with tensors x and y; read with weights_only=True.
-    - `.csv`: the table as x; the first line that is not blank is a header where none of its cells
-      is a number.
+    - `.csv`, `.tsv`: the table, as `read_text` has it. `.parquet`: the table, by pandas.
 
     Raises: FileNotFoundError; ValueError for other kinds of files, for damaged ones and for those
     that do not fit into memory.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} must be a file with the data; there is none.")
-    readers = {".npz": _read_npz, ".pt": _read_pt, ".csv": _read_csv}
+    if path.suffix in (".csv", ".tsv"):
+        return _read_text(path, separator)
+    readers = {".npz": _read_npz, ".npy": _read_npy, ".pt": _read_pt, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise ValueError(
-            f"a file of data must end in .npz, .pt or .csv; got {path.name}: "
-            "numpy.savez('data.npz', x=x, y=y) writes such a file."
+            f"a file of data must end in .csv, .tsv, {', '.join(list(readers)[:-1])} or .parquet; "
+            f"got {path.name}: numpy.savez('data.npz', x=x, y=y) writes such a file."
         )
     return readers[path.suffix](path)
 
@@ -155,73 +153,29 @@ def _dense(path: Path, name: str, value: object) -> Tensor:
     return value.detach().resolve_conj().resolve_neg()
 
 
-def _read_csv(path: Path) -> Contents:
+def _read_npy(path: Path) -> Contents:
     ask_for_memory(f"reading {path}", path.stat().st_size)
-    skipped = 0
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            skipped, first = _next_row(rows)
-            header = any(map(str.strip, first)) and not any(map(_is_number, first))
-            row = first
-            if header:
-                skipped, row = _next_row(rows)
-            if not row:
-                raise csv.Error("it has no sample")
-        # Of numpy's own only quotes are left, no comments; a byte order mark is none of the text.
-        table = np.loadtxt(
-            path, delimiter=",", comments=None, quotechar='"', encoding="utf-8-sig",
-            skiprows=skipped, ndmin=2,
-        )  # fmt: skip
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8; {error.reason} in it.") from error
-    except csv.Error as error:
+        return Contents({"x": _native(np.load(path, allow_pickle=False))})
+    except _DAMAGE as error:
+        raise ValueError(f"{path} cannot be read as an .npy file of numbers: {error}") from error
+
+
+def _read_text(path: Path, separator: str | None) -> Contents:
+    table, header = read_text(path, separator)
+    return Contents({}, header, table)
+
+
+def _read_parquet(path: Path) -> Contents:
+    try:
+        from pandas import read_parquet  # slow to import, optional, and needed here alone
+        from pyarrow import ArrowException
+    except ImportError as error:
         raise ValueError(
-            f"{path} must hold a sample per line, numbers between commas; {error}."
+            f"{path} needs pandas and pyarrow to be read: pip install 'deeplin[data]'."
         ) from error
-    except (ValueError, MemoryError) as error:
-        raise ValueError(_first_fault(path, skipped) or f"{path}: {error}") from error
-    return Contents({"x": torch.as_tensor(table)}, tuple(first) if header else ())
-
-
-def _next_row(rows: Reader) -> tuple[int, list[str]]:
-    """(the number of lines before the next one that is not blank, its cells); [] at the end."""
-    before = rows.line_num
-    for cells in rows:
-        if len(cells) > 1 or any(map(str.strip, cells)):
-            return before, cells
-        before = rows.line_num
-    return before, []
-
-
-def _first_fault(path: Path, skipped: int) -> str | None:
-    """Where a table is no table of numbers, in one sentence."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        while rows.line_num < skipped:
-            next(rows)
-        width = 0
-        for cells in filter(None, rows):
-            where = f"line {rows.line_num} of {path}"
-            width = width or len(cells)
-            if len(cells) != width:
-                return f"{where} has {len(cells)} cells, the first sample {width}."
-            for number, cell in enumerate(cells, 1):
-                if not _is_number(cell):
-                    return (
-                        f"cell {number} of {where} must be a number; it is {_short(cell)!r}: cells "
-                        "are separated by commas, and what is missing must be filled in."
-                    )
-    return None
-
-
-def _short(cell: str) -> str:
-    return cell if len(cell) <= _CELL else f"{cell[:_CELL]}…"
-
-
-def _is_number(cell: str) -> bool:
     try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell  # 1_000 is a number to Python alone
+        frame = read_parquet(path)
+    except (ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a Parquet file: {error}") from error
+    return Contents({}, tuple(map(str, frame.columns)), Table.of_frame(frame, str(path)))

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.problems.tables import Encoding, numbered
+
 if TYPE_CHECKING:
     from sklearn.preprocessing import StandardScaler
 
@@ -177,19 +179,12 @@ def _gathered(
         if not of:
             given = zip("xy", sides, names, units, strict=False)
             of = [
-                _Statistics(
-                    _numbered(side, v.shape[1]) if n is None else n, fill and side == "x", u
-                )
+                _Statistics(numbered(side, v.shape[1]) if n is None else n, fill and side == "x", u)
                 for side, v, n, u in given
             ]
         for statistics, values in zip(of, sides, strict=True):
             statistics.add(values)
     return of
-
-
-def _numbered(name: str, p: int) -> list[str]:
-    """Names of columns that have none: x1, x2, …"""
-    return [f"{name}{i}" for i in range(1, p + 1)]
 
 
 @dataclass(frozen=True)
@@ -203,6 +198,7 @@ class Preparation:
     - `T` (k, p): the coordinates or the whitening of z that the problem sees; None: z itself
     - `basis` (p, k): y of the problem are coordinates on its columns; None: y itself
     - `classes`: the names of the columns of y, where these are one-hot
+    - `encoding`: how the columns of a table become those of x; None: they are
     """
 
     x: Columns
@@ -211,12 +207,13 @@ class Preparation:
     T: Tensor | None = None
     basis: Tensor | None = None
     classes: Classes | None = None
+    encoding: Encoding | None = None
 
     @classmethod
     def nothing(cls, d_x: int, d_y: int | None) -> Preparation:
         """That of samples to which nothing was done; d_y None for an autoencoder."""
-        y = None if d_y is None else Columns.plain(_numbered("y", d_y))
-        return cls(Columns.plain(_numbered("x", d_x)), y)
+        y = None if d_y is None else Columns.plain(numbered("y", d_y))
+        return cls(Columns.plain(numbered("x", d_x)), y)
 
     @classmethod
     def fitted(
@@ -321,11 +318,13 @@ class Preparation:
             "T": self.T,
             "basis": self.basis,
             "classes": None if self.classes is None else list(self.classes),
+            "encoding": None if self.encoding is None else self.encoding.state_dict(),
         }
 
     @classmethod
     def from_state_dict(cls, saved: Mapping[str, object]) -> Preparation:
         x, y, classes = saved["x"], saved["y"], saved["classes"]
+        encoding = cast(Mapping[str, object] | None, saved["encoding"])
         return cls(
             Columns.from_state_dict(cast(Mapping[str, object], x)),
             None if y is None else Columns.from_state_dict(cast(Mapping[str, object], y)),
@@ -333,6 +332,7 @@ class Preparation:
             cast(Tensor | None, saved["T"]),
             cast(Tensor | None, saved["basis"]),
             None if classes is None else tuple(cast(Sequence[str], classes)),
+            None if encoding is None else Encoding.from_state_dict(encoding),
         )
 
 

@@ -1,27 +1,38 @@
-"""A user's own data: files of samples, read whole or as a stream of shards."""
+"""A user's own data: tables and files of samples, read whole or as a stream of shards."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from deeplin.problems.data import Data, one_hot, prepare
+from deeplin.problems.data import Data, prepare
 from deeplin.problems.formats import Contents, read_file
 from deeplin.problems.least_squares import LeastSquares
-from deeplin.problems.preparation import Classes, Pair, Preparation, in_dtype
+from deeplin.problems.preparation import Pair, Preparation, in_dtype
+from deeplin.problems.tables import Encoding, Labels, Table
 
-__all__ = ["from_file", "read_matrices"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["from_file", "from_frame", "read_matrices"]
+
+MISSING_CHOICES = ("error", "drop", "mean")
+_FEW = 20  # whole numbers that look like classes
 
 
 def from_file(
     path: str | Path,
     *,
-    labels: int = 0,
+    labels: Labels = 0,
+    separator: str | None = None,
+    missing: str = "error",
+    categories: Sequence[str] = (),
     standardize: bool = True,
     normalize: bool = True,
     singular: str = "keep",
@@ -31,20 +42,25 @@ def from_file(
 ) -> Data:
     """A user's data: a sample per row, as an autoencoder or with labels.
 
-    - `.npz`: array `x` (m, d_x), or the only array there; labels in `y` if it is there.
+    - `.npz`: array `x` (m, d_x), or the only array there; labels in `y` if it is there. `.npy`: x.
     - `.pt`: a tensor, or a dict with `x` and optionally `y`; read with weights_only=True.
-    - `.csv`: numbers, below one header line where no cell of the first line is a number.
+    - `.csv`, `.tsv`: a table as `read_text` has it, cells between `separator`s; `.parquet`: by
+      pandas. A first column without a name that counts the rows is no data.
     - a pattern such as `shards/*.npz`: files read one at a time in two passes, never all at once.
 
-    Where there is no `y`, the last `labels` columns of x are the labels; with labels = 0 the
-    problem is an autoencoder. Integer classes in one dimension become one-hot. `standardize`,
-    `normalize` and `test` as in `deeplin.problems.data.prepare`, in the precision of the file.
+    Where there is no `y`, the columns `labels` are the labels, so many last ones or those of these
+    names; with labels = 0 the problem is an autoencoder. Columns of words become one-hot, those of
+    x without their first category; so do whole numbers in the columns `categories`, and integer
+    classes in one dimension. Rows where a cell is missing are an error, dropped, or, `missing` =
+    "mean", have the mean of their column (labels never). `standardize`, `normalize` and `test` as
+    in `deeplin.problems.data.prepare`, in the precision of the file.
 
     Raises: FileNotFoundError, or ValueError for other kinds of files, damaged ones, those larger
-    than the memory, missing arrays, NaN, shapes, and for files of a pattern that do not fit each
-    other.
+    than the memory, missing arrays, cells and columns, NaN, shapes, and for files of a pattern that
+    do not fit each other.
     """
     path = Path(path)
+    _check(missing)
     if not path.is_file() and any(mark in str(path) for mark in "*?["):
         files = sorted(map(Path, glob.glob(str(path))))
         if not files:
@@ -54,51 +70,226 @@ def from_file(
                 f"problem.test={test:g} needs the samples in memory, not a stream of files: hold a "
                 "file back, and predict its samples with deeplin.load(<folder>).predict(x)."
             )
-        data = _prepare_stream(files, labels, dtype, standardize, normalize)
-        told = ""
+        read = _Reader(labels, separator, missing, tuple(categories))
+        data = _prepare_stream(files, read, dtype, standardize, normalize)
+        first = f"{path}, {data.least_squares.m} samples"
     else:
-        contents = read_file(path)
-        x, y, classes = _samples(path, contents, labels)
-        data = prepare(
-            x,
-            y,
-            standardize=standardize,
-            normalize=normalize,
-            dtype=dtype,
-            classes=classes,
-            test=test,
+        read = _Reader(labels, separator, missing, tuple(categories))
+        x, y = read(path)
+        data = _prepared(
+            x, y, missing, standardize=standardize, normalize=normalize, dtype=dtype, test=test,
             generator=generator,
+        )  # fmt: skip
+        first = f"{path}, {len(x)} samples{read.told}"
+    return replace(data, notes=(first, *read.notes, *data.notes)).regularised(singular)
+
+
+def from_frame(
+    frame: DataFrame,
+    labels: Labels = 0,
+    *,
+    missing: str = "error",
+    categories: Sequence[str] = (),
+    standardize: bool = True,
+    normalize: bool = True,
+    singular: str = "keep",
+    test: float = 0.0,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Data:
+    """The same of a pandas table, a sample per row: its `problem`, and its `preparation`.
+
+    The options are those of `from_file`.
+
+    Raises: ValueError, naming the column, for cells that are neither numbers nor words, and as
+    `from_file`.
+
+    >>> import pandas
+    >>> frame = pandas.DataFrame({"size": [1, 2, 3, 4], "kind": ["a", "b", "a", "b"]})
+    >>> from_frame(frame.assign(price=[2.0, 3.0, 4.0, 6.0]), labels="price").problem
+    LeastSquares(least squares, d_x=2, d_y=1, 4 samples)
+    """
+    _check(missing)
+    read = _Reader(labels, None, missing, tuple(categories))
+    x, y = read.split(Table.of_frame(frame))
+    data = _prepared(
+        x, y, missing, standardize=standardize, normalize=normalize, dtype=dtype, test=test,
+        generator=generator,
+    )  # fmt: skip
+    return replace(data, notes=(*read.notes, *data.notes)).regularised(singular)
+
+
+def _check(missing: str) -> None:
+    if missing not in MISSING_CHOICES:
+        raise ValueError(
+            f"problem.missing must be one of {', '.join(MISSING_CHOICES)}; got {missing!r}."
         )
-        told = contents.told()
-    first = f"{path}, {data.least_squares.m} samples{told}"
-    return replace(data, notes=(first, *data.notes)).regularised(singular)
+
+
+class _Reader:
+    """Files as tables (x, y) without what is not to be missing; `told`, `notes` what was seen."""
+
+    def __init__(
+        self, labels: Labels, separator: str | None, missing: str, categories: tuple[str, ...]
+    ):
+        self.labels, self.separator, self.missing = labels, separator, missing
+        self.categories = categories
+        self.told, self.notes = "", cast(tuple[str, ...], ())
+
+    def __call__(self, path: Path) -> tuple[Table, Table | None]:
+        contents = read_file(path, self.separator)
+        self.told = contents.told()
+        if contents.table is not None:
+            return self.split(contents.table)
+        x, y = _arrays(path, contents)
+        if y is None:
+            return self.split(x)
+        return self._complete(x.with_categories(self.categories), y)
+
+    def split(self, table: Table) -> tuple[Table, Table | None]:
+        """(x, y) of one table."""
+        table, index = table.without_index()
+        self.told += "" if index is None else f", {index}"
+        for name in self.categories:
+            table.chosen([name])  # says if there is none
+        x, y = table.with_categories(self.categories).split(self.labels)
+        if y is not None and not y.words and not self.categories:
+            self.notes = _classes_perhaps(y)
+        return self._complete(x, y)
+
+    def _complete(self, x: Table, y: Table | None) -> tuple[Table, Table | None]:
+        for side in (x, y):
+            if side is not None and bool(side.numbers.isinf().any()):
+                row, column = side.numbers.isinf().nonzero()[0].tolist()
+                place = side.place(side.numeric[column], row)
+                raise ValueError(f"{place} must be finite; it is ±inf: clean the file.")
+        missing_x, where_x = x.missing()
+        missing_y, where_y = (missing_x & False, None) if y is None else y.missing()
+        where = where_x or where_y
+        if where is None:
+            return x, y
+        count = int((missing_x | missing_y).sum())
+        if self.missing == "error":
+            more = f" and cells of {count - 1} other rows are" if count > 1 else " is"
+            raise ValueError(
+                f"{where}{more} missing: fill in what it must hold, or use problem.missing=drop or "
+                "problem.missing=mean."
+            )
+        left_out = missing_x | missing_y if self.missing == "drop" else missing_y
+        if left_out.any():
+            what = "a cell" if self.missing == "drop" else "a label"
+            self.notes += (f"{int(left_out.sum())} rows that miss {what} were left out",)
+        if left_out.all():
+            raise ValueError(f"every row of {x.source} misses a cell: leave out a column.")
+        filled = int((missing_x & ~left_out).sum())
+        if filled:
+            self.notes += (f"cells that {filled} rows miss were taken for their column's mean",)
+        return x.rows(~left_out), None if y is None else y.rows(~left_out)
+
+
+def _classes_perhaps(y: Table) -> tuple[str, ...]:
+    """A sentence where a column of labels looks like the numbers of classes."""
+    values = y.numbers
+    if len(y.names) > 1 or not torch.equal(values, values.round()):
+        return ()
+    kinds = values.unique()
+    if not 2 < len(kinds) <= _FEW or len(kinds) == len(values):
+        return ()
+    name = ", ".join(y.names)
+    return (
+        f"{name} takes {len(kinds)} whole numbers and is fitted as a number: "
+        f"problem.categories=[{name}] makes classes of them",
+    )
+
+
+def _prepared(
+    x: Table,
+    y: Table | None,
+    missing: str,
+    *,
+    standardize: bool,
+    normalize: bool,
+    test: float,
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+) -> Data:
+    of_x, of_y = Encoding.of(x, first=False), None if y is None else Encoding.of(y, first=True)
+    classes = None
+    if of_y is not None and len(of_y.columns) == len(of_y.categories) == 1:
+        (classes,) = of_y.categories.values()
+    data = prepare(
+        of_x(x),
+        None if y is None or of_y is None else of_y(y),
+        standardize=standardize,
+        normalize=normalize,
+        dtype=dtype,
+        classes=classes,
+        names=(of_x.names, None if of_y is None else of_y.names),
+        fill=missing == "mean",
+        test=test,
+        generator=generator,
+    )
+    assert data.preparation is not None
+    notes = _told(of_x, of_y, classes)
+    preparation = replace(data.preparation, encoding=of_x)
+    return replace(data, notes=(*notes, *data.notes), preparation=preparation)
+
+
+def _told(x: Encoding, y: Encoding | None, classes: Sequence[object] | None) -> list[str]:
+    """What became of columns of words."""
+    notes = []
+    if x.categories:
+        kinds = [f"{name} ({len(found)} categories)" for name, found in x.categories.items()]
+        notes.append(f"one-hot, without their first category: {', '.join(kinds)}")
+    if classes is not None:
+        notes.append(f"{len(classes)} classes, one-hot: {', '.join(map(str, classes[:6]))}")
+    elif y is not None and y.categories:
+        notes.append(f"one-hot labels: {', '.join(y.categories)}")
+    return notes
 
 
 def _prepare_stream(
-    files: list[Path], labels: int, dtype: torch.dtype, standardize: bool, normalize: bool
+    files: list[Path], read: _Reader, dtype: torch.dtype, standardize: bool, normalize: bool
 ) -> Data:
-    headers = {file: "" for file in files}
+    x, y = read(files[0])
+    names, columns = (x.names, None if y is None else y.names), _columns(x, y)
+    headers, seen = {file: "" for file in files}, {file: () for file in files}
 
     def shards() -> Iterator[Pair]:
-        first = None
         for file in files:
-            contents = read_file(file)
-            headers[file] = contents.told()
-            x, y, _ = _samples(file, contents, labels, may_be_classes=False)
-            columns = x.shape[1], None if y is None else y.shape[1]
-            first = first or (file, columns)
-            if columns != first[1]:
-                raise ValueError(_misfit(*first, file, columns))
-            yield x, y
+            read.notes = ()
+            x, y = read(file)
+            headers[file], seen[file] = read.told, read.notes
+            for side in (x, y):
+                if side is not None and side.words:
+                    raise ValueError(
+                        f"column {next(iter(side.words))!r} of {file} holds words or classes, "
+                        "which a stream of files cannot number: store them one-hot, or all "
+                        "samples in one file."
+                    )
+            if _columns(x, y) != columns:
+                raise ValueError(_misfit(files[0], columns, file, _columns(x, y)))
+            yield x.numbers, None if y is None else y.numbers
 
-    done, notes = Preparation.fitted(shards, standardize=standardize, normalize=normalize)
+    done, told = Preparation.fitted(
+        shards, names, standardize=standardize, normalize=normalize, fill=read.missing == "mean"
+    )
     prepared = (done(x, y, dtype) for x, y in shards())
     problem = LeastSquares.from_batches(x if y is None else (x, y) for x, y in prepared)
     note = f"streamed from {len(files)} files: moments only, no mini-batches"
-    told = [f"{file.name}{header}" for file, header in headers.items() if header]
-    if told:
-        note += f"; {len(told)} of them with a header, {told[0]}"
-    return Data(problem, notes=(note, *notes), preparation=done)
+    named = [f"{file.name}{header}" for file, header in headers.items() if header]
+    if named:
+        note += f"; {len(named)} of them with names, {named[0]}"
+    read.notes = ()
+    noted = [f"{file.name}: {one}" for file, notes in seen.items() for one in notes]
+    if noted:
+        told = (f"{noted[0]}{f', and {len(noted) - 1} more such' if len(noted) > 1 else ''}", *told)
+    encoding = Encoding(x.names, {}, first=False)
+    return Data(problem, notes=(note, *told), preparation=replace(done, encoding=encoding))
+
+
+def _columns(x: Table, y: Table | None) -> tuple[int, int | None]:
+    return len(x.names), None if y is None else len(y.names)
 
 
 def _misfit(
@@ -116,50 +307,37 @@ def _misfit(
     return f"all files of a pattern must have the same columns: {first} and {file} have {what}."
 
 
-def _samples(
-    path: Path, contents: Contents, labels: int, *, may_be_classes: bool = True
-) -> tuple[Tensor, Tensor | None, Classes | None]:
-    """(x, y, classes) of a file, finite matrices; y = None where there are no labels."""
+def _arrays(path: Path, contents: Contents) -> tuple[Table, Table | None]:
+    """(x, y) of a file of arrays; integers in one dimension are classes."""
     arrays = contents.arrays
     if "x" not in arrays:
         raise ValueError(
             f"{path} must hold an array named x (m, d_x), and y for labels; "
             f"it holds {sorted(arrays) or 'nothing'}."
         )
-    x, y = _as_samples(path, "x", arrays["x"]), arrays.get("y")
-    if labels and y is None:
-        if not 0 < labels < x.shape[1]:
-            raise ValueError(
-                f"problem.labels must leave columns for x: 0 <= labels < {x.shape[1]} for {path}; "
-                f"got {labels}."
-            )
-        return x[:, :-labels], x[:, -labels:], None
+    x = Table.of_numbers("x", _as_samples(path, "x", arrays["x"]), str(path))
+    y = arrays.get("y")
     if y is None:
-        return x, None, None
-    classes = None
-    if y.ndim == 1 and not y.is_floating_point() and not y.is_complex():
-        if not may_be_classes:
-            raise ValueError(
-                f"y in {path} holds integer classes, which a stream of files cannot number: "
-                "store them one-hot."
-            )
-        y, classes = one_hot(y, x.dtype)
-    y = _as_samples(path, "y", y[:, None] if y.ndim == 1 else y)
-    if len(x) != len(y):
+        return x, None
+    classes = y.ndim == 1 and not y.is_floating_point() and not y.is_complex()
+    labels = Table.of_numbers(
+        "y", _as_samples(path, "y", y[:, None] if y.ndim == 1 else y), str(path)
+    )
+    if len(x) != len(labels):
         raise ValueError(
-            f"x and y in {path} must have equally many rows; got {len(x)} and {len(y)}."
+            f"x and y in {path} must have equally many rows; got {len(x)} and {len(labels)}."
         )
-    return x, y, classes
+    return x, labels.with_categories(labels.names) if classes else labels
 
 
 def _as_samples(path: Path, name: str, array: Tensor) -> Tensor:
-    """A matrix of finite numbers, float32 where they are that, and else float64."""
+    """A matrix of numbers, float32 where they are that, and else float64."""
     if array.ndim != 2 or 0 in array.shape or array.is_complex():
         raise ValueError(
             f"{name} in {path} must be a real, non-empty matrix with a sample per row; got shape "
             f"{tuple(array.shape)}, {array.dtype}."
         )
-    return _finite(path, name, array if array.dtype == torch.float32 else array.double())
+    return array if array.dtype == torch.float32 else array.double()
 
 
 def _finite(path: Path, name: str, array: Tensor) -> Tensor:

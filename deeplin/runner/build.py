@@ -46,6 +46,7 @@ __all__ = ["Experiment", "build", "data_of", "widths_of"]
 
 _MOST_STEPS = 2.0**53  # with more of them t + dt is t
 _SLOWEST = 10_000  # by how much of the steepest direction a run of an unknown loss is planned
+_RANK = 10  # of network.rank=auto, at most
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -85,7 +86,8 @@ def build(cfg: DictConfig) -> Experiment:
     dtype = _DTYPES[cfg.dtype]
     dtype = dtype.to_complex() if problem.field == "complex" else dtype
     manifold = cfg.get("manifold")
-    network = _network(cfg.network, problem.shape, cfg.repeats, dtype, _rank_of(manifold))
+    widths = widths_of(cfg.network, problem.shape, _largest_rank(problem), _rank_of(manifold))
+    network = _network(widths, cfg.repeats, dtype)
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
     make(options_of(cfg.init, "name"), "init", **offered)
     network.to(cfg.device)
@@ -110,6 +112,7 @@ def build(cfg: DictConfig) -> Experiment:
         prediction = predict_flow(problem, flow, state)
     if isinstance(flow, PSDDLRAFlow):
         prediction = _on_the_cone(problem, prediction)
+    _check_rank(min(widths), problem, prediction, cfg.method.t1)
     t1, told = _end_time(cfg.method.t1, prediction, problem, flow, state)
     offered = {
         "flow": flow,
@@ -216,11 +219,11 @@ def data_of(cfg: DictConfig) -> Data:
     problem, dtype = cfg.problem, _DTYPES[cfg.dtype]
     if "path" in problem and problem.path is None:
         raise ValueError(
-            f"problem={problem.name} needs problem.path=<file>.npz, .pt or .csv, or a pattern of "
-            "files."
+            f"problem={problem.name} needs problem.path=<file>.csv, .tsv, .parquet, .npz, .npy or "
+            ".pt, or a pattern of files."
         )
     seed = problem.get("seed", cfg.seed)
-    options = options_of(problem, "name", "seed")
+    options = options_of(problem, "name", "seed", "_rank_")
     made = make(options, "problem", dtype=dtype, generator=_generator(seed, 0))
     if not isinstance(made, Data):
         raise TypeError(
@@ -245,10 +248,8 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed + (purpose << 32))
 
 
-def _network(
-    group: DictConfig, shape: Sequence[int], repeats: int, dtype: torch.dtype, rank: int | None
-) -> DeepLinear:
-    batch, widths = (repeats,) if repeats > 1 else (), widths_of(group, shape[0], shape[1], rank)
+def _network(widths: Sequence[int], repeats: int, dtype: torch.dtype) -> DeepLinear:
+    batch = (repeats,) if repeats > 1 else ()
     numbers = repeats * sum(d_in * d_out for d_in, d_out in itertools.pairwise(widths))
     ask_for_memory(
         f"a run of {repeats} networks of {len(widths) - 1} layers",
@@ -258,9 +259,29 @@ def _network(
     return DeepLinear(widths, batch_shape=batch, dtype=dtype)
 
 
-def widths_of(group: DictConfig, d_y: int, d_x: int, rank: int | None = None) -> list[int]:
+def _largest_rank(problem: Problem) -> int:
+    """The largest that a minimizer can have, as far as it is known."""
+    known = [] if problem.optimum is None else [problem.optimum.rank]
+    return max(1, min(*problem.shape, *known))
+
+
+def widths_of(
+    group: DictConfig, shape: Sequence[int], largest: int, chosen: int | None = None
+) -> list[int]:
+    """The widths of a network for matrices of that shape; rank=auto is `largest`, at most 10.
+
+    - `chosen`: the rank where it is that of a manifold
+    """
+    d_y, d_x = shape
     if group.widths is None:
-        return grid_widths(d_x, d_y, group.depth, group.rank if rank is None else rank)
+        rank = group.rank if chosen is None else chosen
+        rank = min(_RANK, largest) if rank == "auto" else rank
+        if rank > min(d_x, d_y):
+            raise ValueError(
+                f"rank must satisfy 1 <= rank <= min(d_x, d_y) = {min(d_x, d_y)}, the sizes of the "
+                f"data; got {rank}: network.rank={min(_RANK, largest)}, or auto."
+            )
+        return grid_widths(d_x, d_y, group.depth, rank)
     widths = list(group.widths) if OmegaConf.is_list(group.widths) else [group.widths]
     if len(widths) < 2 or widths[0] != d_x or widths[-1] != d_y:
         raise ValueError(
@@ -325,6 +346,26 @@ def _check_edge_of_cone(problem: Problem, flow: Flow, stepper: Stepper, rank: in
                 "become unstable however short they are: use flow=psd_dlra_rescaled, method=rgd or "
                 "method=rosenbrock."
             )
+
+
+def _check_rank(rank: int, problem: Problem, prediction: Prediction, t1: float | str) -> None:
+    """Raise ValueError where no minimizer has this rank, so that there is no rate to go by."""
+    largest = _largest_rank(problem)
+    if not isinstance(t1, str) or prediction.pace or rank <= largest:
+        return
+    if not isinstance(problem, LeastSquares) or problem.is_autoencoder:
+        return
+    classes = f", as those of {problem.d_y} classes do once centred" if _sum_to_0(problem) else ""
+    raise ValueError(
+        f"rank {rank} has no minimum here: the labels that x explains have rank {largest}"
+        f"{classes}: type network.rank={largest}, or give method.t1=<flow time> to see W go there."
+    )
+
+
+def _sum_to_0(problem: LeastSquares) -> bool:
+    """Whether the columns of y add up to 0, as those of centred one-hot labels."""
+    sums = problem.B.sum(0).abs().max()
+    return bool(sums <= 1e-12 * problem.B.abs().max())
 
 
 def _end_time(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from deeplin.prediction import Prediction
 from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
 from deeplin.problems.preparation import Preparation
+from deeplin.problems.tables import Encoding, Table
 from deeplin.runner.build import Experiment, build, data_of, widths_of
 from deeplin.runner.folder import Checkpoint, RunFolder
 from deeplin.runner.provenance import digests
@@ -131,7 +133,8 @@ class Run:
         if self._checkpoint.layers:
             widths = [factors[0].shape[-1], *(W_j.shape[-2] for W_j in factors)]
         else:
-            widths = widths_of(self.config.network, *W.shape[-2:])
+            rank = max(1, int(torch.linalg.matrix_rank(W).max()))
+            widths = widths_of(self.config.network, W.shape[-2:], rank)
         net = DeepLinear(widths, batch_shape=W.shape[:-2], dtype=W.dtype)
         if not self._checkpoint.layers:
             return init.balanced_(net, W)
@@ -203,7 +206,8 @@ class Run:
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns of x that `predict` takes, in their order."""
-        return self._done.x.names
+        encoding = self._done.encoding
+        return self._done.x.names if encoding is None else encoding.columns
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -215,23 +219,24 @@ class Run:
         """The classes that are predicted, None where the labels are numbers."""
         return self._done.classes
 
-    def decision_function(self, x: ArrayLike | Tensor) -> np.ndarray:
+    def decision_function(self, x: ArrayLike | Tensor | DataFrame) -> np.ndarray:
         """The labels that W gives of new samples, in the units of the data that it learned from.
 
         ŷ = ȳ + W T (x − x̄)/s, with x̄, s and T what was done to the samples it learned from: columns
         that were dropped are taken and not used. For classes it has a column for each, and the
         largest is that of the class predicted. An autoencoder gives x as it reconstructs it.
 
-        Shapes: x (n, p), the columns of the data without the labels; the result (*batch, n, d_y),
-            with repeats one for each.
-        Raises: ValueError for samples with other columns, or that are not finite.
+        Shapes: x (n, p), the columns of the data without the labels; or a pandas table that has
+            columns of these names, whatever others. The result (*batch, n, d_y), with repeats one
+            for each.
+        Raises: ValueError for samples without these columns, or that are not finite.
         """
         samples, done = self._samples(x), self._done
         W = self.W.to(torch.promote_types(self.W.dtype, torch.float64))
         values = done.inputs(samples).to(W.dtype) @ W.mT
         return done.predicted(values).numpy()
 
-    def predict(self, x: ArrayLike | Tensor) -> np.ndarray:
+    def predict(self, x: ArrayLike | Tensor | DataFrame) -> np.ndarray:
         """What W predicts of new samples: labels as `decision_function`, or the names of classes.
 
         Shapes: x (n, p); the result (*batch, n, d_y), for classes (*batch, n).
@@ -242,23 +247,86 @@ class Run:
             return values
         return np.array(self.classes)[values.argmax(-1)]
 
-    def _samples(self, x: ArrayLike | Tensor) -> Tensor:
-        given = x.detach().cpu() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
-        p = len(self.columns)
-        if given.ndim != 2 or given.shape[1] != p or not _is_number(given):
+    def export(self, path: str | Path) -> None:
+        """Write what predicts, y = (x − centre) Aᵀ + offset in the user's units, to a file.
+
+        - `.npz`: arrays `W` (the A of this formula), `centre`, `offset`, the names `columns` and
+          `outputs`, for classes `classes`: numpy alone predicts
+        - `.pt2`: a program of torch.export, x -> y, that torch.export.load reads
+        - `.onnx`: the same by torch.onnx, which needs the packages onnx and onnxscript
+
+        Columns of words stand there as those that one-hot encoding makes of them, name=category.
+
+        Raises: ValueError for other kinds of files; ImportError for ONNX without its packages.
+        """
+        path = Path(path)
+        if path.suffix not in (".npz", ".pt2", ".onnx"):
+            raise ValueError(f"export writes files .npz, .pt2 and .onnx; got {path.name}.")
+        done = self._done
+        A, centre, offset = done.affine(self.W.to(torch.promote_types(self.W.dtype, torch.float64)))
+        if path.suffix == ".npz":
+            arrays = {
+                "W": A.numpy(),
+                "centre": centre.numpy(),
+                "offset": offset.numpy(),
+                "columns": np.array(done.x.names),
+                "outputs": np.array(self.outputs),
+            }
+            if self.classes is not None:
+                arrays["classes"] = np.array(self.classes)
+            np.savez(path, allow_pickle=False, **arrays)
+            return
+        module, example = _Affine(A, centre, offset), torch.zeros(2, len(centre)).to(A)
+        rows = {"x": {0: torch.export.Dim("rows")}}
+        if path.suffix == ".pt2":
+            torch.export.save(torch.export.export(module, (example,), dynamic_shapes=rows), path)
+            return
+        try:
+            import onnxscript  # noqa: F401  # pyright: ignore
+        except ImportError as error:
+            raise ImportError("ONNX needs its packages: pip install onnx onnxscript.") from error
+        torch.onnx.export(module, (example,), path, dynamic_shapes=rows, input_names=["x"],
+                          output_names=["y"], dynamo=True, verbose=False)  # fmt: skip
+
+    def _samples(self, x: ArrayLike | Tensor | DataFrame) -> Tensor:
+        done = self._done
+        encoding = done.encoding
+        pandas = sys.modules.get("pandas")  # who has a table of its has it loaded
+        if pandas is not None and isinstance(x, pandas.DataFrame):
+            table = Table.of_frame(x, "x")  # pyright: ignore[reportArgumentType]
+            given = (encoding or Encoding(done.x.names, {}, first=False))(table)
+        else:
+            given = x.detach().cpu() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+            if encoding is not None and encoding.categories:
+                words = ", ".join(encoding.categories)
+                raise ValueError(f"x must be a pandas table, since {words} held words.")
+        p = len(done.x.names)
+        if given.ndim != 2 or given.shape[1] != p or given.dtype == torch.bool:
             raise ValueError(
                 f"x must be a table of numbers, a sample per row, with the {p} columns of the data "
                 f"without labels; got shape {tuple(given.shape)}, {given.dtype}."
             )
         wide = given if given.is_complex() else given.double()
-        missing = self._done.x.fill is not None
-        if not bool((wide.isfinite() | (wide.isnan() if missing else False)).all()):
-            raise ValueError("x must be finite; it holds NaN or ±inf.")
+        unknown = ~wide.isfinite()
+        if done.x.fill is not None:
+            unknown &= ~wide.isnan()
+        if bool(unknown.any()):
+            row, column = unknown.nonzero()[0].tolist()
+            raise ValueError(
+                f"x must be finite; column {done.x.names[column]!r}, row {row + 1} is NaN or ±inf."
+            )
         return wide
 
 
-def _is_number(values: Tensor) -> bool:
-    return values.dtype != torch.bool
+class _Affine(torch.nn.Module):
+    """x ↦ (x − centre) Aᵀ + offset."""
+
+    def __init__(self, A: Tensor, centre: Tensor, offset: Tensor):
+        super().__init__()
+        self.A, self.centre, self.offset = (torch.nn.Buffer(v.to(A)) for v in (A, centre, offset))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(self.A) - self.centre) @ self.A.mT + self.offset
 
 
 def _option(config: DictConfig, key: str) -> object:

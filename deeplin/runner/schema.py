@@ -114,7 +114,21 @@ OPTIONS: Mapping[str, Option] = {
         "the file, or a pattern of files such as shards/*.npz", kinds.path | null
     ),
     "problem.labels": Option(
-        "where there is no y: so many last columns of x are labels; 0: autoencoder", whole(0)
+        "where there is no y the columns that are labels: so many last ones, or those of these "
+        "names; 0: autoencoder",
+        whole(0) | kinds.text | list_of(kinds.text, "a list of names of columns, such as [a,b]"),
+    ),
+    "problem.separator": Option(
+        "between the cells of a table of text; null: found out",
+        Kind("one character, such as ;", lambda v: isinstance(v, str) and len(v) == 1) | null,
+    ),
+    "problem.missing": Option(
+        "of rows where a cell is missing: refuse them, drop them, or take their column's mean",
+        choice("error", "drop", "mean"),
+    ),
+    "problem.categories": Option(
+        "columns of whole numbers that are classes or categories, as words are",
+        list_of(kinds.text, "a list of names of columns, such as [a,b]", 0),
     ),
     "problem.test": Option(
         "share of the samples that is held out, for scores beside the loss: R², variance "
@@ -149,7 +163,11 @@ OPTIONS: Mapping[str, Option] = {
     "problem.depth": Option("of the teacher", whole(2, 1000)),
     "problem.seed": Option("of the data, and of the choice of what is held out", _SEED),
     "network.depth": Option("number of layers N", whole(2, 1000)),
-    "network.rank": Option("smallest width, d_1, at most those of the data", _RANK),
+    "network.rank": Option(
+        "smallest width, d_1, at most those of the data; auto: the largest that a minimum can "
+        "have, at most 10",
+        _RANK | choice("auto"),
+    ),
     "network.widths": Option(
         "all widths [d_0,...,d_N] instead of depth and rank",
         list_of(_RANK, "a list of at least two positive integers, such as [64,10,64]", 2) | null,
