@@ -5,7 +5,10 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from runner import train
+from sklearn.datasets import load_wine
 
 import deeplin
 
@@ -22,8 +25,16 @@ def test_docstrings(name):
     assert failed == 0
 
 
-def test_readme(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_readme(monkeypatch, tmp_path):
+    """After the command that its section on data begins with, on scikit-learn's wines by name."""
+    monkeypatch.chdir(tmp_path)
+    wine = load_wine(as_frame=True).frame.rename(columns={"target": "class"})
+    wine["class"] = np.array(["Barolo", "Grignolino", "Barbera"])[wine["class"]]
+    wine.to_csv("wine.csv")
+    lines = (ROOT / "README.md").read_text().splitlines()
+    command = next(line.split() for line in lines if "problem.path=wine.csv" in line)
+    assert command[:2] == ["python", "scripts/train.py"]
+    assert train(*command[2:]) == 0
     failed, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert failed == 0
     assert tried > 5

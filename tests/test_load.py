@@ -12,8 +12,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from runner import ROOT
-from sklearn.datasets import load_digits, load_linnerud, load_wine
+from sklearn.datasets import load_digits, load_iris, load_linnerud, load_wine
 from sklearn.decomposition import PCA
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import LabelBinarizer, StandardScaler
@@ -162,6 +163,78 @@ def test_a_run_needs_its_data_for_its_problem_alone(linnerud, tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match=r"moving.npz, which is not there"):
         _ = deeplin.load(tmp_path / "run").prediction
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory):
+    """(the frame, the run): a column of words, one that is missing in places, classes by name."""
+    folder = tmp_path_factory.mktemp("flowers")
+    frame = load_iris(as_frame=True).frame.rename(columns=lambda name: name.split(" (")[0])
+    frame["size"] = np.where(frame.pop("petal length") > 4, "large", "small")
+    frame["target"] = np.array(["setosa", "versicolor", "virginica"])[frame["target"]]
+    frame.loc[::10, "sepal width"] = np.nan
+    frame.to_csv(folder / "iris.csv")
+    words = ["problem=file", f"problem.path={folder}/iris.csv", "problem.labels=target"]
+    return frame, trained(folder / "run", *words, "problem.missing=mean", *TIGHT)
+
+
+def test_a_table_is_predicted_from_by_names(flowers):
+    """The rank is the largest that three centred classes have, of itself."""
+    frame, run = flowers
+    assert min(run.network.widths) == 2
+    x = frame.drop(columns=["size", "target"]).assign(size=1.0 * (frame["size"] == "small"))
+    filled = SimpleImputer().fit_transform(x)
+    expected = reduced_rank(filled, LabelBinarizer().fit_transform(frame["target"]), 2)
+    new = frame.iloc[::7, ::-1]  # any order, the labels too
+    np.testing.assert_allclose(run.decision_function(new), expected(filled[::7]), atol=1e-8)
+    classes = np.array(["setosa", "versicolor", "virginica"])
+    assert run.predict(new).tolist() == classes[expected(filled[::7]).argmax(1)].tolist()
+    assert run.columns == ("sepal length", "sepal width", "petal width", "size")
+    with pytest.raises(ValueError, match=r"column 'size', row 1 of x, must be one of large, small"):
+        run.predict(new.assign(size="huge"))
+    with pytest.raises(ValueError, match="has no column 'size'"):
+        run.predict(new.drop(columns="size"))
+    with pytest.raises(ValueError, match="must be a pandas table, since size held words"):
+        run.predict(filled)
+
+
+def test_what_is_exported_predicts_without_deeplin(flowers, tmp_path):
+    frame, run = flowers
+    run.export(tmp_path / "W.npz")
+    with np.load(tmp_path / "W.npz") as saved:
+        assert saved["columns"].tolist()[-1] == "size=small"
+        x = np.column_stack([frame.iloc[1:9, :3], frame["size"].iloc[1:9] == "small"])
+        y = (x - saved["centre"]) @ saved["W"].T + saved["offset"]
+        names = saved["classes"][y.argmax(1)]
+    np.testing.assert_allclose(y, run.decision_function(frame.iloc[1:9]), atol=1e-12)
+    assert names.tolist() == run.predict(frame.iloc[1:9]).tolist()
+    run.export(tmp_path / "W.pt2")
+    program = torch.export.load(tmp_path / "W.pt2").module()
+    np.testing.assert_allclose(program(torch.from_numpy(x.astype(float))), y, atol=1e-12)
+    with pytest.raises(ValueError, match=r"export writes files .npz, .pt2 and .onnx; got W.txt"):
+        run.export(tmp_path / "W.txt")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["network.rank=3"],
+            r"rank 3 has no minimum .* rank 2, as those of 3 classes do once cent",
+        ),
+        (["network.rank=9"], r"min\(d_x, d_y\) = 3, .*; got 9: network.rank=2, or auto"),
+    ],
+)
+def test_a_rank_that_the_labels_do_not_have_is_answered_with_theirs(
+    flowers, tmp_path, words, sentence
+):
+    _, run = flowers
+    given = ["problem=file", f"problem.path={run.config.problem.path}", "problem.labels=target"]
+    with pytest.raises(ValueError, match=sentence):
+        trained(tmp_path / "run", *given, "problem.missing=drop", *words)
 
 
 # -- held out --------------------------------------------------------------------------------------

@@ -270,16 +270,20 @@ def widths_of(
 ) -> list[int]:
     """The widths of a network for matrices of that shape; rank=auto is `largest`, at most 10.
 
+    Of square matrices auto leaves out the full rank: the flow keeps the sign of det W, which may be
+    another than the minimizer's.
+
     - `chosen`: the rank where it is that of a manifold
     """
     d_y, d_x = shape
     if group.widths is None:
+        fitting = min(_RANK, largest, max(1, max(d_x, d_y) - 1))
         rank = group.rank if chosen is None else chosen
-        rank = min(_RANK, largest) if rank == "auto" else rank
+        rank = fitting if rank == "auto" else rank
         if rank > min(d_x, d_y):
             raise ValueError(
                 f"rank must satisfy 1 <= rank <= min(d_x, d_y) = {min(d_x, d_y)}, the sizes of the "
-                f"data; got {rank}: network.rank={min(_RANK, largest)}, or auto."
+                f"data; got {rank}: network.rank={fitting}, or auto."
             )
         return grid_widths(d_x, d_y, group.depth, rank)
     widths = list(group.widths) if OmegaConf.is_list(group.widths) else [group.widths]
