@@ -34,7 +34,7 @@ BAD = {
     "problem.standardize=3": "problem.standardize must be true or false",
     # values
     "network.depth=1": "depth must be an integer from 2 to 1000",
-    "network.rank=0": "network.rank must be an integer >= 1; got 0",
+    "network.rank=0": "network.rank must be an integer >= 1 or auto; got 0",
     "network.rank=62": "1 <= rank <= min(d_x, d_y) = 61; got 62",
     "network.widths=[61,10,60]": "must run from d_x = 61 to d_y = 61",
     "network.widths=[61,0,61]": "positive integers",
@@ -74,7 +74,7 @@ BAD = {
     # files and folders
     "problem=file": "needs problem.path=",
     "problem=file problem.path=nowhere.csv": "nowhere.csv must be a file",
-    "problem=file problem.path=README.md": "must end in .npz, .pt or .csv",
+    "problem=file problem.path=README.md": "must end in .csv, .tsv, .npz, .npy, .pt or .parquet",
     "resume=nowhere": "must name the folder of a run with a checkpoint",
     "hydra.run.dir=README.md/run": "no folder that can be written",
 }
@@ -97,7 +97,7 @@ def test_data_with_nan(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.savez("nan.npz", x=np.array([[1.0, np.nan], [2.0, 3.0]]))
     assert train("problem=file", "problem.path=nan.npz", "network.rank=1") == 2
-    assert "must be finite" in capsys.readouterr().err
+    assert "is missing: fill in" in capsys.readouterr().err
 
 
 def test_divergence_is_reported(tmp_path, capsys):

@@ -282,8 +282,8 @@ def widths_of(
         rank = fitting if rank == "auto" else rank
         if rank > min(d_x, d_y):
             raise ValueError(
-                f"rank must satisfy 1 <= rank <= min(d_x, d_y) = {min(d_x, d_y)}, the sizes of the "
-                f"data; got {rank}: network.rank={fitting}, or auto."
+                f"rank must satisfy 1 <= rank <= min(d_x, d_y) = {min(d_x, d_y)}; "
+                f"got {rank}: network.rank={fitting}, or auto."
             )
         return grid_widths(d_x, d_y, group.depth, rank)
     widths = list(group.widths) if OmegaConf.is_list(group.widths) else [group.widths]
