@@ -86,7 +86,7 @@ def _names(
         about = "" if path is None else _first_sentence(header(path))
         mark = "*" if name == by_default else " "
         yield from wrap(
-            f"{name:<14}{about}", columns, initial_indent=f"  {mark} ", subsequent_indent=18 * " "
+            f"{name:<16}{about}", columns, initial_indent=f"  {mark} ", subsequent_indent=20 * " "
         )
 
 
