@@ -4,7 +4,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deeplin import exact, flows, geometry, integrators, landscape, manifolds, nn, problems
+    from deeplin import (
+        exact,
+        flows,
+        geometry,
+        integrators,
+        landscape,
+        manifolds,
+        nn,
+        optim,
+        problems,
+    )
     from deeplin.loop import Solution, solve
     from deeplin.network import DeepLinear, init
     from deeplin.prediction import Prediction, predict
@@ -76,6 +86,7 @@ __all__ = [
     "load",
     "manifolds",
     "nn",
+    "optim",
     "predict",
     "problems",
     "solve",

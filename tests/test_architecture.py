@@ -17,7 +17,7 @@ FILES = PACKAGE + SCRIPTS
 
 # Libraries that one place alone knows.
 HOMES = {
-    "geoopt": {"manifolds"},
+    "geoopt": {"manifolds", "optim"},
     "hydra": {"runner"},
     "omegaconf": {"runner"},
     "matplotlib": {"runner"},

@@ -141,9 +141,8 @@ def test_one_pass_gives_the_numbers_of_several(places, randn, k, weighted):
     torch.testing.assert_close(e, wanted)
     torch.testing.assert_close(EB, dense(places, wanted) @ B)
     torch.testing.assert_close(loss, 0.5 * wanted @ d)
-    slope, square = sampled.line_sums(places, A, B, y, w)
     x = d + y
-    torch.testing.assert_close(slope, y @ x)
+    square = sampled.square_sum(places, A, B, w)
     torch.testing.assert_close(square, (x if w is None else w * x) @ x)
 
 
@@ -204,6 +203,16 @@ def test_weights_are_those_of_dense_sums(way, randn):
             problem.hessian_times(A, B, C, D, P, Q), (H @ P, H.mT @ Q), strict=True
         ):
             torch.testing.assert_close(ours, oracle)
+    torch.testing.assert_close(problem.quadratic_along(C, D), (xi * H).sum())
+    many = problem.quadratic_along(torch.stack([C, 2 * C]), D)
+    torch.testing.assert_close(many, torch.stack([(xi * H).sum(), 4 * (xi * H).sum()]))
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    for core in (S, torch.diag(S)):
+        loss, GV, GhU = problem.loss_and_products(U, core, Vh.mT)
+        for ours, oracle in ((loss, plain(W)), (GV, G @ Vh.mT), (GhU, G.mT @ U)):
+            torch.testing.assert_close(ours, oracle)
+    for ours, oracle in zip(problem.egrad_at(A, B)(D, C), (G @ D, G.mT @ C), strict=True):
+        torch.testing.assert_close(ours, oracle)
     diagonal = torch.zeros(M, N, dtype=F64).index_put_((ROWS, COLS), w, accumulate=True)
     assert problem.curvature(W) == pytest.approx(float(diagonal.max()))
 

@@ -16,6 +16,7 @@ __all__ = [
     "Matrix",
     "PairLoss",
     "embedded_hessian",
+    "hessian_of_products",
     "hessian_vector_product",
     "riemannian_hessian",
 ]
@@ -57,7 +58,7 @@ def embedded_hessian(
     return Tangent(H.M, Up, H.Vp + right - point.V @ (point.V.mH @ right))
 
 
-def _hessian(
+def hessian_of_products(
     point: Point,
     tangent: Tangent,
     G: Tangent,
@@ -66,6 +67,10 @@ def _hessian(
     GhUp: Tensor,
     metric: Metric,
 ) -> Tangent:
+    """`riemannian_hessian` from products: G and H the projections of ∇f(W) and of D∇f(W)[ξ].
+
+    Shapes: GVp = G V_p (*batch, m, r), GhUp = Gᴴ U_p (*batch, n, r), G here ∇f(W) itself.
+    """
     embedded = embedded_hessian(point, tangent, H, GVp, GhUp)
     if metric == DepthMetric(1):
         return embedded
@@ -92,7 +97,7 @@ def riemannian_hessian(
     G = project_products(point, egrad @ V, egrad.mH @ U)
     H = project_products(point, ehess @ V, ehess.mH @ U)
     GVp, GhUp = egrad @ tangent.Vp, egrad.mH @ tangent.Up
-    return _hessian(point, tangent, G, H, GVp, GhUp, metric)
+    return hessian_of_products(point, tangent, G, H, GVp, GhUp, metric)
 
 
 def hessian_vector_product(
@@ -130,4 +135,4 @@ def hessian_vector_product(
     HhU = torch.zeros_like(L) if HhU is None else HhU
     G = project_products(point, GV.detach(), GhU.detach())
     H = project_products(point, HV.detach(), HhU.detach())
-    return _hessian(point, tangent, G, H, GVp.detach(), GhUp.detach(), metric)
+    return hessian_of_products(point, tangent, G, H, GVp.detach(), GhUp.detach(), metric)

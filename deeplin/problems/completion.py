@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Self
 
 import torch
@@ -155,6 +155,31 @@ class MatrixCompletion(Problem):
             return GP, sampled.adjoint_times(self._pattern, errors, Q)
         errors = sampled.sample(self._pattern, A, B) - self._values
         return self._times(_weighted(errors, self._weights), P, Q)
+
+    def loss_and_products(
+        self, U: Tensor, S: Tensor, V: Tensor
+    ) -> tuple[Float[Tensor, "*#batch"], Tensor, Tensor]:
+        """(f, GV, GᴴU), f and GV from one pass over the known entries."""
+        if not self._one_pass(U, S, V):
+            return super().loss_and_products(U, S, V)
+        US = U * S[..., None, :] if S.ndim < V.ndim else U @ S
+        errors, GV, loss = sampled.residual_times(self._pattern, US, V, self._values, self._weights)
+        return loss, GV, sampled.adjoint_times(self._pattern, errors, U)
+
+    def egrad_at(self, A: Tensor, B: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """As `Problem.egrad_at`; the errors are computed once."""
+        errors = sampled.sample(self._pattern, A, B) - self._values
+        return partial(self._times, _weighted(errors, self._weights))
+
+    def quadratic_along(self, left: Tensor, right: Tensor) -> Float[Tensor, "*#batch"]:
+        """The (weighted) sum of the squares of the known entries of left·rightᴴ, none of them kept.
+
+        Cost: a pass over the known entries.
+        """
+        if self._one_pass(left, right):
+            return sampled.square_sum(self._pattern, left, right, self._weights)
+        entries = sampled.sample(self._pattern, left, right)
+        return 2 * _half_square(entries, self._weights)
 
     def hessian_times(
         self, A: Tensor, B: Tensor, left: Tensor, right: Tensor, P: Tensor, Q: Tensor

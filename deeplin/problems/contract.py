@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from numbers import Integral
 from typing import Literal, Self, cast
 
@@ -190,6 +190,15 @@ class Problem(ABC):
         """
         return self.egrad_times(_core_times(U, S, V), V, V, U)
 
+    def loss_and_products(
+        self,
+        U: Inexact[Tensor, "*#batch m k"],
+        S: Tensor,
+        V: Inexact[Tensor, "*#batch n k"],
+    ) -> tuple[Float[Tensor, "*#batch"], Tensor, Tensor]:
+        """(f, GV, GᴴU): `pair_loss` and `egrad_products`, for who needs both at one point."""
+        return self.pair_loss(_core_times(U, S, V), V), *self.egrad_products(U, S, V)
+
     def egrad_pair(
         self, L: Inexact[Tensor, "*#batch m k"], R: Inexact[Tensor, "*#batch k n"]
     ) -> tuple[Inexact[Tensor, "*#batch m k"], Inexact[Tensor, "*#batch k n"]]:
@@ -207,7 +216,22 @@ class Problem(ABC):
         """
         return None
 
+    def egrad_at(
+        self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(P, Q) ↦ `egrad_times(A, B, P, Q)`, for who needs many products at one ABᴴ."""
+        return partial(self.egrad_times, A, B)
+
     # -- second order ----------------------------------------------------------------------------
+
+    def quadratic_along(
+        self, left: Inexact[Tensor, "*#batch m l"], right: Inexact[Tensor, "*#batch n l"]
+    ) -> Float[Tensor, "*#batch"] | None:
+        """⟨ξ, D∇f[ξ]⟩ along ξ = left·rightᴴ where it is the same at every W: of quadratic losses.
+
+        From it follow exact steps. None, the default: the loss is not known to be quadratic.
+        """
+        return None
 
     def hessian_times(
         self,

@@ -4,20 +4,20 @@ from deeplin.sampled.kernels import require
 from deeplin.sampled.pattern import Pattern
 from deeplin.sampled.products import (
     adjoint_times,
-    line_sums,
     one_pass,
     residual_times,
     sample,
     sparse_times,
+    square_sum,
 )
 
 __all__ = [
     "Pattern",
     "adjoint_times",
-    "line_sums",
     "one_pass",
     "require",
     "residual_times",
     "sample",
     "sparse_times",
+    "square_sum",
 ]

@@ -29,7 +29,7 @@ class _Job(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 *("bounds", "starts", "index", "place", "A", "B"),
-                *("value", "weight", "other", "entry", "out", "sums"),
+                *("value", "weight", "entry", "out", "sums"),
             )
         ),
         ("value_stride", ctypes.c_long),
@@ -129,18 +129,16 @@ def products(
     entries: Float[Tensor, "batch p"] | None = None,
     values: Float[Tensor, "#batch p"] | None = None,
     weights: Float[Tensor, " p"] | None = None,
-    other: Float[Tensor, "batch p"] | None = None,
     keep: bool = True,
     times: bool = False,
     sums: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(E, EB, sums): one pass over the places.
 
-    E has the numbers `entries`, or weights·(⟨A_i, B_j⟩ − values) where A is given, and then the
-    sums are Σ E·d and Σ other·d of the differences d = ⟨A_i, B_j⟩ − values. What is not asked for
-    is None. Threads change no bit.
+    E has the numbers `entries`, or weights·d where A is given, d = ⟨A_i, B_j⟩ − values, and then
+    the sums are Σ weights·d². What is not asked for is None. Threads change no bit.
 
-    Shapes: E (batch, p), EB (batch, m, k), sums (batch, 2) in float64; all contiguous, k at most
+    Shapes: E (batch, p), EB (batch, m, k), sums (batch,) in float64; all contiguous, k at most
         `WIDEST` vectors.
     """
     batch, _, k = B.shape
@@ -151,14 +149,14 @@ def products(
         entries = B.new_empty((batch, len(places.index)))
     out = B.new_empty((batch, places.rows, wide.shape[-1])) if times else None
     chunks = len(places.bounds) - 1
-    totals = torch.zeros((batch, chunks, 2), dtype=torch.float64) if sums else None
+    totals = torch.zeros((batch, chunks), dtype=torch.float64) if sums else None
     job = _Job(
         *(places.rows, places.columns, len(places.index), places.blocks, chunks),
         *(
             _pointer(t)
             for t in (
                 *(places.bounds, places.starts, places.index, places.place, left, wide),
-                *(values, weights, other, entries, out, totals),
+                *(values, weights, entries, out, totals),
             )
         ),
         0 if values is None or len(values) == 1 else len(places.index),

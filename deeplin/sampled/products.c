@@ -21,14 +21,13 @@ struct job {
     const REAL *A, *B;      /* samples are ⟨A_i, B_j⟩; A is NULL where `entry` is given */
     const REAL *value;      /* what is subtracted from the samples, or NULL */
     const REAL *weight;     /* what the differences are multiplied with, or NULL */
-    const REAL *other;      /* what the differences are multiplied with and summed, or NULL */
     REAL *entry;            /* E, read or (unless NULL) written */
     REAL *out;              /* EB, or NULL */
-    double *sums;           /* per chunk Σ e·d and Σ other·d, d the differences, or NULL */
+    double *sums;           /* per chunk Σ e·d, d the differences, or NULL */
     long value_stride;      /* from matrix to matrix of the batch: 0 or entries */
 };
 
-INLINE REAL total(lanes v)
+INLINE REAL across(lanes v)
 {
     REAL sum[LANES];
     for (int i = 0; i < LANES; i++)
@@ -41,8 +40,7 @@ INLINE REAL total(lanes v)
 
 /* Numbers `from` to `from + count` of one row, at most TILE: E's, from samples or as given. */
 INLINE void row_tile(const struct job *j, const lanes *a, const lanes *B, REAL *entry,
-                     const REAL *value, const REAL *other, long from, int count, lanes *out,
-                     double *sums)
+                     const REAL *value, long from, int count, lanes *out, double *sum)
 {
     const int32_t *index = j->index + from;
     REAL x[TILE], e[TILE];
@@ -50,10 +48,10 @@ INLINE void row_tile(const struct job *j, const lanes *a, const lanes *B, REAL *
     if (a) {
         for (int l = 0; l < count; l++) {
             const lanes *b = B + (long)index[l] * V;
-            lanes sum = a[0] * b[0];
+            lanes product = a[0] * b[0];
             for (int v = 1; v < V; v++)
-                sum += a[v] * b[v];
-            x[l] = total(sum);
+                product += a[v] * b[v];
+            x[l] = across(product);
         }
         if (value)
             for (int l = 0; l < count; l++)
@@ -67,23 +65,15 @@ INLINE void row_tile(const struct job *j, const lanes *a, const lanes *B, REAL *
         if (entry)
             for (int l = 0; l < count; l++)
                 entry[from + l] = e[l];
-        if (sums) {
-            double partial[4] = {0}, with[4] = {0};
+        if (sum) {
+            double partial[4] = {0};
             int l = 0;
             for (; l + 4 <= count; l += 4)
                 for (int i = 0; i < 4; i++)
                     partial[i] += (double)e[l + i] * x[l + i];
             for (; l < count; l++)
                 partial[0] += (double)e[l] * x[l];
-            sums[0] += (partial[0] + partial[1]) + (partial[2] + partial[3]);
-            if (other) {
-                for (l = 0; l + 4 <= count; l += 4)
-                    for (int i = 0; i < 4; i++)
-                        with[i] += (double)other[from + l + i] * x[l + i];
-                for (; l < count; l++)
-                    with[0] += (double)other[from + l] * x[l];
-                sums[1] += (with[0] + with[1]) + (with[2] + with[3]);
-            }
+            *sum += (partial[0] + partial[1]) + (partial[2] + partial[3]);
         }
     } else if (j->place)
         for (int l = 0; l < count; l++)
@@ -106,8 +96,7 @@ INLINE void chunk(const struct job *j, long matrix, long block, long c)
     lanes *out = j->out ? (lanes *)j->out + matrix * j->rows * V : 0;
     REAL *entry = j->entry ? j->entry + matrix * j->entries : 0;
     const REAL *value = j->value ? j->value + matrix * j->value_stride : 0;
-    const REAL *other = j->other ? j->other + matrix * j->entries : 0;
-    double *sums = j->sums ? j->sums + 2 * (matrix * j->chunks + c) : 0;
+    double *total = j->sums ? j->sums + matrix * j->chunks + c : 0;
 
     for (long i = j->bounds[c]; i < j->bounds[c + 1]; i++) {
         const int64_t *start = j->starts + block * j->rows + i;
@@ -119,7 +108,7 @@ INLINE void chunk(const struct job *j, long matrix, long block, long c)
         }
         for (long l = start[0]; l < start[1]; l += TILE) {
             int count = start[1] - l < TILE ? (int)(start[1] - l) : TILE;
-            row_tile(j, A ? a : 0, B, entry, value, other, l, count, out ? sum : 0, sums);
+            row_tile(j, A ? a : 0, B, entry, value, l, count, out ? sum : 0, total);
         }
         if (out)
             for (int v = 0; v < V; v++)

@@ -19,11 +19,11 @@ from deeplin.sampled.places import Places
 
 __all__ = [
     "adjoint_times",
-    "line_sums",
     "one_pass",
     "residual_times",
     "sample",
     "sparse_times",
+    "square_sum",
 ]
 
 _REALS = (torch.float64, torch.float32)
@@ -111,35 +111,27 @@ def residual_times(
     assert e is not None
     assert EB is not None
     assert sums is not None
-    return e[0], EB[0], 0.5 * sums[0, 0].to(A.dtype)
+    return e[0], EB[0], 0.5 * sums[0].to(A.dtype)
 
 
-def line_sums(
+def square_sum(
     pattern: Pattern,
     A: Float[Tensor, "m k"],
     B: Float[Tensor, "n k"],
-    entries: Float[Tensor, " p"],
     weights: Float[Tensor, " p"] | None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """(Σ entries·x, Σ weights·x²) of the samples x of ABᴴ, which are not kept.
+) -> Float[Tensor, ""]:
+    """Σ weights·x² of the samples x of ABᴴ, which are not kept.
 
     No derivatives; where `one_pass` holds.
     """
     if len(_parts(A, B)) > 1:
         x = sample(pattern, A, B)
-        return entries @ x, (x if weights is None else weights * x) @ x
+        return (x if weights is None else weights * x) @ x
     sums = kernels.products(
-        pattern.first,
-        B[None],
-        A=A[None],
-        weights=weights,
-        other=entries[None].contiguous(),
-        keep=False,
-        sums=True,
+        pattern.first, B[None], A=A[None], weights=weights, keep=False, sums=True
     )[2]
     assert sums is not None
-    square, slope = sums[0].to(A.dtype)
-    return slope, square
+    return sums[0].to(A.dtype)
 
 
 def one_pass(pattern: Pattern, *tensors: Tensor) -> bool:

@@ -1,0 +1,73 @@
+"""`FixedRankFactored` for vectors that are known to be tangent: nothing is projected again."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deeplin.geometry import retractions
+from deeplin.geometry.coordinates import Point, Tangent, project_products, transport
+from deeplin.geometry.metric import DepthMetric, metric_inner, metric_operator
+from deeplin.manifolds import FixedRankFactored
+
+__all__ = ["TangentFixedRank"]
+
+
+class TangentFixedRank:
+    """The operations of a solver, whose vectors come from gradients and transports alone.
+
+    Names and arguments are geoopt's.
+
+    Shapes: points and vectors (*batch, m+n+r, r).
+    Cost: as the manifold's operations, less the projection of each vector.
+    """
+
+    def __init__(self, manifold: FixedRankFactored):
+        self._manifold, self.metric = manifold, manifold.metric
+        self._embedded = manifold.metric == DepthMetric(1)
+        self.egrad2rgrad = manifold.egrad2rgrad
+        self._split = partial(torch.split, split_size_or_sections=self._sizes, dim=-2)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [self._manifold.m, self._manifold.n, self._manifold.rank]
+
+    def point(self, x: Tensor) -> Point:
+        """The factors of a stored point."""
+        U, V, S = self._split(x)
+        return Point(U, S, V)
+
+    def tangent(self, u: Tensor) -> Tangent:
+        """The coordinates of a stored tangent vector."""
+        Up, Vp, M = self._split(u)
+        return Tangent(M, Up, Vp)
+
+    def stored(self, tangent: Tangent) -> Tensor:
+        """One tensor from coordinates."""
+        return torch.cat([tangent.Up, tangent.Vp, tangent.M], -2)
+
+    def gradient(self, point: Point, GV: Tensor, GhU: Tensor) -> Tensor:
+        """𝒜_W(P_W(G)) from products of G = ∇f(W)."""
+        G = project_products(point, GV, GhU)
+        return self.stored(G if self._embedded else metric_operator(point, G, self.metric))
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor, keepdim: bool) -> Float[Tensor, "*batch 1 1"]:
+        """g_W(u, v)."""
+        if self._embedded:
+            value = torch.linalg.vecdot(u.flatten(-2), v.flatten(-2)).real
+        else:
+            value = metric_inner(self.point(x), self.tangent(u), self.tangent(v), self.metric)
+        return value[..., None, None]
+
+    def retr(self, x: Tensor, u: Tensor) -> Tensor:
+        """R_W(u), shortened where it would lose rank."""
+        name = self._manifold.retraction
+        new = retractions.retract(self.point(x), self.tangent(u), name, self.metric).point
+        return torch.cat([new.U, new.V, new.S], -2)
+
+    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        """P_y(u)."""
+        return self.stored(transport(self.point(x), self.point(y), self.tangent(u)))

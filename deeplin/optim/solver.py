@@ -1,0 +1,145 @@
+"""What the two solvers share: parameters, options, what is kept from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from deeplin.manifolds import FixedRankFactored
+from deeplin.optim.objectives import Closure, ClosureObjective, Objective, ProblemObjective
+from deeplin.optim.space import Space, Vector, manifold_of
+from deeplin.problems import Problem
+
+__all__ = ["Preconditioner", "Solver", "number"]
+
+# (x, gradient) -> a tangent vector; for each parameter one tensor.
+Preconditioner = Callable[[Vector, Vector], Vector]
+
+
+def number(owner: str, name: str, value: object, low: float, high: float) -> float:
+    """An option as a number. Raises: ValueError unless low <= value <= high."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise ValueError(f"{owner}: {name} must lie in [{low:g}, {high:g}]; got {value!r}.")
+    return float(value)
+
+
+class Solver(torch.optim.Optimizer):
+    """A Riemannian method that moves all parameters together, a matrix of a batch by itself.
+
+    The parameters of all groups are one point of a product of manifolds. What is kept from step to
+    step stands in `state`, tensors of floats alone; after `load_state_dict` the next step is, to
+    the bit, the one that would have come. Parameters that somebody else has moved begin anew.
+    """
+
+    def __init__(
+        self,
+        params,
+        defaults: dict[str, float],
+        problem: Problem | None,
+        preconditioner: Preconditioner | None,
+    ):
+        self._problem, self._preconditioner = problem, preconditioner
+        self._versions: list[int] | None = None
+        self._objective: Objective | None = None
+        self._evaluations = 0
+        super().__init__(params, defaults)
+        parameters = self._parameters
+        if problem is None:
+            return
+        one = parameters[0] if len(parameters) == 1 else None
+        manifold = manifold_of(one) if one is not None else None
+        if not isinstance(problem, Problem) or not isinstance(manifold, FixedRankFactored):
+            raise TypeError(
+                f"{type(self).__name__}(params, problem=...) needs a Problem and one parameter on "
+                f"FixedRankFactored; got {type(problem).__name__} and {len(parameters)} parameters,"
+                f" the first on {type(manifold).__name__}: leave problem out and step with a "
+                "closure."
+            )
+        if problem.shape != (manifold.m, manifold.n):
+            raise ValueError(
+                f"the problem and the parameter must have one shape; got {problem.shape} and "
+                f"{(manifold.m, manifold.n)}."
+            )
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _option(self, name: str) -> float:
+        """An option, the same in all groups, since they move together."""
+        given = [group[name] for group in self.param_groups]
+        if any(value != given[0] for value in given):
+            raise ValueError(
+                f"{type(self).__name__} moves all groups together: {name} must be the same in "
+                f"each; got {', '.join(map(repr, given))}."
+            )
+        return given[0]
+
+    def load_state_dict(self, state_dict) -> None:
+        """As torch's; the parameters are trusted to be those that the state belongs to."""
+        super().load_state_dict(state_dict)
+        self._versions = [p._version for p in self._parameters]
+
+    def _start(self, closure: Closure | None) -> tuple[Objective, list[Tensor], bool]:
+        """(objective, x, known): whether the state is that of this point."""
+        parameters = self._parameters
+        space = Space(parameters)
+        if self._problem is not None and closure is None:
+            objective: Objective = ProblemObjective(space, self._problem)
+        elif closure is not None:
+            objective = ClosureObjective(space, closure)
+        else:
+            raise TypeError(
+                f"{type(self).__name__}.step needs a closure that returns the loss and has called "
+                "backward(): step(closure), or give problem=... at the beginning."
+            )
+        x = space.point()
+        known = self._versions == [p._version for p in parameters] and bool(self.state)
+        if "loss" in self._numbers:
+            space.set_batch(self._numbers["loss"].shape)
+        return objective, x, known and "loss" in self._numbers
+
+    def _end(self, objective: Objective) -> None:
+        self._evaluations += objective.evaluations
+        self._versions = [p._version for p in self._parameters]
+
+    @property
+    def _numbers(self) -> dict[str, Tensor]:
+        """What is kept for each matrix of the batch, beside the first parameter."""
+        return self.state[self._parameters[0]]
+
+    def _vector(self, name: str) -> list[Tensor]:
+        return [self.state[p][name] for p in self._parameters]
+
+    def _keep(self, name: str, vector: Sequence[Tensor]) -> None:
+        for p, part in zip(self._parameters, vector, strict=True):
+            self.state[p][name] = part
+
+    def _preconditioned(self, x: Vector, gradient: Vector) -> Vector:
+        return gradient if self._preconditioner is None else self._preconditioner(x, gradient)
+
+    # -- what a user asks ------------------------------------------------------------------------
+
+    @property
+    def gradient_norm(self) -> Float[Tensor, "*batch"]:
+        """‖grad f‖ at the point that the last step came to."""
+        return self._kept("gradient_norm")
+
+    @property
+    def finished(self) -> Bool[Tensor, "*batch"]:
+        """Which matrices have come to rest: ‖grad f‖ <= tol, or no step decreases the loss."""
+        return (self.gradient_norm <= self._option("tol")) | (self._kept("stalled") > 1)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the loss and its gradient were computed."""
+        return self._evaluations
+
+    def _kept(self, name: str) -> Tensor:
+        if name not in self._numbers:
+            raise RuntimeError(f"{type(self).__name__} knows this after the first step alone.")
+        return self._numbers[name]
