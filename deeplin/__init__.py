@@ -58,6 +58,7 @@ _LAZY = {
     "manifolds": "deeplin.manifolds",
     "network": "deeplin.network",
     "nn": "deeplin.nn",
+    "optim": "deeplin.optim",
     "predict": "deeplin.prediction",
     "prediction": "deeplin.prediction",
     "problems": "deeplin.problems",

@@ -107,7 +107,7 @@ def product(randn):
 
 
 def several(randn):
-    """A direction on a sphere, a plain matrix and a plain vector at once: min at s = v, y = A⁻¹b."""
+    """A point of a sphere and a plain vector at once: the minimum is at s = v, y = A⁻¹b."""
     (s,), rayleigh, best = sphere(randn)
     A, b = spd(randn, 4), randn(4)
     y = torch.nn.Parameter(torch.zeros(4, dtype=F64))
@@ -240,7 +240,7 @@ def test_exact_steps_find_the_matrix(depth, randn, generator):
 
 
 def test_a_step_is_the_exact_one_along_the_tangent(randn, generator):
-    truth, problem = completion(randn)
+    _, problem = completion(randn)
     manifold = FixedRankFactored(30, 25, 2, depth=1)
     x = manifold.parameter(manifold.random(dtype=F64, generator=generator))
     W = manifold.to_dense(x.detach())
@@ -326,7 +326,7 @@ def test_a_preconditioner_and_a_moved_parameter(solver, randn):
     assert bool(optimizer.finished), "all directions are alike once preconditioned"
     with torch.no_grad():
         y.fill_(2.0)
-    before = float(loss())
+    before = float(loss().detach())
     assert float(optimizer.step(closure_of(optimizer, loss))) < before
     assert float(y.detach().abs().max()) < 2.1
 
@@ -339,7 +339,7 @@ def test_bad_input_is_one_sentence(solver, randn):
         solver([y], tol=-1)
     with pytest.raises(TypeError, match=rf"{name}.step needs a closure"):
         solver([y]).step()
-    with pytest.raises(TypeError, match="must return the loss as a real tensor.*got float"):
+    with pytest.raises(TypeError, match=r"must return the loss as a real tensor.*got float"):
         solver([y]).step(lambda: 1.0)
     with pytest.raises(ValueError, match=r"one for each matrix .* got losses of shape \(2,\)"):
         solver([y]).step(lambda: torch.ones(2))

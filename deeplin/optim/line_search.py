@@ -49,9 +49,9 @@ def search(
     holds such a t: it begins as [0, ∞), a step that is too long or past the minimum becomes its
     end, one that is too short its begin; the next is where the secant of the slopes has its zero,
     kept away from the ends, or four times as far. Where f changes by less than √ε|f|, of which
-    round-off may be any part, the first condition is read from the slopes: φ'(t) ≤ (1 − 2c_1)|φ'|. Each matrix of the batch has
-    its own interval; one that has arrived stays. After `most` evaluations each takes the best point
-    seen; where that is x, `decreased` is False.
+    round-off may be any part, the first condition is read from the slopes: φ'(t) ≤ (1 − 2c_1)|φ'|.
+    Each matrix of the batch has its own interval; one that has arrived stays. After `most`
+    evaluations each takes the best point seen; where that is x, `decreased` is False.
 
     With `exact`, first steps are those of a quadratic: the slopes are not asked, and a step that
     does not decrease the loss is halved.
@@ -68,6 +68,7 @@ def search(
         step = space.scaled(torch.where(running, t, 0.0), direction)
         y = space.where(running, space.retract(x, step), x)
         f, g = objective.evaluate(y)
+        there = slope
         if exact:
             enough = f <= loss + decrease * t * slope + 10 * eps * loss.abs()
             done = enough

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Real
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,7 +21,7 @@ Preconditioner = Callable[[Vector, Vector], Vector]
 
 def number(owner: str, name: str, value: object, low: float, high: float) -> float:
     """An option as a number. Raises: ValueError unless low <= value <= high."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"{owner}: {name} must lie in [{low:g}, {high:g}]; got {value!r}.")
     return float(value)
 

@@ -119,6 +119,8 @@ class Space:
 def _transported(
     manifold: geoopt.Manifold | TangentFixedRank, x: Tensor, y: Tensor, u: Tensor
 ) -> Tensor:
+    if isinstance(manifold, TangentFixedRank):
+        return manifold.transp(x, y, u)
     try:
         return manifold.transp(x, y, u)
     except NotImplementedError:  # the canonical Stiefel manifold knows transports along steps alone
