@@ -1,4 +1,4 @@
-"""Conjugate gradients on geoopt's manifolds and ours: closed-form optima, batches, restarts."""
+"""Conjugate gradients and trust regions: closed-form optima, batches, restarts, conditions."""
 
 import copy
 
@@ -12,13 +12,17 @@ from deeplin.manifolds import FixedRankFactored, PSDFixedRankFactored
 from deeplin.optim import (
     ConjugateGradient,
     Products,
+    TrustRegion,
     fletcher_reeves,
     hestenes_stiefel,
     polak_ribiere_plus,
 )
+from deeplin.optim.objectives import ClosureObjective, ProblemObjective
+from deeplin.optim.space import Space
+from deeplin.optim.truncated_cg import truncated_cg
 
 F64 = torch.float64
-SOLVERS = [ConjugateGradient]
+SOLVERS = [ConjugateGradient, TrustRegion]
 RULES = [polak_ribiere_plus, hestenes_stiefel, fletcher_reeves]
 
 
@@ -280,10 +284,12 @@ def test_each_matrix_of_a_batch_goes_its_own_way(solver, taped, randn):
         own = MatrixCompletion(problem.rows, problem.cols, problem.values[i], problem.shape)
         p = manifold.parameter(start[i].clone())
         singles.append((optimizer_of(p, own), p, own))
-    for _ in range(6):
+    # Differences of gradients have 2^14 times their round-off, and more with every step.
+    tolerance = 1e-3 if taped and solver is TrustRegion else 1e-6
+    for _ in range(4):
         losses = advance(together, x, problem)
         alone = torch.stack([advance(*single) for single in singles])
-        torch.testing.assert_close(losses, alone, rtol=1e-6, atol=1e-14)
+        torch.testing.assert_close(losses, alone, rtol=tolerance, atol=1e-14)
     stopped = None
     for _ in range(300):
         advance(together, x, problem)
@@ -322,7 +328,7 @@ def test_a_preconditioner_and_a_moved_parameter(solver, randn):
     y = torch.nn.Parameter(torch.ones(8, dtype=F64))
     loss = lambda: 0.25 * (scales * y.square()).sum().square() + (scales * y.square()).sum()  # noqa: E731
     inverse = lambda x, g: [g[0] / scales]  # noqa: E731
-    optimizer = run(solver([y], tol=1e-9, preconditioner=inverse), loss, 15)
+    optimizer = run(solver([y], tol=1e-9, preconditioner=inverse), loss, 30)
     assert bool(optimizer.finished), "all directions are alike once preconditioned"
     with torch.no_grad():
         y.fill_(2.0)
@@ -362,3 +368,108 @@ def test_bad_rules():
         ConjugateGradient([y], beta="PR")
     with pytest.raises(ValueError, match=r"curvature must lie in \[0.3, 1\]; got 0.1"):
         ConjugateGradient([y], decrease=0.3)
+
+
+# -- trust regions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_hessians_of_a_problem_are_those_by_autograd(depth, randn, generator):
+    _, problem = completion(randn)
+    manifold = FixedRankFactored(30, 25, 2, depth=depth)
+    x = manifold.random(dtype=F64, generator=generator).as_subclass(torch.Tensor)
+    u = manifold.proju(x, randn(57, 2))
+    space = Space([manifold.parameter(x.clone())])
+    exact = ProblemObjective(space, problem)
+    _, gradient = exact.evaluate([x])
+    oracle = manifold.hessian_vector_product(x, lambda A, B: problem.loss(A @ B.mT), u)
+    torch.testing.assert_close(exact.hessian([x], gradient)([u])[0], oracle)
+    if depth > 1:  # where differences are those of another connection, away from critical points
+        return
+
+    def closure():
+        p = space.parameters[0]
+        p.grad = None
+        loss = problem.loss(manifold.to_dense(p))
+        loss.backward()
+        return loss
+
+    by_difference = ClosureObjective(space, closure).hessian([x], gradient)([u])[0]
+    # of first order in the difference, whose length is 2^-14 of a matrix of norm near 1
+    assert (by_difference - oracle).norm() < 1e-3 * oracle.norm()
+
+
+def test_convergence_is_quadratic(randn):
+    truth, problem = completion(randn)
+    manifold = FixedRankFactored(30, 25, 2, depth=1)
+    x = manifold.parameter(manifold.from_dense(truth + 0.1 * randn(30, 25)))
+    optimizer = TrustRegion([x], problem=problem, tol=1e-12, kappa=0.1)
+    norms = []
+    for _ in range(30):
+        optimizer.step()
+        norms.append(float(optimizer.gradient_norm))
+        if bool(optimizer.finished):
+            break
+    assert norms[-1] <= 1e-12
+    last = [n for n in norms if n > 1e-13][-3:]
+    assert last[-1] < last[-2] ** 1.5 * 10
+
+
+def test_negative_curvature_is_followed_to_the_border():
+    """A saddle, exactly: the model of f = ½(x² − y²) from (1, 0) by hand."""
+    space = Space([torch.zeros(2, dtype=F64)])
+    x, g = [torch.zeros(2, dtype=F64)], [torch.tensor([1.0, 1e-3], dtype=F64)]
+    H = torch.diag(torch.tensor([1.0, -1.0], dtype=F64))
+    options = {"theta": 1.0, "kappa": 1e-8, "most": 10}
+    true = torch.tensor(True)
+    found = truncated_cg(
+        space,
+        x,
+        g,
+        lambda u: [H @ u[0]],
+        lambda u: u,
+        torch.tensor(3.0, dtype=F64),
+        true,
+        **options,
+    )
+    (eta,) = found.step
+    assert bool(found.at_border)
+    assert float(eta.norm()) == pytest.approx(3.0)
+    assert float(found.change) == pytest.approx(float(g[0] @ eta + 0.5 * eta @ H @ eta))
+    assert eta[1] < 0
+    inside = truncated_cg(
+        space,
+        x,
+        g,
+        lambda u: [H.abs() @ u[0] * 2],
+        lambda u: u,
+        torch.tensor(3.0, dtype=F64),
+        true,
+        **options,
+    )
+    torch.testing.assert_close(inside.step[0], -g[0] / 2)
+    assert not bool(inside.at_border)
+
+
+def test_a_step_that_raises_the_loss_is_refused():
+    """f has a wall that its second derivative at the start does not see."""
+    y = torch.nn.Parameter(torch.tensor([1.0], dtype=F64))
+
+    def loss():
+        return -y.sum() + torch.where(y > 1.5, (y - 1.5) * 100, 0.0).sum()
+
+    optimizer = TrustRegion([y], radius=4.0)
+    optimizer.step(closure_of(optimizer, loss))
+    assert float(y.detach()) == 1.0
+    assert float(optimizer.radius) == 1.0
+    assert float(optimizer.rho) < 0
+    run(optimizer, loss, 3)
+    assert 1.0 < float(y.detach()) <= 1.52
+
+
+def test_bad_options_of_trust_regions():
+    y = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=r"TrustRegion: accept must lie in \[0, 0.25\]; got 0.5"):
+        TrustRegion([y], accept=0.5)
+    with pytest.raises(ValueError, match=r"max_radius must lie in \[2, inf\]; got 1"):
+        TrustRegion([y], radius=2, max_radius=1)

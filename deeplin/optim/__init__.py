@@ -7,10 +7,12 @@ from deeplin.optim.directions import (
     hestenes_stiefel,
     polak_ribiere_plus,
 )
+from deeplin.optim.trust_region import TrustRegion
 
 __all__ = [
     "ConjugateGradient",
     "Products",
+    "TrustRegion",
     "fletcher_reeves",
     "hestenes_stiefel",
     "polak_ribiere_plus",

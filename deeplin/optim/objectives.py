@@ -39,7 +39,9 @@ class Objective(ABC):
     def hessian(self, x: Vector, gradient: Vector) -> Callable[[Vector], list[Tensor]]:
         """u ↦ Hess f(x)[u], here by a difference of gradients.
 
-        (T(grad f(R_x(hu))) − grad f(x))/h with h‖u‖ = 2^-14: an error of about that.
+        (T(grad f(R_x(hu))) − grad f(x))/h with h‖u‖ = 2^-14. An error of about that where the
+        transport belongs to the metric, as the embedded one's does; else one more, of the size of
+        the gradient, that vanishes at critical points.
 
         Source: [ABG07], §4, as Manopt's approxhessianFD. One evaluation for each product.
         """

@@ -16,6 +16,7 @@ __all__ = ["Space", "Vector", "manifold_of"]
 
 # A point or tangent vector: one tensor for each parameter.
 Vector = Sequence[Tensor]
+_STIEFEL = geoopt.EuclideanStiefel()
 
 
 def manifold_of(p: Tensor) -> geoopt.Manifold:
@@ -119,9 +120,11 @@ class Space:
 def _transported(
     manifold: geoopt.Manifold | TangentFixedRank, x: Tensor, y: Tensor, u: Tensor
 ) -> Tensor:
-    if isinstance(manifold, TangentFixedRank):
-        return manifold.transp(x, y, u)
-    try:
-        return manifold.transp(x, y, u)
-    except NotImplementedError:  # the canonical Stiefel manifold knows transports along steps alone
-        return manifold.proju(y, u)
+    base = manifold
+    while isinstance(base, geoopt.Scaled):
+        base = base.base
+    if isinstance(base, geoopt.CanonicalStiefel):
+        # It transports along steps alone, and its proju is no projection; the tangent space is the
+        # same as in the Euclidean metric.
+        return _STIEFEL.transp(x, y, u)
+    return manifold.transp(x, y, u)
