@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from runner import SMALL, needs_compiler, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 APPROXIMATION = [
     *("problem=approximation", "problem.n=8", "problem.spectrum=[0.9,0.5]"),
@@ -68,13 +69,13 @@ def test_tensorboard_events(tmp_path, repeats):
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     events.Reload()
     tags = events.Tags()
-    names = ["loss", "rank", "dt"]
-    names += [
-        f"log10_{n}"
-        for n in ("excess_loss", "distance_to_limit", "gradient_norm", "balancedness_gap")
-    ]
+    first = ("excess_loss", "distance_to_limit", "gradient_norm")
+    names = {"loss", *(f"log10_{name}" for name in first)}
     for axis in ("by_step", "by_flow_time"):
-        assert {f"{axis}/{name}" for name in names} <= set(tags["scalars"])
+        assert {n for n in tags["scalars"] if n.startswith(axis)} == {f"{axis}/{n}" for n in names}
+        more = {"rank", "dt", "log10_balancedness_gap", "log10_drift_largest_gap"}
+        assert {f"more_{axis}/{name}" for name in more} <= set(tags["scalars"])
+        assert not [tag for tag in tags["scalars"] if "drift_gap" in tag]
         assert f"singular_values_{axis}/02" in tags["scalars"]
         ranged = f"range_{axis}/loss/max" in tags["scalars"]
         assert ranged == (repeats > 1)
@@ -86,10 +87,16 @@ def test_tensorboard_events(tmp_path, repeats):
     passed = summary(tmp_path)["plateaus"]
     expected = {"figures/convergence"} | ({"figures/plateaus"} if len(passed) > 1 else set())
     assert set(tags["images"]) == expected
-    assert {"config/text_summary", "verdict/text_summary"} <= set(tags["tensors"])
+    assert {"4_config/text_summary", "1_verdict/text_summary"} <= set(tags["tensors"])
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert (b"margin" in layout or b"/min" in layout) == (repeats > 1)
-    assert "_hparams_/session_start_info" in events.summary_metadata
+    told = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    named = HParamsPluginData.FromString(told).session_start_info.hparams
+    assert {"problem.name", "method.name", "problem.d", "network.rank", "repeats"} <= set(named)
+    assert not {"seed", "network.depth", "method.rtol", "stop.grad_norm"} & set(named)
+    decay = events.Scalars("predicted_by_flow_time/loss")
+    assert [e.step for e in decay] == [0, 5000], "each once"
+    assert decay[0].value == pytest.approx(summary(tmp_path)["optimal_loss"])
     assert events.Scalars("final/loss")[0].value == pytest.approx(summary(tmp_path)["loss"])
     assert len(list(tmp_path.glob("**/events*"))) == 1, "no extra sub-runs"
 
@@ -332,7 +339,7 @@ def test_drift_of_conserved_quantities_is_logged(tmp_path):
     words = ["method=structure", "method.t1=2", "log.records=20"]
     assert train(*SMALL, *words, folder=tmp_path) == 0
     scalars = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
-    assert {"by_step/log10_drift_UtU", "by_flow_time/log10_drift_rank"} <= set(scalars)
+    assert {"more_by_step/log10_drift_UtU", "more_by_flow_time/log10_drift_rank"} <= set(scalars)
 
 
 @pytest.mark.parametrize(

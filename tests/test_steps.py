@@ -141,7 +141,7 @@ def test_a_run_says_the_steps_that_it_took(monkeypatch, tmp_path, capsys):
     assert events.Scalars("by_step/loss")[-1].step == taken
     starts = sorted({float(t) for t in begun})
     longest = max(b - a for a, b in itertools.pairwise(starts))
-    steps = [event.value for event in events.Scalars("by_step/dt")][1:-1]
+    steps = [event.value for event in events.Scalars("more_by_step/dt")][1:-1]
     assert max(steps) <= longest * (1 + 1e-6)
     assert len(steps) >= 48, "records keep their density"
 

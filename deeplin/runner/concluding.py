@@ -13,8 +13,8 @@ from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
 from deeplin.loop import History, Kind, Result
 from deeplin.runner import figures
 from deeplin.runner.build import Experiment
+from deeplin.runner.configurations import changed
 from deeplin.runner.folder import RunFolder
-from deeplin.runner.schema import flatten, is_internal
 from deeplin.runner.tensorboard import TensorBoardLog
 from deeplin.runner.terminal import command, complain, say, say_command, say_table
 from deeplin.runner.verdict import judge
@@ -65,11 +65,10 @@ def conclude(
         for name, value in verdict.summary.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    parameters = {
-        k: v for k, v in flatten(cfg).items() if not (k.startswith("log.") or is_internal(k))
-    }
-    log.hparams(parameters, metrics)
-    log.text("verdict", f"{verdict}\n\n{verdict.sentence}")
+    log.predicted(history, prediction)
+    log.hparams(changed(cfg), metrics)
+    # TensorBoard sorts by name: what the run came to stands on top.
+    log.text("1_verdict", f"{verdict.sentence}\n\n{verdict}")
     say()
     say_table(verdict.table)
     say(f"\n{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
@@ -142,5 +141,5 @@ def _show_plateaus(
     if draw:
         figure = figures.saddle_to_saddle(history, report, title, repeat=repeat)
         _show("plateaus", figures.rendered(figure), folder, log)
-    log.text("plateaus", plateau_table(report))
+    log.text("2_plateaus", plateau_table(report))
     say(f"\ncritical points passed:\n{plateau_table(report)}")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from deeplin.runner.schema import flatten, is_internal
 
-__all__ = ["CONF", "Configurations", "task", "visible"]
+__all__ = ["CONF", "Configurations", "changed", "task", "visible"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a checkout beside the package, in a wheel inside it.
@@ -87,3 +89,40 @@ def visible(cfg: DictConfig) -> dict[str, object]:
 def task(cfg: DictConfig) -> DictConfig:
     """A composed configuration without Hydra's own part."""
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def changed(cfg: DictConfig) -> dict[str, object]:
+    """The options of a run that were typed, or are not what the files have for its choices.
+
+    What a sweep varies is typed in each of its jobs, the usual value too. Where nothing was
+    changed, the problem and the method.
+    """
+    given, names = flatten(cfg), ("problem.name", "init.name", "method.name")
+    usual = _files_of(given)
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    typed = {word.partition("=")[0].lstrip("+") for word in words}
+    found = {
+        key: value
+        for key, value in given.items()
+        if (key in names or not is_internal(key))
+        and not key.startswith(("log.", "resume"))
+        and (value != usual.get(key) or key.removesuffix(".name") in typed or key in typed)
+    }
+    return found or {key: given[key] for key in ("problem.name", "method.name") if key in given}
+
+
+def _files_of(given: Mapping[str, object]) -> dict[str, object]:
+    """What the files have where no option is given but the groups, of the usual names."""
+    whole = OmegaConf.load(CONF / "train.yaml")
+    assert isinstance(whole, DictConfig)
+    entries = [entry for entry in whole.defaults if isinstance(entry, DictConfig)]
+    names = {str(group): name for entry in entries for group, name in entry.items()}
+    for group, name in names.items():
+        file = CONF / group / f"{given.get(f'{group}.name', name)}.yaml"
+        if file.is_file():
+            whole[group] = OmegaConf.load(file)
+    try:
+        flat = flatten(task(whole))
+    except OmegaConfBaseException:  # a reference to what an experiment has
+        return {}
+    return flat | {f"{group}.name": name for group, name in names.items()}

@@ -136,12 +136,12 @@ def _drive(
     say(_headline(title, experiment, folder, history.t[-1] if saved else None))
     shown = min(cfg.log.singular_values, *experiment.network.widths)
     log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
-    log.text("config", OmegaConf.to_yaml(cfg), "yaml")
-    log.text("provenance", json.dumps(folder.sessions(), indent=2), "json")
+    log.text("4_config", OmegaConf.to_yaml(cfg), "yaml")
+    log.text("5_provenance", json.dumps(folder.sessions(), indent=2), "json")
     log.text(
-        "axes",
+        "3_axes",
         "by_step: the number of steps taken, of the repeat that took most. "
-        f"by_flow_time: t in units of {TIME_UNIT:g}.",
+        f"by_flow_time: t in units of {TIME_UNIT:g}, so that 400k is t = 400.",
     )
     every = cfg.log.checkpoint_seconds
     checkpointer = Checkpointer(

@@ -14,6 +14,8 @@ from torch.utils.tensorboard.summary import custom_scalars, hparams, image, scal
 
 from deeplin.integrators.steppers import Stepper
 from deeplin.loop import History, Record
+from deeplin.prediction import Prediction
+from deeplin.runner.drawing import predicted_decay
 from deeplin.runner.events import EventFile
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.observables import KEPT_ASIDE
@@ -24,6 +26,9 @@ __all__ = ["TIME_UNIT", "TensorBoardLog"]
 TIME_UNIT = 1e-3
 _LATEST = 2.0**62  # and of 64 bits
 _LOG10 = ("excess_loss", "distance_to_limit", "gradient_norm", "balancedness_gap")
+_GAPS = "drift_gap_"  # of each pair of neighbouring layers: shown is the largest
+# The first page has what a run is about, the pages of `more_by_…` all else.
+_FIRST = ("loss", *(f"log10_{name}" for name in _LOG10[:3]))
 
 
 class TensorBoardLog:
@@ -50,8 +55,10 @@ class TensorBoardLog:
 
     def on_record(self, record: Record) -> None:
         values: dict[str, Tensor] = {"dt": torch.tensor(record.dt)}
-        for name, value in record.observed.items():
-            if name == "singular_values" or name in KEPT_ASIDE:
+        gaps = [value for name, value in record.observed.items() if name.startswith(_GAPS)]
+        largest = {"drift_largest_gap": torch.stack(gaps).amax(0)} if gaps else {}
+        for name, value in (record.observed | largest).items():
+            if name.startswith(_GAPS) or name == "singular_values" or name in KEPT_ASIDE:
                 continue
             if name in _LOG10 or name.startswith(("drift_", "tie_")):
                 # An exact 0 has no logarithm; what is conserved is known to round-off only.
@@ -61,14 +68,15 @@ class TensorBoardLog:
         spectrum = record.observed["singular_values"][..., : self.singular_values]
         sigmas = {f"{i:02d}": value for i, value in enumerate(spectrum.unbind(-1), start=1)}
         seen: list[tuple[str, str, float]] = []
-        for prefix, named in (("", values), ("singular_values_", sigmas)):
+        first = {name: value for name, value in values.items() if name in _FIRST}
+        more = {name: value for name, value in values.items() if name not in _FIRST}
+        for prefix, named in (("", first), ("more_", more), ("singular_values_", sigmas)):
             for name, value in named.items():
                 median, *ends = _spread(value)
                 seen.append((prefix, name, median))
                 for kind, end in zip(("min", "max"), ends, strict=False):
                     seen.append((f"range_{prefix}", f"{name}/{kind}", end))
-        flow_time = round(min(record.t / TIME_UNIT, _LATEST))
-        for axis, position in (("step", record.step), ("flow_time", flow_time)):
+        for axis, position in _positions(record):
             # One event for all of them, many times cheaper than one for each.
             scalars = [
                 Summary.Value(tag=f"{prefix}by_{axis}/{name}", simple_value=value)
@@ -79,17 +87,44 @@ class TensorBoardLog:
     def on_step(self, stepper: Stepper) -> None:
         pass
 
+    def predicted(self, history: History, prediction: Prediction) -> None:
+        """The predicted loss and decay, which *Custom scalars* has beside the measured ones."""
+        records = history.records
+        if not records:
+            return
+        curves: dict[str, dict[float, float]] = {}
+        if prediction.loss is not None:
+            curves["loss"] = {record.t: prediction.loss for record in (records[0], records[-1])}
+        if prediction.rate and "distance_to_limit" in records[0].observed:
+            distance = history.column("distance_to_limit").double()
+            median = distance.reshape(len(records), -1).median(1).values.numpy()
+            shown, line = predicted_decay(history.t.numpy(), median, prediction.rate)
+            with np.errstate(divide="ignore"):
+                decay = np.maximum(np.log10(line), -300.0)
+            named = zip(shown.tolist(), decay.tolist(), strict=True)
+            curves["log10_distance_to_limit"] = dict(named)
+        for name, curve in curves.items():
+            for record in records:
+                if record.t in curve:
+                    for axis, position in _positions(record):
+                        self._add(scalar(f"predicted_by_{axis}/{name}", curve[record.t]), position)
+
     def _layout(self) -> dict[str, object]:
-        names = ["loss", *(f"log10_{name}" for name in _LOG10)]
+        """Loss, distance, gradient norm with what is predicted; with repeats their range, too."""
         sigmas = [f"{i:02d}" for i in range(1, self.singular_values + 1)]
         layout: dict[str, object] = {}
         for axis in ("flow_time", "step"):
-            groups = {f"by_{axis}": names, f"singular_values_by_{axis}": sigmas}
+            by = f"by_{axis}"
+            charts: dict[str, object] = {
+                name: ["Multiline", [f"{by}/{name}$", f"predicted_{by}/{name}$"]]
+                for name in ("loss", "log10_distance_to_limit", "log10_gradient_norm")
+            }
             if self.repeats == 1:
-                charts = {group: ["Multiline", [f"{group}/.*"]] for group in list(groups)[1:]}
+                charts["singular values"] = ["Multiline", [f"singular_values_{by}/.*"]]
             else:
-                charts = {
-                    f"{name if group.startswith('by') else f'singular value {name}'}": [
+                groups = {by: _FIRST, f"singular_values_{by}": sigmas}
+                charts |= {
+                    f"range of {name if group == by else f'singular value {name}'}": [
                         "Margin",
                         [f"{group}/{name}", *(f"range_{group}/{name}/{k}" for k in ("min", "max"))],
                     ]
@@ -120,6 +155,12 @@ class TensorBoardLog:
     def close(self) -> None:
         with self.folder.writing(self.path):
             self.file.close()
+
+
+def _positions(record: Record) -> tuple[tuple[str, int], ...]:
+    """Where a record stands on each axis."""
+    flow_time = round(min(record.t / TIME_UNIT, _LATEST))
+    return ("step", record.step), ("flow_time", flow_time)
 
 
 def _spread(value: Tensor) -> tuple[float, ...]:
