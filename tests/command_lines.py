@@ -63,7 +63,7 @@ FLAGS = [
 KEYS = {
     "problem": "name approximation digits file gaussian teacher",
     "init": "balanced gaussian identity orthogonal special spurious",
-    "method": "dopri5 euler rgd rk4 rkc rosenbrock sgd structure",
+    "method": "auto dopri5 euler rgd rk4 rkc rosenbrock sgd structure",
     "network": "grid nope",
     "experiment": "null nope condition37 plateaus brtw/fig01",
     "hydra/launcher": "basic nope",

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from deeplin.flows import PSDDLRAFlow
 from deeplin.flows.contract import Flow, State
 from deeplin.integrators import (
     AdaptiveStepper,
@@ -21,19 +20,26 @@ from deeplin.integrators import (
     IntegratorStepper,
     OptimizerStepper,
     ProjectedRungeKutta,
-    Rosenbrock,
     Stepper,
 )
-from deeplin.linalg import hermitian_part, is_semidefinite
 from deeplin.loop import Observe
 from deeplin.network import DeepLinear, grid_widths
-from deeplin.prediction import Prediction, predict_flow
+from deeplin.prediction import Prediction
 from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
 from deeplin.problems.memory import ask_for_memory
+from deeplin.runner.automatic import Forecast, as_chosen, fitting, is_for_sgd
+from deeplin.runner.cost import Stiffness, check_size
+from deeplin.runner.following import (
+    Followed,
+    check_edge_of_cone,
+    check_fits,
+    followed,
+    followed_on,
+)
 from deeplin.runner.methods import unstable_step
-from deeplin.runner.named_flows import FLOWS, choose_flow, make_flow
+from deeplin.runner.named_flows import FLOWS, choose_flow
 from deeplin.runner.observables import flow_observables, with_factors
 from deeplin.runner.schema import check
 from deeplin.runner.targets import make, options_of
@@ -58,6 +64,8 @@ class Experiment:
     - `on`: the manifold and the point on it that the method moves, where the run is on one
     - `most_steps`: where steps change by a schedule, those that steps of the first length would be
     - `unstable`: a sentence where the steps are beyond what the method is stable for
+    - `method`: its options; where method=auto chose it, those of what it chose
+    - `forecast`: finds out what the run will cost; None where nothing is known of its steps
     """
 
     data: Data
@@ -69,6 +77,8 @@ class Experiment:
     t1: float
     notes: list[str]
     unstable: str | None
+    method: DictConfig
+    forecast: Callable[[], Forecast | None]
     on: OnManifold | None = None
     most_steps: int | None = None
 
@@ -91,56 +101,58 @@ def build(cfg: DictConfig) -> Experiment:
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
     make(options_of(cfg.init, "name"), "init", **offered)
     network.to(cfg.device)
-    fitting = list(cfg.method.get("_flows_", FLOWS))
-    _check_fits(cfg, fitting)
-    on = None
+    method, at = cfg.method, None
     if manifold is not None:
-        on = _on_manifold(manifold, source, network)
-        flow, state = on.flow, on.state
-    else:
-        flow_name, chosen = choose_flow(cfg.flow, cfg.method.name, fitting, network)
-        source = source if chosen is None else replace(source, notes=(*source.notes, chosen))
-        flow, state = make_flow(
-            flow_name,
+        check_fits(cfg, list(method.get("_flows_", FLOWS)))
+        at = followed_on(manifold, source, network)
+    elif method.name == "auto":
+        at = followed(cfg.flow, "auto", FLOWS, network, problem)
+        name, why = _fitting(cfg, at, network, problem)
+        method = as_chosen(method, name)
+        source = replace(source, notes=(*source.notes, f"method=auto takes {name}: {why}"))
+    flows = list(method.get("_flows_", FLOWS))
+    check_fits(cfg, flows)
+    free = at is None or at.on is None
+    if at is None or (free and choose_flow(cfg.flow, method.name, flows, network)[0] != at.name):
+        at = followed(
+            cfg.flow,
+            method.name,
+            flows,
             network,
             problem,
-            rebalance=cfg.method.get("rebalance", False),
-            multiplicative=cfg.method.get("_multiplicative_", False),
+            rebalance=method.get("rebalance", False),
+            multiplicative=method.get("_multiplicative_", False),
         )
-    _check_start(problem, flow.end_to_end(state))
-    with slow("computing what is predicted: the limit and the rate"):
-        prediction = predict_flow(problem, flow, state)
-    if isinstance(flow, PSDDLRAFlow):
-        prediction = _on_the_cone(problem, prediction)
-    _check_rank(min(widths), problem, prediction, cfg.method.t1)
-    t1, told = _end_time(cfg.method.t1, prediction, problem, flow, state)
-    offered = {
-        "flow": flow,
-        "state": state,
-        "network": network,
-        "source": source,
-        "seed": cfg.seed,
-        "t1": t1,
-        "records": cfg.log.records,
-        "on": on,
-    }
-    kept = ("name", "t1", "rebalance", "_flows_", "_multiplicative_")
-    what = "compiling the steps" if cfg.method.get("compiled") else "measuring the curvature"
-    with slow(f"{what} for method={cfg.method.name}"):
-        stepper = make(options_of(cfg.method, *kept), "method", **offered)
-    if not isinstance(stepper, IntegratorStepper | AdaptiveStepper | OptimizerStepper):
-        raise TypeError(
-            f"the target of method={cfg.method.name} must return a stepper of "
-            f"deeplin.integrators; got {type(stepper).__name__}."
+    flow, state, prediction = at.flow, at.state, at.prediction
+    source = source if at.noted is None else replace(source, notes=(*source.notes, at.noted))
+    _check_rank(min(widths), problem, prediction, method.t1)
+    t1, told = _end_time(method.t1, prediction, problem, flow, state)
+
+    def made(state: State, network: DeepLinear, records: int) -> Stepper:
+        return _stepper(
+            method,
+            flow=flow,
+            state=state,
+            network=network,
+            source=source,
+            seed=cfg.seed,
+            t1=t1,
+            records=records,
+            on=at.on,
         )
-    _check_edge_of_cone(problem, flow, stepper, prediction.rank)
+
+    what = "compiling the steps" if method.get("compiled") else "measuring the curvature"
+    with slow(f"{what} for method={method.name}"):
+        stepper = made(state, network, cfg.log.records)
+    check_size(flow, state, stepper)
+    check_edge_of_cone(problem, flow, stepper, prediction.rank)
     if not t1 / stepper.stretch <= _MOST_STEPS:
         raise ValueError(
             f"a run of {t1:.4g} in steps of {stepper.stretch:.4g} has more of them than can be "
             "counted: take a larger method.dt or method.safety, or a smaller method.t1."
         )
     warning = None
-    if not isinstance(cfg.method.get("dt", "auto"), str):
+    if not isinstance(method.get("dt", "auto"), str):
         warning = unstable_step(stepper, flow, state, t1)
         source = source if warning is None else replace(source, notes=(*source.notes, warning))
     if isinstance(stepper, IntegratorStepper):
@@ -163,6 +175,21 @@ def build(cfg: DictConfig) -> Experiment:
     if cfg.log.factors:
         observe = with_factors(observe, flow)
     notes = [*source.notes, *prediction.told, *told]
+
+    def forecast() -> Forecast | None:
+        if isinstance(stepper, OptimizerStepper) and not (stepper.descends and free):
+            return None  # steps by a line search, of another clock, or on a manifold
+        start = tuple(part.clone() for part in state)
+        return Forecast.of(
+            problem,
+            network,
+            at.name,
+            at.prediction,
+            stiffness=_stiffness(cfg, at, network, problem, t1),
+            stepper=made(start, copy.deepcopy(network), 1),
+            max_steps=cfg.stop.max_steps if most_steps is None else most_steps,
+        )
+
     return Experiment(
         source,
         network,
@@ -173,45 +200,46 @@ def build(cfg: DictConfig) -> Experiment:
         t1,
         notes,
         warning,
-        on,
+        method,
+        forecast,
+        at.on,
         most_steps,
     )
 
 
+def _stiffness(
+    cfg: DictConfig, at: Followed, network: DeepLinear, problem: Problem, t1: float
+) -> Stiffness:
+    return Stiffness.of(problem, network, at.flow, at.state, at.prediction, t1, cfg.stop.grad_norm)
+
+
+def _fitting(
+    cfg: DictConfig, at: Followed, network: DeepLinear, problem: Problem
+) -> tuple[str, str]:
+    """(the name of the method that method=auto takes, why)."""
+    if is_for_sgd(cfg.method):
+        return "sgd", "method.dt or method.batch_size is given"
+    t1 = _end_time(cfg.method.t1, at.prediction, problem, at.flow, at.state)[0]
+    stiffness = _stiffness(cfg, at, network, problem, t1)
+    fit = fitting(problem, network, cfg.flow, at.prediction, stiffness)
+    keeps = "it keeps what decides the limit, " if fit.keeps else ""
+    return fit.name, f"{keeps}{stiffness}, a state of {fit.size} numbers"
+
+
+def _stepper(method: DictConfig, **offered: object) -> Stepper:
+    """What advances a state, by the options of a method."""
+    kept = ("name", "t1", "rebalance", "_flows_", "_multiplicative_")
+    stepper = make(options_of(method, *kept), "method", **offered)
+    if not isinstance(stepper, IntegratorStepper | AdaptiveStepper | OptimizerStepper):
+        raise TypeError(
+            f"the target of method={method.name} must return a stepper of "
+            f"deeplin.integrators; got {type(stepper).__name__}."
+        )
+    return stepper
+
+
 def _rank_of(manifold: DictConfig | None) -> int | None:
     return None if manifold is None else manifold.get("rank")
-
-
-def _check_fits(cfg: DictConfig, fitting: Sequence[str]) -> None:
-    """Raise ValueError for a manifold with a method of networks, and the other way round."""
-    if (cfg.get("manifold") is not None) == ("manifold" in fitting):
-        if "manifold" in fitting and cfg.flow != "auto":
-            raise ValueError(
-                "a run on a manifold follows the flow of its metric, manifold.depth; got "
-                f"flow={cfg.flow}: leave out flow."
-            )
-        return
-    if "manifold" in fitting:
-        raise ValueError(
-            f"method={cfg.method.name} moves a point on a manifold: add manifold=fixed_rank or "
-            "manifold=psd_fixed_rank."
-        )
-    raise ValueError(
-        f"method={cfg.method.name} moves the layers of a network, no point on a manifold: use "
-        "method=riemannian_sgd, riemannian_adam or line_search, or leave out "
-        f"manifold={cfg.manifold.name}."
-    )
-
-
-def _on_manifold(group: DictConfig, source: Data, network: DeepLinear) -> OnManifold:
-    from deeplin.runner.riemannian import OnManifold  # geoopt, for such runs alone
-
-    on = make(options_of(group, "name"), "manifold", source=source, network=network)
-    if not isinstance(on, OnManifold):
-        raise TypeError(
-            f"the target of manifold={group.name} must return OnManifold; got {type(on).__name__}."
-        )
-    return on
 
 
 def data_of(cfg: DictConfig) -> Data:
@@ -293,63 +321,6 @@ def widths_of(
             f"{widths}: for instance network.widths=[{d_x},10,{d_y}]."
         )
     return widths
-
-
-def _check_start(problem: Problem, W: Tensor) -> None:
-    """Raise ValueError where a loss of which nothing is known is not finite at the start."""
-    if problem.optimum is None:
-        loss = problem.loss(W)
-        if not bool(torch.isfinite(loss).all()):
-            worst = loss.flatten()[~torch.isfinite(loss).flatten()][0]
-            raise ValueError(
-                f"at the start the loss is {float(worst)}, and no step goes on from there: start "
-                "elsewhere, with another init or init.scale, or keep the loss finite."
-            )
-
-
-def _on_the_cone(problem: Problem, prediction: Prediction) -> Prediction:
-    """What is left of a prediction where W stays positive semidefinite.
-
-    A minimizer on M_k that is semidefinite is that on the cone, too. The rate is that of Hermitian
-    directions alone, the same as on M_k where all critical points are semidefinite.
-    """
-    optimum = problem.optimum
-    if optimum is None or is_semidefinite(optimum.minimizer(optimum.rank)):
-        return prediction
-    if is_semidefinite(optimum.minimizer(prediction.rank)):
-        reason = "X is not semidefinite: its other part changes the rate on the cone"
-        return replace(prediction, rate=None, rate_missing=reason)
-    missing = (
-        f"the optimum of rank {prediction.rank} is not positive semidefinite, as W(t) is, and on "
-        "the cone no limit is predicted"
-    )
-    return replace(
-        prediction, limit=None, loss=None, unique=False, rate=None, pace=None,
-        missing=missing, rate_missing=missing,
-    )  # fmt: skip
-
-
-def _check_edge_of_cone(problem: Problem, flow: Flow, stepper: Stepper, rank: int) -> None:
-    """Raise ValueError where explicit steps of U, S meet S → 0, at which no step is short enough.
-
-    Of ½‖W − X‖² on the cone the rank of W(t) goes down to the number of positive eigenvalues of X.
-    """
-    if not isinstance(flow, PSDDLRAFlow) or flow.rescaled or not isinstance(problem, LeastSquares):
-        return
-    if not torch.equal(problem.C, torch.eye(problem.d_x).to(problem.C)):
-        return
-    values = torch.linalg.eigvalsh(hermitian_part(problem.B))
-    noise = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
-    positive = int((values > noise).sum())
-    if isinstance(stepper, AdaptiveStepper | IntegratorStepper):
-        fits = isinstance(stepper.integrator, ProjectedRungeKutta | Rosenbrock)
-        if positive < rank and not fits:
-            raise ValueError(
-                f"flow=psd_dlra from rank {rank} tends to rank {positive}, since X has so many "
-                "positive eigenvalues, and explicit steps of its factors, which divide by S, then "
-                "become unstable however short they are: use flow=psd_dlra_rescaled, method=rgd or "
-                "method=rosenbrock."
-            )
 
 
 def _check_rank(rank: int, problem: Problem, prediction: Prediction, t1: float | str) -> None:

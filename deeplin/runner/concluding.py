@@ -59,7 +59,8 @@ def conclude(
     if passed and len(passed[verdict.shown]) > 1:
         shown = f"{title}, repeat {verdict.shown + 1}" if len(passed) > 1 else title
         _show_plateaus(shown, folder, log, history, passed[verdict.shown], verdict.shown, draw)
-    folder.write_json("summary.json", {**verdict.summary, "notes": experiment.notes})
+    told = {"method": cfg.method.name, **verdict.summary, "notes": experiment.notes}
+    folder.write_json("summary.json", told)
     metrics = {
         name: value
         for name, value in verdict.summary.items()

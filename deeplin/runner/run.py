@@ -22,6 +22,7 @@ from deeplin.loop import (
     Stop,
     drive,
 )
+from deeplin.runner.automatic import kept_choice
 from deeplin.runner.build import Experiment, build
 from deeplin.runner.concluding import conclude
 from deeplin.runner.ending import settled, told, unchanged
@@ -58,6 +59,8 @@ def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
 
 
 def _run(cfg: DictConfig, folder: RunFolder, draw: bool) -> int:
+    if folder.config.exists():
+        cfg.method = kept_choice(cfg.method, folder.read_config().method)
     given = flatten(cfg)
     with slow("computing the digests of the files"):
         inputs = digests(cfg)
@@ -82,6 +85,7 @@ def _run(cfg: DictConfig, folder: RunFolder, draw: bool) -> int:
     since = saved.history.records[-1].t if saved and saved.history.records else 0.0
     if ended is None:  # it goes on, and ends otherwise than was told
         folder.summary.unlink(missing_ok=True)
+    cfg.method = experiment.method
     folder.write_config(cfg)
     folder.add_provenance({**provenance(), "files": inputs, "from_t": since})
     return _drive(cfg, experiment, folder, saved, ended, inputs, draw)
@@ -133,7 +137,15 @@ def _drive(
     if saved is not None:
         stepper.load_state_dict(saved.stepper)
         history = saved.history
-    say(_headline(title, experiment, folder, history.t[-1] if saved else None))
+    cost = ""
+    if saved is None:
+        observe, records = experiment.observe, cfg.log.records
+        with slow("measuring what the run will cost"):
+            forecast = experiment.forecast()
+            if forecast is not None:
+                cost = forecast.line(cfg.method.name, observe, records, experiment.t1)
+    resumed_at = history.t[-1] if saved else None
+    say(_headline(title, experiment, folder, cost, resumed_at))
     shown = min(cfg.log.singular_values, *experiment.network.widths)
     log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
     log.text("4_config", OmegaConf.to_yaml(cfg), "yaml")
@@ -222,10 +234,11 @@ def _steps(stepper: Stepper) -> str:
 
 
 def _headline(
-    title: str, experiment: Experiment, folder: RunFolder, resumed_at: Tensor | None
+    title: str, experiment: Experiment, folder: RunFolder, cost: str, resumed_at: Tensor | None
 ) -> str:
     lines = [f"deeplin: {title}"]
     lines += [f"  {note}" for note in experiment.notes]
+    lines += [f"  {cost}"] if cost else []
     stepper = experiment.stepper
     if isinstance(stepper, OptimizerStepper) and stepper.counts:
         end = f"{math.ceil(experiment.t1)} steps"
