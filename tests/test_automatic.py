@@ -12,6 +12,8 @@ from deeplin.loop import Every, GradientNormBelow, drive
 from deeplin.runner.automatic import METHODS
 from deeplin.runner.build import build
 from deeplin.runner.cost import tolerance_of
+from deeplin.runner.folder import RunFolder
+from deeplin.runner.verdict import fitted_rate
 
 MILD = ["problem=gaussian", "problem.d=6", "network.rank=2"]
 # λ_1/ρ is 4e3 here: the slowest direction is that between the values 1 and 0.999.
@@ -190,3 +192,23 @@ def test_what_auto_took_is_kept_whatever_it_would_take_now(tmp_path, monkeypatch
     assert train(*words, folder=tmp_path) == 0
     assert "is finished already" in capsys.readouterr().out
     assert train(*STIFF, "method=auto", "method.dt=0.1", "log.records=40", folder=tmp_path) == 2
+
+
+# -- the rate that a run is held to ----------------------------------------------------------------
+
+
+def test_a_rate_among_many_near_it_is_seen_in_its_own_mode(tmp_path):
+    """Where the spectrum is dense the distance falls faster than ρ to the end of the run.
+
+    The metric is that of depth 2: next to the slowest rate, 1 − 0.5, are eleven up to 1 − 0.39.
+    """
+    spectrum = [1, *(0.5 - 0.01 * j for j in range(12))]
+    words = ["problem=approximation", "problem.kind=general", "problem.n=13", "method=rkc"]
+    options = ["network.rank=1", "network.depth=2", f"problem.spectrum={spectrum}".replace(" ", "")]
+    assert train(*words, *options, "stop.grad_norm=1e-4", folder=tmp_path) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert "agree" in summary["verdict"]
+    assert summary["rate_measured"] == pytest.approx(summary["rate_predicted"], rel=0.01)
+    history = RunFolder(tmp_path).load_checkpoint("cpu").history
+    of_distance = fitted_rate(history.t, history.column("distance_to_limit"), 1e-12)
+    assert of_distance > 1.05 * summary["rate_predicted"]

@@ -1,13 +1,15 @@
 """The rate of arrival of unbalanced layers: against local_rate, and against runs."""
 
+import math
+
 import pytest
 import torch
 from reproduction.modes import embedded_hessian_of
 
 import deeplin
 from deeplin import DeepLinear, init
-from deeplin.flows import LayerFlow
-from deeplin.landscape import hessian, layer_rate, local_rate, slowest_mode
+from deeplin.flows import EndToEndFlow, LayerFlow
+from deeplin.landscape import hessian, layer_rate, local_mode, local_rate, slowest_mode
 from deeplin.landscape.operators import SymmetricOperator
 from deeplin.network import end_to_end
 from deeplin.problems import data
@@ -53,6 +55,26 @@ def test_unbalanced_layers_arrive_at_their_own_rate(kind, widths):
     measured = fitted_rate(solution.t, solution.observed["distance"], 1e-13)
     assert measured == pytest.approx(rho, rel=0.01)
     assert abs(rho / balanced - 1) > 0.02, "a start for which balancedness does not matter"
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "teacher"])
+@pytest.mark.parametrize("depth", [1, 2, 3.5])
+def test_the_slowest_mode_alone_falls_at_the_rate(kind, depth, randn):
+    """⟨P, W(t) − W⟩ is one exponential from the start on; the distance is far from it."""
+    problem = problem_of(kind, 2)
+    W = problem.minimizer(2)
+    rho, P = local_mode(problem, W, depth)
+    flow = EndToEndFlow(problem, depth)
+    start = flow.init_state(W + 1e-5 * (randn(*W.shape) @ W + W @ randn(*W.shape)), rank=2)
+    times = [0.25 / rho, 0.5 / rho, 1 / rho]
+    end = deeplin.solve(flow, start, times[-1], save_at=times, rtol=1e-11, atol=1e-14).y
+    moved = torch.stack([flow.end_to_end(y) - W for y in (start, *end[-3:])])
+    along = (P * moved).sum((-2, -1))
+    torch.testing.assert_close(
+        along[1:] / along[0], torch.tensor([-0.25, -0.5, -1]).double().exp(), rtol=1e-3, atol=0
+    )
+    distance = torch.linalg.matrix_norm(moved)
+    assert distance[1] / distance[0] < 0.97 * math.exp(-0.25)
 
 
 def test_a_lower_rank_and_a_batch_are_refused():

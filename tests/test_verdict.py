@@ -110,9 +110,17 @@ def test_sentences(problem):
     assert rate is not None
     good = history_of(problem, true.limit, 1.0, rate)
     assert verdict(problem, good, true).startswith("Theory and run agree: W reached")
-    wrong_rate = history_of(problem, true.limit, 1.0, 1.3 * rate)
-    assert "disagree" in verdict(problem, wrong_rate, true)
-    assert "where" in verdict(problem, wrong_rate, true)
+    slower = history_of(problem, true.limit, 1.0, 0.7 * rate)
+    assert "disagree" in verdict(problem, slower, true)
+    assert "its distance decayed at the rate" in verdict(problem, slower, true)
+    # Modes near the slowest make the distance fall faster for long; the slowest alone never does.
+    faster = history_of(problem, true.limit, 1.0, 1.3 * rate)
+    assert verdict(problem, faster, true).startswith("Theory and run agree: W reached")
+    assert "at the rate" not in verdict(problem, faster, true)
+    for record in faster.records:
+        record.observed["along_slowest_mode"] = record.observed["distance_to_limit"]
+    assert "disagree" in verdict(problem, faster, true)
+    assert "its slowest mode decayed at the rate" in verdict(problem, faster, true)
     saddle = history_of(problem, problem.critical_point([1, 3]), 1e-9)
     records = [
         Record(

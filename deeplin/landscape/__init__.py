@@ -4,7 +4,13 @@ from deeplin.landscape.classification import classify
 from deeplin.landscape.closed_form import nearest_critical_point
 from deeplin.landscape.critical import CriticalPoint, critical_points, lift, saddle_curve
 from deeplin.landscape.criticality import is_critical
-from deeplin.landscape.curvature import LayerHessian, RiemannianHessian, hessian, local_rate
+from deeplin.landscape.curvature import (
+    LayerHessian,
+    RiemannianHessian,
+    hessian,
+    local_mode,
+    local_rate,
+)
 from deeplin.landscape.escape import escape_direction
 from deeplin.landscape.neighbours import fan_around, neighbours_of, spurious_point
 from deeplin.landscape.operators import Eigenpairs
@@ -40,6 +46,7 @@ __all__ = [
     "iteration_jacobian",
     "layer_rate",
     "lift",
+    "local_mode",
     "local_rate",
     "nearest_critical_point",
     "neighbours_of",

@@ -20,7 +20,7 @@ from deeplin.problems import Problem, Spectrum
 if TYPE_CHECKING:
     from numpy import ndarray
 
-__all__ = ["LayerHessian", "RiemannianHessian", "hessian", "local_rate"]
+__all__ = ["LayerHessian", "RiemannianHessian", "hessian", "local_mode", "local_rate"]
 
 Core = tuple[Tensor, Tensor, Tensor]
 
@@ -137,7 +137,17 @@ class RiemannianHessian(SymmetricOperator):
 
         Its g-norm is ‖x‖, and Hess^g and this operator have the same eigenvalue there.
         """
-        M, A, B = self._scaled(x)
+        return self._tangent(*self._scaled(x))
+
+    def covector(self, x: Float[Tensor, "*batch dim"]) -> Inexact[Tensor, "*batch d_y d_x"]:
+        """The tangent matrix 𝒜^{-1/2}x: ⟨covector(x), tangent(z)⟩_F = ⟨x, z⟩.
+
+        Of an eigenvector x it is 0 on all other eigenvectors of Hess^g, and sees x alone.
+        """
+        M, A, B = self._parts(x)
+        return self._tangent(M / self._core, A / self._sides, B / self._sides)
+
+    def _tangent(self, M: Tensor, A: Tensor, B: Tensor) -> Tensor:
         U, V, k = self._U, self._V, self.k
         inner = U[:, :k] @ M + U[:, k:] @ A
         return inner @ V[:, :k].mH + U[:, :k] @ B.mH @ V[:, k:].mH
@@ -210,25 +220,40 @@ def local_rate(
     M_k and, without a closed form, where the least eigenvalue is below tol times the largest: then
     W may be a minimum but no strict one.
     """
+    return local_mode(problem, W, depth, tol=tol)[0]
+
+
+def local_mode(
+    problem: Problem, W: Inexact[Tensor, "d_y d_x"], depth: float | Metric, *, tol: float = 1e-6
+) -> tuple[float, Inexact[Tensor, "d_y d_x"]]:
+    """(ρ, P): the rate of `local_rate`, and the P for which ⟨P, W(t) − W⟩ ~ e^{−ρt} alone.
+
+    The distance to W is a sum over all modes, and falls faster than ρ until those near ρ are gone,
+    which takes 1/(ρ_2 − ρ): longer than a run where the spectrum is dense. P = 𝒜_W^{-1}ξ of the
+    slowest mode ξ is 0 on the others.
+
+    The same source, cost and errors.
+    """
     metric = as_metric(depth)
     _require_critical(problem, W, tol)
     optimum = known(problem)
     if optimum is not None:
-        return _rate_in_closed_form(problem, optimum, W, metric, tol)
+        return _mode_in_closed_form(problem, optimum, W, metric, tol)
     H = RiemannianHessian(problem, W, metric, tol=tol)
-    least, largest = H.bounds()
+    (least,), (vector,) = H.extreme()
+    least, largest = float(least), float(H.extreme(1, "largest").values[0])
     if not least > tol * largest:
         what = "a saddle" if least < -tol * abs(largest) else "no strict minimum"
         raise ValueError(
             f"local_rate needs a strict minimum on M_k; the Hessian at this W of rank {H.k} has "
             f"eigenvalues from {least:.3g} to {largest:.3g}: it is {what}."
         )
-    return least
+    return least, H.covector(vector)
 
 
-def _rate_in_closed_form(
+def _mode_in_closed_form(
     problem: Problem, optimum: Spectrum, W: Tensor, metric: Metric, tol: float
-) -> float:
+) -> tuple[float, Tensor]:
     H, near = RiemannianHessian(problem, W, metric, tol=tol), optimum.nearest(W)
     if not bool(near.optimal):
         J = (near.modes.nonzero().ravel() + 1).tolist()
@@ -237,7 +262,8 @@ def _rate_in_closed_form(
             f"critical point nearest to this W has J = {J}: use problem.minimizer({len(J)})."
         )
     nullity = (2 if W.is_complex() else 1) * optimum.nullity(int(near.rank))
-    return float(H.extreme(nullity + 1).values[nullity])
+    found = H.extreme(nullity + 1)
+    return float(found.values[nullity]), H.covector(found.vectors[nullity])
 
 
 def _require_critical(problem: Problem, W: Tensor, tol: float) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from deeplin.geometry.metric import DepthMetric, Metric
-from deeplin.landscape import local_rate
+from deeplin.landscape import local_mode, local_rate
 from deeplin.prediction.conserved import Reach
 from deeplin.prediction.statement import Prediction
 from deeplin.problems import LeastSquares
@@ -32,7 +32,7 @@ def prediction_of_rank(
         )
     k = min(start_rank, optimum.rank)
     limit, unique = optimum.minimizer(k), optimum.is_unique(k)
-    rate, pace, missing = None, None, ""
+    rate, mode, pace, missing = None, None, None, ""
     if k == 0:
         missing = "W(0) = 0 stays 0"
     elif not unique:
@@ -44,13 +44,13 @@ def prediction_of_rank(
     elif metric is None:
         missing = "the flow is none of those whose rate is known"
     else:
-        pace = local_rate(problem, limit, metric)
+        pace, slowest = local_mode(problem, limit, metric)
         if balanced:
-            rate = pace
+            rate, mode = pace, slowest
         else:
             missing = "unbalanced layers have a rate of their own, known once they arrived"
     loss = float(optimum.optimal_loss(k))
-    return Prediction(k, limit, loss, unique, rate, missing, pace, start_rank=start_rank)
+    return Prediction(k, limit, loss, unique, rate, missing, pace, start_rank=start_rank, mode=mode)
 
 
 def prediction_in_reach(

@@ -96,7 +96,8 @@ def predict_flow(problem: Problem, flow: Flow, y0: State, *, rank: int | None = 
             return replace(case, rate=None, rate_missing="the clock of this flow is its own")
         if isinstance(flow, OjaFlow) and oja and case.unique:
             values = torch.linalg.eigvalsh(flow.C).flip(0)
-            return case.at_rate(float(values[k - 1] - values[k]) if k < len(values) else None)
+            own = case.at_rate(float(values[k - 1] - values[k]) if k < len(values) else None)
+            return replace(own, mode=None)
         if rescaled and case.rate and limit is not None:
             return case.at_rate(case.rate * float(torch.linalg.svdvals(limit)[k - 1]))
         return case

@@ -31,6 +31,8 @@ class Prediction:
       one; None where nothing is known of the optimum, and `missing` says why
     - `rate`: ρ of ‖W(t) − limit‖_F ~ e^{−ρt}; None where it is not predicted, and `rate_missing`
       says why
+    - `mode`: P with ⟨P, W(t) − limit⟩ ~ e^{−ρt} alone, without the modes that decay a little faster
+      than ρ and are seen in the distance for long; None where it is not known
     - `pace`: the rate of balanced layers, whatever the start: by it a run's length is planned
     - `why`: where what is conserved keeps W(t) from the minimizer of the rank of W(0), the sentence
       that says so, and `limit` is where it ends instead; it is then no minimum of L^N, `escape`
@@ -55,6 +57,7 @@ class Prediction:
     escape: str = ""
     sign: int = 0
     note: str = ""
+    mode: Tensor | None = None
     cases: tuple[Prediction, ...] = ()
     case_of: tuple[int, ...] = ()
 
@@ -83,6 +86,10 @@ class Prediction:
         Where it is the same for all it has no batch dimensions.
         """
         return self._each([case.limit for case in self.cases or (self,)], batch)
+
+    def modes(self, batch: Sequence[int]) -> Inexact[Tensor, "*batch m n"] | None:
+        """The same of the slowest modes."""
+        return self._each([case.mode for case in self.cases or (self,)], batch)
 
     def optima(self, problem: Problem, batch: Sequence[int]) -> Tensor | None:
         """The same of the minimizers of the start's rank; None where they are the limits."""

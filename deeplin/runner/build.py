@@ -171,7 +171,7 @@ def build(cfg: DictConfig) -> Experiment:
             most_steps = math.ceil(t1 / stepper.stretch)
     batch = flow.batch_shape(state)
     limits, optima = prediction.limits(batch), prediction.optima(problem, batch)
-    observe = flow_observables(flow, problem, limits, state, optima)
+    observe = flow_observables(flow, problem, limits, state, optima, prediction.modes(batch))
     if cfg.log.factors:
         observe = with_factors(observe, flow)
     notes = [*source.notes, *prediction.told, *told]

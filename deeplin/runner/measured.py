@@ -28,13 +28,19 @@ RATE_TOLERANCE = 0.05  # relative, of the decay rate
 
 @dataclass(frozen=True)
 class Seen:
-    """What was measured of the worst trajectory, None where nothing is predicted to compare it."""
+    """What was measured of the worst trajectory, None where nothing is predicted to compare it.
+
+    `rate` is that of the slowest mode where it was seen `alone`, else that of the distance. Modes
+    near the slowest make the distance fall faster for long: a rate of it refutes ρ by being
+    smaller, it does not by being larger.
+    """
 
     loss: float
     excess: float | None
     distance: float | None
     rank: int
     rate: float | None
+    alone: bool
     gap_initial: float
     gap_final: float
     gradient_norm: float
@@ -66,14 +72,21 @@ class Checks:
     def of(cls, seen: Seen, prediction: Prediction) -> Checks:
         if seen.excess is None or seen.distance is None:
             return cls(None, None, None, None)
-        rate, rho = seen.rate, prediction.rate
         near = seen.distance <= prediction.distance_tolerance
         return cls(
             abs(seen.excess) <= EXCESS_TOLERANCE,
             near if prediction.unique else None,
             _has_rank(seen.rank, prediction),
-            None if rate is None or not rho else abs(rate / rho - 1) <= RATE_TOLERANCE,
+            cls._of_rate(seen.rate, prediction.rate, seen.alone),
         )
+
+    @staticmethod
+    def _of_rate(rate: float | None, rho: float | None, alone: bool) -> bool | None:
+        if rate is None or not rho:
+            return None
+        if not alone and rate / rho - 1 > RATE_TOLERANCE:
+            return None
+        return abs(rate / rho - 1) <= RATE_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,7 @@ def parts_of(
     loss, ranks = over_time("loss")[-1], over_time("rank")[-1].int().tolist()
     living = [i for i in range(len(ranks)) if i not in history.lost] or list(range(len(ranks)))
     gap, gradient = over_time("balancedness_gap")[:, living], over_time("gradient_norm")[-1]
+    shows_mode = "along_slowest_mode" in history.records[0].observed
     shows_sign = "sign_det" in history.records[0].observed
     sign = over_time("sign_det") if shows_sign else None
     parts = []
@@ -151,6 +165,7 @@ def parts_of(
             continue
         relative, distance = None, None
         rates: list[float | None] = [None] * len(members)
+        alone = [False] * len(members)
         if case.limit is not None and case.loss is not None:
             scale = _scale(problem, case.limit, case.loss)
             relative = over_time("excess_loss")[:, members] / scale
@@ -158,6 +173,11 @@ def parts_of(
             floor = 1e3 * torch.finfo(distance.dtype).eps * max(case.size, 1e-300)
             if case.unique and not stochastic:
                 rates = [fitted_rate(history.t, column, floor) for column in distance.unbind(1)]
+                if case.mode is not None and shows_mode:
+                    parts_along = over_time("along_slowest_mode")[:, members].unbind(1)
+                    seen_along = [fitted_rate(history.t, c, floor) for c in parts_along]
+                    alone = [rate is not None for rate in seen_along]
+                    rates = [b if a is None else a for a, b in zip(seen_along, rates, strict=True)]
         left = [
             _left_at(
                 case,
@@ -179,6 +199,7 @@ def parts_of(
                 distance=None if distance is None else float(distance[-1, n]),
                 rank=ranks[i],
                 rate=None,
+                alone=False,
                 gap_initial=float(gap[0].max()),
                 gap_final=float(gap[-1].max()),
                 gradient_norm=float(gradient[i]),
@@ -188,12 +209,14 @@ def parts_of(
         there = sum(
             at is None and Checks.of(s, case).reached for s, at in zip(of_each, left, strict=True)
         )
+        worst_rate = _worst_rate(rates, alone, case.rate)
         seen = Seen(
             loss=float(loss[worst]),
             excess=of_each[number].excess,
             distance=None if distance is None else float(distance[-1].max()),
             rank=next((ranks[i] for i in members if not _has_rank(ranks[i], case)), ranks[worst]),
-            rate=_worst_rate(rates, case.rate),
+            rate=None if worst_rate is None else rates[worst_rate],
+            alone=worst_rate is not None and alone[worst_rate],
             gap_initial=float(gap[0].max()),
             gap_final=float(gap[-1].max()),
             gradient_norm=float(gradient[members].max()),
@@ -238,8 +261,17 @@ def _scale(problem: Problem, limit: Tensor, optimal_loss: float) -> float:
     return optimal_loss if optimal_loss > 2e-12 * at_zero else at_zero
 
 
-def _worst_rate(rates: Sequence[float | None], predicted: float | None) -> float | None:
-    measured = [rate for rate in rates if rate is not None]
-    if not measured:
-        return None
-    return max(measured, key=lambda rate: abs(rate - (predicted or 0.0)))
+def _worst_rate(
+    rates: Sequence[float | None], alone: Sequence[bool], predicted: float | None
+) -> int | None:
+    """The number of the rate that is farthest from the predicted one, first of those that refute.
+
+    A rate of the distance above the predicted one is the last of all.
+    """
+    known = [i for i, rate in enumerate(rates) if rate is not None]
+
+    def badness(i: int) -> tuple[bool, float]:
+        excess = (rates[i] or 0.0) - (predicted or 0.0)
+        return alone[i] or excess < 0, abs(excess)
+
+    return max(known, key=badness) if known else None

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # Observables that checkpoints hold and nothing else shows: they are no curves.
-KEPT_ASIDE = ("nearest_modes", "left", "right")
+KEPT_ASIDE = ("nearest_modes", "along_slowest_mode", "left", "right")
 # Entries of a batch of W at once: what is computed from them stays in the cache.
 _BLOCK = 2**16
 
@@ -126,13 +126,15 @@ def flow_observables(
     limit: Tensor | None,
     y0: State,
     optimum: Tensor | None = None,
+    mode: Tensor | None = None,
 ) -> Observables:
     """The function (t, state) -> observables of any flow of W, under `layer_observables`' names.
 
     `gradient_norm` is that of the flow's own metric, which for balanced layers is the layers';
     `balancedness_gap` the largest drift of a conserved quantity where there are no layers. And
     `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0. For
-    square real W of full rank `sign_det`, the sign of det W, 0 where round-off hides it.
+    square real W of full rank `sign_det`, the sign of det W, 0 where round-off hides it. Given the
+    P of `Prediction.mode`, `along_slowest_mode`: |⟨P, W − limit⟩|/‖P‖_F.
     """
     start, sign_of = flow.conserved(y0), _sign_of_determinant(flow, y0)
     layers = layer_observables(problem, limit, optimum)
@@ -147,12 +149,15 @@ def flow_observables(
         if sign_of is not None:
             kept = conserved.get("sign_det")
             drift["sign_det"] = sign_of(y) if kept is None else kept
+        if mode is not None and limit is not None:
+            along = (mode.conj() * (flow.end_to_end(y) - limit)).real.sum((-2, -1))
+            drift["along_slowest_mode"] = along.abs() / torch.linalg.matrix_norm(mode)
         if isinstance(flow, LayerFlow):
             return layers(t, y) | drift
         W = flow.end_to_end(y)
         largest = W.real.new_zeros(W.shape[:-2])
         for name, change in drift.items():
-            if name != "sign_det":
+            if name.startswith("drift_"):
                 largest = torch.maximum(largest, change)
         return {
             **seen_of(W),

@@ -198,6 +198,8 @@ def _table(
         else "no exponential decay was reached"
         if rate is None
         else f"{100 * (rate / rho - 1):+.2f} %, tolerance {100 * RATE_TOLERANCE:.0f} %"
+        if seen.alone or checks.rate is not None
+        else f"{100 * (rate / rho - 1):+.2f} %: of the distance, which faster modes still make fall"
     )
     return [
         first,
@@ -306,7 +308,8 @@ def _sentence(part: Part, end: _End) -> str:
         )
     if checks.reached:
         return (
-            f"Theory and run disagree: W reached the predicted {what}, but its distance decayed at "
+            f"Theory and run disagree: W reached the predicted {what}, but "
+            f"{'its slowest mode' if seen.alone else 'its distance'} decayed at "
             f"the rate {seen.rate:.4g} where {prediction.rate:.4g} is predicted."
         )
     return _elsewhere(part, end, what, because)
