@@ -138,7 +138,8 @@ class Prediction:
         """
         if self.cases:
             return replace(self, cases=tuple(case.without_rate(why) for case in self.cases))
-        return replace(self, rate=None, pace=None, rate_missing=self.rate_missing or why)
+        missing = self.rate_missing or why
+        return replace(self, rate=None, pace=None, mode=None, rate_missing=missing)
 
     def in_steps(self, dt: float, order: int) -> Prediction:
         """The rate of a Runge–Kutta method of that order with steps of length dt, not of the flow.
