@@ -189,12 +189,12 @@ def pairs_of(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]
 
 def least_value(run: Run) -> float:
     """σ_r(W̃), W̃ the solution."""
-    return float(torch.linalg.svdvals(run.data.problem.solution)[run.rank - 1])
+    return float(torch.linalg.svdvals(run.problem.solution)[run.rank - 1])
 
 
 def lower_bound(run: Run) -> float:
     """σ_r(W̃)^{2−2/N} λ_min(C) ≤ ρ: the least eigenvalues of 𝒜_W and of ξ ↦ P_W(ξC) on T_W."""
-    least = float(run.data.problem.spectrum.values[-1])
+    least = float(run.problem.spectrum.values[-1])
     return least_value(run) ** (2 - 2 / run.depth) * least
 
 

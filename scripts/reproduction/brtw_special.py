@@ -110,7 +110,7 @@ class Fig04:
 
 def _escape_time(run: Run) -> float:
     """log(1/ε)/λ_1: the linearisation at 0 has the rates ±λ_i, N = 2."""
-    problem = run.data.problem
+    problem = run.problem
     return math.log(1 / torch.finfo(torch.float64).eps) / float(problem.spectrum.values[0])
 
 
@@ -156,6 +156,6 @@ class Remark42:
 
 
 def _closed_form(run: Run) -> np.ndarray:
-    values = run.data.problem.spectrum.values[: run.rank]
+    values = run.problem.spectrum.values[: run.rank]
     rows = torch.from_numpy(run.t)[:, None] * values
     return _norm((1 / (2 * torch.exp(2 * rows) - 1)).numpy())

@@ -23,7 +23,7 @@ def spectrum_of(run: Run) -> tuple[float, ...]:
 
 def _eigenvalue(run: Run, back: int) -> float:
     """The eigenvalue of XXᵀ at a place counted from the least."""
-    return float(torch.linalg.eigvalsh(run.data.problem.C)[back - 1])
+    return float(torch.linalg.eigvalsh(run.problem.C)[back - 1])
 
 
 @subject(

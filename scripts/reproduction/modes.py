@@ -29,7 +29,7 @@ def mode_rate(run: Run) -> float | None:
     covector = slowest_covector(run)
     if covector is None:
         return None
-    W = run.data.problem.minimizer(run.rank)
+    W = run.problem.minimizer(run.rank)
     left, right = run.history.column("left"), run.history.column("right")
     part = ((covector @ right.mT) * left).sum((-2, -1)) - (covector * W).sum()
     return fitted_rate(run.history.t, part.abs(), run.noise * float(covector.norm() * W.norm()))
@@ -39,7 +39,7 @@ def slowest_covector(run: Run) -> Tensor | None:
     """P of `mode_rate`; None where W(t) was not recorded, or the mode is too costly."""
     if "left" not in run.history.records[0].observed:
         return None
-    problem = run.data.problem
+    problem = run.problem
     W = problem.minimizer(run.rank)
     if run.cfg.init.name == "orthogonal":
         H = hessian(problem, W, run.depth)

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import deeplin.runner.cli as cli  # its resolvers stand in the configurations
 from deeplin.loop import History, Kind, Result
+from deeplin.problems import LeastSquares
 from deeplin.problems.data import Data
 from deeplin.runner.build import data_of
 from deeplin.runner.configurations import CONF
@@ -85,6 +86,13 @@ class Run:
     def data(self) -> Data:
         """The data of the run, drawn anew from its configuration."""
         return data_of(self.cfg)
+
+    @property
+    def problem(self) -> LeastSquares:
+        """Its least squares, those of both papers' figures."""
+        problem = self.data.problem
+        assert isinstance(problem, LeastSquares)
+        return problem
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
