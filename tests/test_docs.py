@@ -32,7 +32,9 @@ def test_readme(monkeypatch, tmp_path):
     wine["class"] = np.array(["Barolo", "Grignolino", "Barbera"])[wine["class"]]
     wine.to_csv("wine.csv")
     lines = (ROOT / "README.md").read_text().splitlines()
-    command = next(line.split() for line in lines if "problem.path=wine.csv" in line)
+    command = next(
+        line.split() for line in lines if "train.py problem=file problem.path=wine" in line
+    )
     assert command[:2] == ["python", "scripts/train.py"]
     assert train(*command[2:]) == 0
     failed, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False)

@@ -107,6 +107,7 @@ def build(cfg: DictConfig) -> Experiment:
         at = followed_on(manifold, source, network)
     elif method.name == "auto":
         at = followed(cfg.flow, "auto", FLOWS, network, problem)
+        _check_rank(min(widths), problem, at.prediction, method.t1)
         name, why = _fitting(cfg, at, network, problem)
         method = as_chosen(method, name)
         source = replace(source, notes=(*source.notes, f"method=auto takes {name}: {why}"))

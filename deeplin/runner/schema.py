@@ -259,6 +259,18 @@ OF_OPTIMIZERS: Mapping[str, Option] = {
     ),
     "method.optimizer.eps": Option("added to what is divided by", kinds.not_negative),
     "method.optimizer.alpha": Option("of the running average of squares", kinds.not_negative),
+    "method.optimizer.max_iter": Option("iterations of a step", whole(1)),
+    "method.optimizer.history_size": Option("pairs that the Hessian is made of", whole(1)),
+    "method.optimizer.tolerance_grad": Option("a gradient that is at rest", kinds.not_negative),
+    "method.optimizer.tolerance_change": Option("a step that is at rest", kinds.not_negative),
+    "method.optimizer.line_search_fn": Option(
+        "strong_wolfe; null: steps of length lr", choice("strong_wolfe") | null
+    ),
+    "method.optimizer.line_search_method": Option("of a step", choice("armijo", "wolfe")),
+    "method.optimizer.cg_method": Option(
+        "of the direction: Polak-Ribiere, Fletcher-Reeves, or the gradient alone",
+        choice("pr", "fr", "steepest"),
+    ),
 }
 
 # What a user can set of Hydra's own.

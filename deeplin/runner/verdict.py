@@ -60,11 +60,10 @@ def judge(
 ) -> Verdict:
     """Hold a run's history against its prediction.
 
-    `relative_excess_loss` is (L − L*)/L*, or relative to L(0) where the optimum L* is 0.
-    `plateaus` are the critical points that each trajectory passed, for the summary; `unstable` says
-    what is too long of the steps, if so; `W` is that of the end, looked at where nothing is
-    predicted; `follows_no_flow` names an optimizer that does not, and of whose end the theory of
-    flows says nothing. Trajectories that were lost on the way are not judged.
+    `relative_excess_loss` is (L − L*)/L*, or relative to L(0) where the optimum L* is 0. `plateaus`
+    are the critical points that each trajectory passed; `unstable` says what is too long of the
+    steps; `W` is that of the end, for where nothing is predicted; `follows_no_flow` names an
+    optimizer that does not. Trajectories that were lost on the way are not judged.
     """
     parts = parts_of(problem, prediction, history, stochastic=stochastic)
     part = max(parts, key=lambda part: part.badness)
@@ -258,9 +257,8 @@ def _without_the_lost(history: History, result: Result) -> str:
 class _End:
     """How a run ended: what is said where it is not at what is predicted.
 
-    `unstable` says what is too long of the steps, `rest` at which critical point W is, `rise` from
-    where to where the loss rose, `place` what is known of W where nothing is predicted,
-    `follows_no_flow` which optimizer does not; each None if not so.
+    `unstable`: what is too long of the steps, `rest`: at which critical point W is, `rise`: from
+    where to where the loss rose, `place`: of W where nothing is predicted; None if not so.
     """
 
     result: Result
