@@ -73,7 +73,7 @@ def selected(names: Sequence[str]) -> list[Subject]:
     for name in names:
         found = [s for key, s in known if key == name or key.startswith(f"{name}/")]
         if not found:
-            groups = dict.fromkeys(key.partition("/")[0] for key, _ in known)
+            groups = dict.fromkeys(key.partition("/")[0] for key, _ in known if "/" in key)
             choices = [*groups, "ledger", "mutations", *(key for key, _ in known)]
             raise ValueError(f"there is no experiment {name}; choose among {', '.join(choices)}.")
         chosen += [s for s in found if s not in chosen]

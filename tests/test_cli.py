@@ -185,6 +185,8 @@ def test_ctrl_c_while_it_loads(tmp_path, words):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # In the background of a shell it would be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert started.stdout is not None
     assert started.stdout.readline() == "deeplin: loading torch and the options ...\n"

@@ -17,6 +17,8 @@ from runner import SMALL, needs_compiler, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from deeplin.runner.folder import FORMAT
+
 APPROXIMATION = [
     *("problem=approximation", "problem.n=8", "problem.spectrum=[0.9,0.5]"),
     *("network.rank=2", "init=balanced", "init.psd=true"),
@@ -221,10 +223,10 @@ def test_resuming_with_a_later_end(tmp_path):
 def test_folders_of_another_format_are_refused_in_one_sentence(tmp_path, capsys):
     assert train(*SMALL, "method.t1=1", folder=tmp_path) == 0
     config = tmp_path / "config.yaml"
-    assert config.read_text().startswith("format: 3\n")
+    assert config.read_text().startswith(f"format: {FORMAT}\n")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved.pop("format") == 3
-    rest = config.read_text().removeprefix("format: 3\n")
+    rest = config.read_text().removeprefix(f"format: {FORMAT}\n")
     for number in (None, 2, 4):
         config.write_text(rest if number is None else f"format: {number}\n{rest}")
         for words in ([f"resume={tmp_path}"], [*SMALL, "method.t1=1"]):
@@ -233,7 +235,7 @@ def test_folders_of_another_format_are_refused_in_one_sentence(tmp_path, capsys)
             error = capsys.readouterr().err
             assert f"was written in format {number or 1} of run folders" in error
             assert error.count("\n") == 1
-    config.write_text(f"format: 3\n{rest}")
+    config.write_text(f"format: {FORMAT}\n{rest}")
     torch.save(saved, tmp_path / "checkpoint.pt")  # a checkpoint without a number
     assert train(*SMALL, "method.t1=1", folder=tmp_path) == 2
     assert "was written in format 1 of run folders" in capsys.readouterr().err

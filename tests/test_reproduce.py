@@ -20,9 +20,10 @@ from runner import ROOT, train
 
 from deeplin.loop import History, Kind, Result
 from deeplin.runner.checkpoints import Checkpoint
-from deeplin.runner.folder import RunFolder
+from deeplin.runner.folder import FORMAT, RunFolder
 
 FILES = sorted((ROOT / "conf" / "experiment").glob("*/*.yaml"))
+FILES.append(ROOT / "conf" / "experiment" / "bridge.yaml")
 # Runs that the configurations must make at the papers' sizes: how many, N and d among them.
 SIZES = {
     "brtw/fig01": (75, {2, 5, 10, 20}, {4, 40, 100, 200}),
@@ -130,7 +131,7 @@ def test_whether_a_run_is_finished_is_asked_of_the_kind(tmp_path):
 
 
 DAMAGE = {
-    "config.yaml": (b"", b"a: [", b"format: 3\nflow: auto\n"),
+    "config.yaml": (b"", b"a: [", f"format: {FORMAT}\nflow: auto\n".encode()),
     "checkpoint.pt": (b"", b"PK"),
     "summary.json": (b"", b"{}", b'{"result": 1'),
     "provenance.json": (b"[]", b"{"),
@@ -229,7 +230,11 @@ def test_one_more_subject_keeps_the_ledger_in_the_full_report(tmp_path, monkeypa
     monkeypatch.setitem(SUBJECTS, more.name, more)
     monkeypatch.setattr(reproduce, "compositions", lambda name, changes: [])
     monkeypatch.setattr(reproduce, "ledger", lambda verdicts, mutate: [])
-    for names, whole in (([], True), (["brtw", "hlz"], False), (["ours", "brtw", "hlz"], True)):
+    for names, whole in (
+        ([], True),
+        (["brtw", "hlz"], False),
+        (["ours", "bridge", "brtw", "hlz"], True),
+    ):
         root = tmp_path / "-".join(["all", *names])
         assert reproduce.main([*names, "--processes", "1", "--root", str(root)]) == 0
         (saved,) = root.glob("*/claims.json")
@@ -286,7 +291,10 @@ def test_the_report_is_written_before_the_ledger_is_made(tmp_path, monkeypatch):
 
 def test_unknown_names(capsys):
     assert reproduce.main(["brtw/fig99"]) == 2
-    assert "there is no experiment brtw/fig99; choose among brtw, hlz" in capsys.readouterr().err
+    assert (
+        "there is no experiment brtw/fig99; choose among brtw, hlz, ledger, mutations, bridge"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_sweep_from_its_configuration(tmp_path, monkeypatch):
