@@ -225,7 +225,7 @@ def test_folders_of_another_format_are_refused_in_one_sentence(tmp_path, capsys)
     config = tmp_path / "config.yaml"
     assert config.read_text().startswith(f"format: {FORMAT}\n")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert saved.pop("format") == 3
+    assert saved.pop("format") == FORMAT
     rest = config.read_text().removeprefix(f"format: {FORMAT}\n")
     for number in (None, 2, 4):
         config.write_text(rest if number is None else f"format: {number}\n{rest}")
