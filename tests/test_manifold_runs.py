@@ -1,5 +1,6 @@
 """Runs on a manifold: the same product as a network's, verdicts, schedules, closures, refusals."""
 
+import io
 import json
 
 import pytest
@@ -255,6 +256,34 @@ def test_what_was_recorded_stays_when_an_optimizer_moves_its_parameters(tmp_path
     s = torch.linalg.svdvals(W)[:, :2]
     torch.testing.assert_close(s, history.column("singular_values"), rtol=1e-12, atol=1e-12)
     assert float((W[1:] - W[:-1]).norm(dim=(1, 2)).min()) > 1e-4
+
+
+RESUMED = {
+    "riemannian_adam": ["method=riemannian_adam"],
+    "line_search": ["method=line_search"],
+    "lbfgs": ["method=lbfgs"],
+    "schedule": ["method=sgd", "method.schedule={name:StepLR,step_size:3}"],
+    "momentum": ["method=riemannian_sgd", "+method.optimizer.momentum=0.5"],
+    "dense": ["method=riemannian_sgd", "manifold.factored=false", "manifold.retraction=svd"],
+}
+
+
+@pytest.mark.parametrize("words", RESUMED.values(), ids=RESUMED)
+def test_a_resumed_optimizer_takes_the_same_steps(words):
+    """To the bit, from what a checkpoint can hold."""
+    whole, part = made(*SMALL, *words).stepper, made(*SMALL, *words).stepper
+    for step in range(9):
+        if step == 4:
+            saved = io.BytesIO()
+            torch.save(whole.state_dict(), saved)
+        whole.advance(1e9)
+    saved.seek(0)
+    part.load_state_dict(torch.load(saved, weights_only=True))
+    for _ in range(5):
+        part.advance(1e9)
+    assert (part.t, part.step) == (whole.t, whole.step)
+    for mine, theirs in zip(part.state, whole.state, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_schedules_are_torch_s():

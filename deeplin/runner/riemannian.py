@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deeplin.flows import DLRAFlow, PSDDLRAFlow
 from deeplin.flows.contract import State
-from deeplin.geometry.metric import Metric
+from deeplin.geometry.metric import DepthMetric, Metric
 from deeplin.geometry.points import nearest_point
 from deeplin.integrators import Euler, OptimizerStepper
 from deeplin.linalg import is_semidefinite
@@ -109,16 +109,8 @@ def fixed_rank(
     factored: bool = True,
 ) -> OnManifold:
     """The m×n matrices of rank r with the metric of a depth, or another, at a network's product."""
-    of, problem = _metric(depth, metric, network), source.problem
-    retraction = _retraction(retraction, of)
-    flow = DLRAFlow(problem, depth=of)
-    state = _start(flow, network, rank)
-    r = state[1].shape[-1]
-    if factored:
-        manifold = FixedRankFactored(*problem.shape, r, of, retraction, gradient="taped")
-        return OnManifold(manifold, flow, manifold.parameter(manifold.pack_point(*state)))
-    dense = FixedRank(r, of, retraction)
-    return OnManifold(dense, flow, dense.parameter(flow.end_to_end(state)))
+    flow = DLRAFlow(source.problem, depth=_metric(depth, metric, network))
+    return _at_product(flow, network, rank, retraction, factored)
 
 
 def psd_fixed_rank(
@@ -132,22 +124,14 @@ def psd_fixed_rank(
     factored: bool = True,
 ) -> OnManifold:
     """The same of the positive semidefinite matrices of rank r."""
-    of, problem = _metric(depth, metric, network), source.problem
-    retraction = _retraction(retraction, of)
-    m, n = problem.shape
+    m, n = source.problem.shape
     if m != n or not is_semidefinite(network.end_to_end().detach()):
         raise ValueError(
             "manifold=psd_fixed_rank needs a positive semidefinite W(0): use init=balanced with "
             "init.psd=true, or manifold=fixed_rank."
         )
-    flow = PSDDLRAFlow(problem, depth=of)
-    state = _start(flow, network, rank)
-    r = state[1].shape[-1]
-    if factored:
-        manifold = PSDFixedRankFactored(n, r, of, retraction, gradient="taped")
-        return OnManifold(manifold, flow, manifold.parameter(manifold.pack_point(*state)))
-    dense = PSDFixedRank(r, of, retraction)
-    return OnManifold(dense, flow, dense.parameter(flow.end_to_end(state)))
+    flow = PSDDLRAFlow(source.problem, depth=_metric(depth, metric, network))
+    return _at_product(flow, network, rank, retraction, factored)
 
 
 def _metric(depth: float | None, metric: Metric | None, network: DeepLinear) -> float | Metric:
@@ -160,19 +144,33 @@ def _metric(depth: float | None, metric: Metric | None, network: DeepLinear) -> 
     return metric
 
 
-def _retraction(name: str, of: float | Metric) -> str:
-    """The name given; auto: that of the layers where the depth is a number of layers, else svd."""
-    if name != "auto":
-        return name
-    layered = isinstance(of, int | float) and float(of).is_integer() and of >= 2
-    return "layers" if layered else "svd"
-
-
-def _start(flow: DLRAFlow, network: DeepLinear, rank: int | None) -> State:
+def _at_product(
+    flow: DLRAFlow, network: DeepLinear, rank: int | None, retraction: str, factored: bool
+) -> OnManifold:
+    """The manifold of a flow, at the product of a network's layers."""
     weights = [W_j.detach() for W_j in network.weights]
     if rank is None:
         rank = common_rank(weights, "a run on a manifold")
-    return flow.init_state(weights, rank)
+    state = flow.init_state(weights, rank)
+    m, n = flow.problem.shape
+    cone, options = isinstance(flow, PSDDLRAFlow), (flow.metric, _retraction(retraction, flow))
+    if factored:
+        manifold = (
+            PSDFixedRankFactored(n, rank, *options, gradient="taped")
+            if cone
+            else FixedRankFactored(m, n, rank, *options, gradient="taped")
+        )
+        return OnManifold(manifold, flow, manifold.parameter(manifold.pack_point(*state)))
+    dense = PSDFixedRank(rank, *options) if cone else FixedRank(rank, *options)
+    return OnManifold(dense, flow, dense.parameter(flow.end_to_end(state)))
+
+
+def _retraction(name: str, flow: DLRAFlow) -> str:
+    """The name given; auto: that of the layers where the depth is a number of layers, else svd."""
+    if name != "auto":
+        return name
+    depth = flow.metric.depth if isinstance(flow.metric, DepthMetric) else 0.0
+    return "layers" if float(depth).is_integer() and depth >= 2 else "svd"
 
 
 def gradient_steps(
