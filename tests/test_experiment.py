@@ -227,7 +227,7 @@ def test_folders_of_another_format_are_refused_in_one_sentence(tmp_path, capsys)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved.pop("format") == FORMAT
     rest = config.read_text().removeprefix(f"format: {FORMAT}\n")
-    for number in (None, 2, 4):
+    for number in (None, 2, 3, FORMAT + 1):
         config.write_text(rest if number is None else f"format: {number}\n{rest}")
         for words in ([f"resume={tmp_path}"], [*SMALL, "method.t1=1"]):
             capsys.readouterr()

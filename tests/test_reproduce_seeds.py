@@ -25,7 +25,7 @@ class Linear:
 
     def __init__(self, problem, rank, parts):
         self.rank, self.noise = rank, 1e-12
-        self.data = SimpleNamespace(problem=problem)
+        self.problem = problem
         self.cfg = SimpleNamespace(init=SimpleNamespace(name="orthogonal"))
         t = torch.linspace(0, parts["T"], 300, dtype=torch.float64)
         terms = [torch.exp(-rho * t)[:, None, None] * mode for rho, mode in parts["modes"]]
