@@ -101,31 +101,13 @@ def build(cfg: DictConfig) -> Experiment:
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
     make(options_of(cfg.init, "name"), "init", **offered)
     network.to(cfg.device)
-    method, at = cfg.method, None
+    check_fits(cfg, list(cfg.method.get("_flows_", FLOWS)))
     if manifold is not None:
-        check_fits(cfg, list(method.get("_flows_", FLOWS)))
-        at = followed_on(manifold, source, network)
-    elif method.name == "auto":
-        at = followed(cfg.flow, "auto", FLOWS, network, problem)
-        _check_rank(min(widths), problem, at.prediction, method.t1)
-        name, why = _fitting(cfg, at, network, problem)
-        method = as_chosen(method, name)
-        source = replace(source, notes=(*source.notes, f"method=auto takes {name}: {why}"))
-    flows = list(method.get("_flows_", FLOWS))
-    check_fits(cfg, flows)
-    free = at is None or at.on is None
-    if at is None or (free and choose_flow(cfg.flow, method.name, flows, network)[0] != at.name):
-        at = followed(
-            cfg.flow,
-            method.name,
-            flows,
-            network,
-            problem,
-            rebalance=method.get("rebalance", False),
-            multiplicative=method.get("_multiplicative_", False),
-        )
+        method, at = cfg.method, followed_on(manifold, source, network)
+    else:
+        method, at, chosen = _chosen(cfg, network, problem)
+        source = replace(source, notes=(*source.notes, *chosen))
     flow, state, prediction = at.flow, at.state, at.prediction
-    source = source if at.noted is None else replace(source, notes=(*source.notes, at.noted))
     _check_rank(min(widths), problem, prediction, method.t1)
     t1, told = _end_time(method.t1, prediction, problem, flow, state)
 
@@ -178,8 +160,9 @@ def build(cfg: DictConfig) -> Experiment:
     notes = [*source.notes, *prediction.told, *told]
 
     def forecast() -> Forecast | None:
-        if isinstance(stepper, OptimizerStepper) and not (stepper.descends and free):
+        if isinstance(stepper, OptimizerStepper) and (at.on is not None or not stepper.descends):
             return None  # steps by a line search, of another clock, or on a manifold
+        at_most = [n for n in (cfg.stop.max_steps, most_steps) if n is not None]
         start = tuple(part.clone() for part in state)
         return Forecast.of(
             problem,
@@ -188,7 +171,7 @@ def build(cfg: DictConfig) -> Experiment:
             at.prediction,
             stiffness=_stiffness(cfg, at, network, problem, t1),
             stepper=made(start, copy.deepcopy(network), 1),
-            max_steps=cfg.stop.max_steps if most_steps is None else most_steps,
+            max_steps=min(at_most, default=None),
         )
 
     return Experiment(
@@ -206,6 +189,31 @@ def build(cfg: DictConfig) -> Experiment:
         at.on,
         most_steps,
     )
+
+
+def _chosen(
+    cfg: DictConfig, network: DeepLinear, problem: Problem
+) -> tuple[DictConfig, Followed, list[str]]:
+    """(the options of the method, those of what auto takes, the flow that it advances, why)."""
+    method, at, told = cfg.method, None, []
+    if method.name == "auto":
+        at = followed(cfg.flow, "auto", FLOWS, network, problem)
+        _check_rank(min(network.widths), problem, at.prediction, method.t1)
+        name, why = _fitting(cfg, at, network, problem)
+        method = as_chosen(method, name)
+        told.append(f"method=auto takes {name}: {why}")
+    flows = list(method.get("_flows_", FLOWS))
+    if at is None or choose_flow(cfg.flow, method.name, flows, network)[0] != at.name:
+        at = followed(
+            cfg.flow,
+            method.name,
+            flows,
+            network,
+            problem,
+            rebalance=method.get("rebalance", False),
+            multiplicative=method.get("_multiplicative_", False),
+        )
+    return method, at, told if at.noted is None else [*told, at.noted]
 
 
 def _stiffness(

@@ -126,13 +126,13 @@ def _on_the_cone(problem: Problem, prediction: Prediction) -> Prediction:
         return prediction
     if is_semidefinite(optimum.minimizer(prediction.rank)):
         reason = "X is not semidefinite: its other part changes the rate on the cone"
-        return replace(prediction, rate=None, rate_missing=reason)
+        return replace(prediction, rate=None, mode=None, rate_missing=reason)
     missing = (
         f"the optimum of rank {prediction.rank} is not positive semidefinite, as W(t) is, and on "
         "the cone no limit is predicted"
     )
     return replace(
-        prediction, limit=None, loss=None, unique=False, rate=None, pace=None,
+        prediction, limit=None, loss=None, unique=False, rate=None, mode=None, pace=None,
         missing=missing, rate_missing=missing,
     )  # fmt: skip
 
