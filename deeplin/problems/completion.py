@@ -13,6 +13,7 @@ from torch import Tensor
 from deeplin import sampled
 from deeplin.problems.autograd import half_square
 from deeplin.problems.contract import Problem
+from deeplin.problems.planted import distinct_places, entries_at, planted_factors
 
 __all__ = ["MatrixCompletion"]
 
@@ -91,6 +92,52 @@ class MatrixCompletion(Problem):
             sampled.require()
         self.products = products
         self._arrange()
+
+    @classmethod
+    def planted(
+        cls,
+        shape: tuple[int, int],
+        rank: int,
+        *,
+        spectrum: Sequence[float] | None = None,
+        condition: float = 1.0,
+        oversampling: float = 5.0,
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        products: str = "auto",
+    ) -> tuple[Self, tuple[Inexact[Tensor, "m r"], Float[Tensor, " r"], Inexact[Tensor, "n r"]]]:
+        """The problem of a random W* of rank r, and the factors (U, σ, V) of W*.
+
+        Known are round(`oversampling`·(m + n − r)r) different places, all such sets equally likely:
+        that many times the dimension of the matrices of rank r. The values are those of W* (see
+        `planted_factors`), and normal errors of standard deviation `noise`.
+
+        Source: the problems of [Van13, §5].
+        Cost: O(p log p + (m + n)r²) time, nothing m×n.
+        Raises: ValueError unless oversampling >= 1 and there are so many places, and noise >= 0;
+            and as `planted_factors`.
+        """
+        U, sigma, V = factors = planted_factors(
+            shape, rank, spectrum=spectrum, condition=condition, generator=generator, dtype=dtype
+        )
+        m, n = shape
+        dimension = (m + n - rank) * rank
+        if not 1 <= oversampling * dimension <= m * n + 0.5 or not oversampling >= 1:
+            raise ValueError(
+                f"oversampling must be 1 to {m * n / dimension:.3g}, known places for each of the "
+                f"{dimension} dimensions of {m}×{n} matrices of rank {rank}; got {oversampling}."
+            )
+        if not 0 <= noise < float("inf"):
+            raise ValueError(
+                f"noise must be a standard deviation, a finite number >= 0; got {noise}."
+            )
+        rows, cols = distinct_places(shape, round(oversampling * dimension), generator=generator)
+        values = entries_at(rows, cols, U * sigma, V)
+        if noise:
+            errors = torch.randn(len(values), dtype=values.dtype, generator=generator)
+            values = values + noise * errors
+        return cls(rows, cols, values, shape, products=products), factors
 
     def _arrange(self) -> None:
         """Everything in the order in which the products go through the entries."""
