@@ -14,6 +14,7 @@ from deeplin.linalg.products import (
     product_svdvals,
     tall_times,
 )
+from deeplin.linalg.subspace import leading_svd
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step
 from deeplin.linalg.values import values_known
 
@@ -25,6 +26,7 @@ __all__ = [
     "hermitian_part",
     "is_semidefinite",
     "largest_modulus",
+    "leading_svd",
     "matmul",
     "orthonormal_factor",
     "plus_tall_times",

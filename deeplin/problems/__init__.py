@@ -8,6 +8,7 @@ from deeplin.problems.function import from_loss
 from deeplin.problems.least_squares import LeastSquares, autoencoder
 from deeplin.problems.readers import from_file, from_frame
 from deeplin.problems.sensing import MatrixSensing
+from deeplin.problems.spectral import spectral_start
 from deeplin.problems.spectrum import Spectrum
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "from_file",
     "from_frame",
     "from_loss",
+    "spectral_start",
 ]

@@ -218,6 +218,30 @@ class MatrixCompletion(Problem):
         errors = sampled.sample(self._pattern, A, B) - self._values
         return partial(self._times, _weighted(errors, self._weights))
 
+    def back_projection(
+        self, like: Tensor
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Products of the (weighted) known entries, zeros elsewhere, rows and columns evened out.
+
+        A row whose weights (without weights: its number of known entries) are more than twice the
+        mean is divided by what brings it there, and so are columns: what is known of a few of them
+        would else hide the rest.
+
+        Source: [KMO10], §1.2, where such rows are left out.
+        """
+        pattern, entries = self._pattern, _weighted(self._values, self._weights)
+        w = torch.ones_like(pattern.rows, dtype=self.values.real.dtype)
+        w = w if self._weights is None else self._weights
+        for index, size in zip((pattern.rows, pattern.cols), self.shape, strict=True):
+            of_each = w.new_zeros(size).index_add(0, index, w)
+            most = 2 * of_each.mean()
+            entries = entries * (most / of_each.clamp(min=most))[index]
+        entries = entries.to(like.dtype)
+        return (
+            partial(sampled.sparse_times, pattern, entries),
+            partial(sampled.adjoint_times, pattern, entries),
+        )
+
     def quadratic_along(self, left: Tensor, right: Tensor) -> Float[Tensor, "*#batch"]:
         """The (weighted) sum of the squares of the known entries of left·rightᴴ, none of them kept.
 

@@ -222,6 +222,25 @@ class Problem(ABC):
         """(P, Q) ↦ `egrad_times(A, B, P, Q)`, for who needs many products at one ABᴴ."""
         return partial(self.egrad_times, A, B)
 
+    def back_projection(
+        self, like: Inexact[Tensor, ""]
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """(P ↦ XP, Q ↦ XᴴQ) of X = −∇f(0): what the data say of W before anything is fitted.
+
+        Shapes: P (n, k), Q (*batch, m, k), of the dtype and on the device of `like`.
+        Cost: as `egrad_times`.
+        """
+        m, n = self.shape
+        A, B = like.new_zeros((m, 1)), like.new_zeros((n, 1))
+
+        def times(P: Tensor) -> Tensor:
+            return -self.egrad_times(A, B, P, like.new_zeros((m, 0)))[0]
+
+        def adjoint_times(Q: Tensor) -> Tensor:
+            return -self.egrad_times(A, B, like.new_zeros((n, 0)), Q)[1]
+
+        return times, adjoint_times
+
     # -- second order ----------------------------------------------------------------------------
 
     def quadratic_along(

@@ -1,0 +1,107 @@
+"""Spectral starts against dense singular value decompositions; leading singular vectors."""
+
+import numpy as np
+import pytest
+import torch
+from optim_cases import completion
+from problem_cases import CASES
+
+from deeplin import MatrixCompletion
+from deeplin.linalg import leading_svd
+from deeplin.problems import spectral_start
+
+F64 = torch.float64
+
+
+def evened(problem):
+    """The known entries, zeros elsewhere, rows and then columns brought to twice the mean."""
+    X, w = (np.zeros((*problem.values.shape[:-1], *problem.shape)) for _ in range(2))
+    weights = np.ones(len(problem.rows)) if problem.weights is None else problem.weights.numpy()
+    for k, (i, j) in enumerate(zip(problem.rows, problem.cols, strict=True)):
+        X[..., i, j] += weights[k] * problem.values[..., k].numpy()
+        w[..., i, j] += weights[k]
+    counts = w.reshape(-1, *problem.shape)[0]
+    for axis in (1, 0):
+        of_each = counts.sum(axis, keepdims=True)
+        X = X / np.maximum(1, of_each / (2 * of_each.mean()))
+    return X
+
+
+def dense_start(X, problem, rank):
+    """The best approximation of rank r, and of all its multiples the one of least loss."""
+    U, s, Vh = np.linalg.svd(X, full_matrices=False)
+    W = torch.from_numpy((U[..., :rank] * s[..., None, :rank]) @ Vh[..., :rank, :])
+    at = [problem.loss(t * W) for t in (-1.0, 0.0, 1.0)]  # a parabola in t
+    t = (at[0] - at[2]) / (2 * (at[0] + at[2] - 2 * at[1]))
+    return t[..., None, None] * W
+
+
+def uneven(randn, *batch, weighted=False):
+    """Half of the entries in three rows and two columns, some of them twice."""
+    rows = torch.cat([torch.arange(120) % 3, torch.arange(150) * 7 % 30, torch.arange(90) % 30])
+    cols = torch.cat([torch.arange(120) % 25, torch.arange(150) * 11 % 25, torch.arange(90) % 2])
+    values = randn(*batch, 360)
+    weights = randn(360).abs() if weighted else None
+    return MatrixCompletion(rows, cols, values, (30, 25), weights=weights)
+
+
+@pytest.mark.parametrize("kind", ["even", "uneven", "weighted", "batch"])
+def test_starts_are_those_of_dense_matrices(kind, randn):
+    problem = {
+        "even": lambda: completion(randn)[1],
+        "uneven": lambda: uneven(randn),
+        "weighted": lambda: uneven(randn, weighted=True),
+        "batch": lambda: uneven(randn, 2),
+    }[kind]()
+    point = spectral_start(problem, 3, rtol=0.0)
+    oracle = dense_start(evened(problem), problem, 3)
+    torch.testing.assert_close(point.dense(), oracle, rtol=0, atol=1e-5 * float(oracle.norm()))
+    eye = torch.eye(3, dtype=F64).expand(*problem.values.shape[:-1], 3, 3)
+    for Q in (point.U, point.V):
+        torch.testing.assert_close(Q.mT @ Q, eye)
+    assert bool((point.S.diagonal(dim1=-2, dim2=-1).diff() < 0).all())
+
+
+@pytest.mark.parametrize("name", ["least squares", "sensing, rank one, complex", "own class"])
+def test_other_losses_start_from_their_gradient(name):
+    case = CASES[name]
+    zero = torch.zeros(case.problem.shape, dtype=case.dtype)
+    X = -torch.func.grad(lambda W: case.plain(W))(zero)
+    if name == "own class":  # −∇f(0) = 0: nothing is said
+        with pytest.raises(ValueError, match="the data must hold rank 1; −∇f\\(0\\) has rank 0"):
+            spectral_start(case.problem, 1, dtype=case.dtype)
+        return
+    found = spectral_start(case.problem, 2, rtol=0.0).dense()
+    oracle = dense_start(X.resolve_conj().numpy(), case.problem, 2)
+    torch.testing.assert_close(found, oracle, rtol=0, atol=1e-6 * float(oracle.norm()))
+
+
+def test_planted_matrices_are_near(randn, generator):
+    """Nine entries in ten are known, and through them the truth is seen."""
+    truth = randn(30, 2) @ randn(2, 25)
+    known = torch.randperm(750, generator=generator)[:675]
+    problem = MatrixCompletion(known // 25, known % 25, truth.flatten()[known], (30, 25))
+    point = spectral_start(problem, 2, generator=generator)
+    assert (point.dense() - truth).norm() < 0.3 * truth.norm()
+    again = spectral_start(problem, 2, generator=generator)
+    assert not torch.equal(point.V, again.V), "the generator goes on"
+    first, second = (spectral_start(problem, 2) for _ in range(2))
+    assert torch.equal(first.dense(), second.dense())
+
+
+def test_leading_values_are_those_of_lapack(randn):
+    A = randn(2, 40, 30)
+    U, s, V = leading_svd(
+        lambda P: A @ P, lambda Q: A.mT @ Q, randn(30, 8), 3, rtol=0, iterations=99
+    )
+    torch.testing.assert_close(s, torch.linalg.svdvals(A)[..., :3])
+    torch.testing.assert_close((U.mT @ A @ V).diagonal(dim1=-2, dim2=-1), s)
+
+
+def test_refusals(randn):
+    _, problem = completion(randn)
+    with pytest.raises(ValueError, match=r"1 <= rank <= min\(m, n\) = 25; got 26"):
+        spectral_start(problem, 26)
+    few = MatrixCompletion([0, 1], [0, 1], torch.ones(2, dtype=F64), (5, 5))
+    with pytest.raises(ValueError, match=r"must hold rank 3; −∇f\(0\) has rank 2: take rank=2"):
+        spectral_start(few, 3)
