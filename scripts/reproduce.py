@@ -27,29 +27,12 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from reproduction import (
-    SUBJECTS,
-    Claim,
-    Subject,
-    bridge,
-    brtw_limits,
-    brtw_rates,
-    brtw_special,
-    brtw_teacher,
-    hlz,
-)
+from reproduction import SUBJECTS, Claim, Subject
 from reproduction.ledger import NoLedger, Row, gathered, ledger
 from reproduction.ledger import failures as failing
 from reproduction.ledger_text import show, summary
-from reproduction.report import (
-    Chapter,
-    Report,
-    headline,
-    origins_of,
-    save_figure,
-    verdict_of,
-    work_of,
-)
+from reproduction.pictures import picture
+from reproduction.report import Chapter, Report, headline, origins_of, verdict_of, work_of
 from reproduction.runs import Run, compositions, execute, finished_runs, folder_of, workers
 from tqdm import tqdm
 
@@ -57,8 +40,6 @@ from deeplin.runner.provenance import provenance
 from deeplin.runner.terminal import patient
 
 ROOT = Path(__file__).resolve().parents[1] / "runs" / "reproduce"
-# Imported, so registered.
-PAPERS = (brtw_limits, brtw_special, brtw_rates, brtw_teacher, hlz, bridge)
 
 
 def selected(names: Sequence[str]) -> list[Subject]:
@@ -95,8 +76,7 @@ def chapter(name: str, folders: Sequence[Path], folder: Path, quick: bool) -> Ch
         claims.append(Claim("ours", name, subject.title, missing, "all", None))
     png = None
     if runs:
-        stem = folder / "figures" / name.replace("/", "-")
-        png = save_figure(subject.draw(runs), runs, stem)
+        png = picture(name, runs, folder)
         claims += subject.claims(runs, runs_of)
     return Chapter(name, subject.title, work_of(name, runs), claims, png, origins_of(runs))
 

@@ -16,7 +16,7 @@ from reproduction import SUBJECTS, Claim, Subject, brtw_limits
 from reproduction.hlz import gradient_norm, slopes
 from reproduction.report import headline, verdict_of
 from reproduction.runs import compositions, execute, finished, folder_of
-from runner import ROOT, train
+from runner import ROOT
 
 from deeplin.loop import History, Kind, Result
 from deeplin.runner.checkpoints import Checkpoint
@@ -295,13 +295,6 @@ def test_unknown_names(capsys):
         "there is no experiment brtw/fig99; choose among brtw, hlz, ledger, mutations, bridge"
         in capsys.readouterr().err
     )
-
-
-def test_a_sweep_from_its_configuration(tmp_path, monkeypatch):
-    """`train.py experiment=…` alone makes the sweep."""
-    monkeypatch.chdir(tmp_path)
-    assert train("experiment=hlz/example11", "hydra.sweep.dir=sweep", "stop.max_steps=3") == 0
-    assert len(list(Path("sweep").glob("*/summary.json"))) == 4
 
 
 def test_verdicts():

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from reproduction import modes
 from reproduction.panels import canvas, decays, over_seeds
-from reproduction.report import drawn, work_of
+from reproduction.pictures import drawn
+from reproduction.report import work_of
 from reproduction.runs import CONF, compositions, left_out
 
 from deeplin.loop import History

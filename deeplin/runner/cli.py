@@ -22,6 +22,7 @@ from deeplin.runner import flags
 from deeplin.runner.command_line import Checked, check_words
 from deeplin.runner.configurations import CONF, Configurations
 from deeplin.runner.errors import EXPECTED, is_out_of_memory, sentence
+from deeplin.runner.experiments import Draw, show_pictures
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.help import help_page
 from deeplin.runner.names import job_folder, run_folder
@@ -45,19 +46,29 @@ OmegaConf.register_new_resolver("nearest", lambda a, b: math.floor(a / b + 0.5),
 OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
 
 
-def main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str]) -> int:
-    """Check the command line, run Hydra's entry point, return the process's exit status."""
+def main(
+    entry: Callable[[], object],
+    config_dir: Path,
+    arguments: Sequence[str],
+    draw: Draw | None = None,
+) -> int:
+    """Check the command line, run Hydra's entry point, return the process's exit status.
+
+    `draw` makes the figure of an experiment from its runs.
+    """
     with patient():
         try:
             with abandonable():
-                return _main(entry, config_dir, arguments)
+                return _main(entry, config_dir, arguments, draw)
         except KeyboardInterrupt as stop:
             before = "" if ended() else " before the start: nothing ran"
             complain(f"stopped by {number_of(stop).name}{before}.")
             return 128 + number_of(stop)
 
 
-def _main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str]) -> int:
+def _main(
+    entry: Callable[[], object], config_dir: Path, arguments: Sequence[str], draw: Draw | None
+) -> int:
     if not _stands_somewhere():
         complain("the working directory is gone: change to another.")
         return 2
@@ -81,12 +92,14 @@ def _main(entry: Callable[[], object], config_dir: Path, arguments: Sequence[str
     worst()  # of an earlier call in this process
     # Hydra's parser wants flags before overrides; people type them anywhere.
     sys.argv[1:] = [*line.flags, *words]
-    if checked is None or not checked.is_sweep:
+    if checked is None:
         entry()
         return worst()
-    with _concluded(arguments):
+    if checked.is_sweep:
         sys.argv.append(f"{_EXCLUDED}=[{','.join(checked.constant)}]")
+    with _concluded(arguments) if checked.is_sweep else contextlib.nullcontext():
         entry()
+    show_pictures(ended(), checked.chosen.get("experiment"), arguments, draw)
     return worst()
 
 

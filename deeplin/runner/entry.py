@@ -6,9 +6,13 @@ import atexit
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from deeplin.runner.signals import unbegun
 from deeplin.runner.terminal import patient
+
+if TYPE_CHECKING:
+    from deeplin.runner.experiments import Draw
 
 __all__ = ["launch"]
 
@@ -16,10 +20,11 @@ __all__ = ["launch"]
 _RUNNING = ("-m", "--multirun", "-r", "--run")
 
 
-def launch(trusted: Sequence[str] = ()) -> int:
+def launch(trusted: Sequence[str] = (), draw: Draw | None = None) -> int:
     """Run the command line of this process; its exit status.
 
-    `trusted` are packages of the user's own that the files of conf/ name as `_target_`.
+    `trusted` are packages of the user's own that the files of conf/ name as `_target_`; `draw`
+    makes the figure of an experiment from its runs.
     """
     words = sys.argv[1:]
     with unbegun(words):
@@ -30,7 +35,7 @@ def launch(trusted: Sequence[str] = ()) -> int:
 
         for package in trusted:
             targets.trust(package)
-        status = cli.main(cli.train, CONF, words)
+        status = cli.main(cli.train, CONF, words, draw)
     # All is said and written: from here Ctrl-C ends the process without a word.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return status
