@@ -7,13 +7,19 @@ from deeplin.optim.directions import (
     hestenes_stiefel,
     polak_ribiere_plus,
 )
+from deeplin.optim.rank_increase import continuation, with_next_pair
+from deeplin.optim.solving import Minimum, minimize
 from deeplin.optim.trust_region import TrustRegion
 
 __all__ = [
     "ConjugateGradient",
+    "Minimum",
     "Products",
     "TrustRegion",
+    "continuation",
     "fletcher_reeves",
     "hestenes_stiefel",
+    "minimize",
     "polak_ribiere_plus",
+    "with_next_pair",
 ]

@@ -124,6 +124,10 @@ class MatrixSensing(Problem):
         """
         return self._adjoint_times(self._measure_pair(A, B) - self.values, P, Q)
 
+    def quadratic_along(self, left: Tensor, right: Tensor) -> Float[Tensor, "*#batch"]:
+        """Σ_l |⟨A_l, ξ⟩|² along ξ = left·rightᴴ."""
+        return 2 * half_square(self._measure_pair(left, right), -1)
+
     def hessian_times(
         self, A: Tensor, B: Tensor, left: Tensor, right: Tensor, P: Tensor, Q: Tensor
     ) -> tuple[Inexact[Tensor, "*#batch m p"], Inexact[Tensor, "*#batch n q"]]:

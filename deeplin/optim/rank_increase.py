@@ -1,0 +1,115 @@
+"""Continuation over the rank: solve, add the singular pair that is missing most, solve again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from deeplin.geometry import Metric
+from deeplin.geometry.coordinates import Point
+from deeplin.linalg import leading_svd
+from deeplin.optim.solver import number
+from deeplin.optim.solving import Minimum, minimize
+from deeplin.problems import Problem, spectral_start
+
+__all__ = ["continuation", "with_next_pair"]
+
+# Columns of the iteration for one singular pair, and how exact its value is to be.
+_COLUMNS, _RTOL = 6, 1e-2
+
+
+def continuation(
+    problem: Problem,
+    rank: int,
+    *,
+    method: str = "cg",
+    depth: float | Metric = 1,
+    tol: float = 0.0,
+    share: float = 0.1,
+    max_iter: int = 500,
+    generator: torch.Generator | None = None,
+    **options,
+) -> Iterator[Minimum]:
+    """Minima of f on the matrices of rank 1, 2, …, `rank`, each begun from the last.
+
+    The first start is `spectral_start`; W_k then gets the top singular pair of −∇f(W_k), along
+    which f falls fastest out of rank k, with the best weight (`with_next_pair`). Before the last
+    rank a solve ends where ‖grad f‖ is at most `share` times the singular value of that pair: what
+    is missing is then a direction, no more of those that are there. Ill-conditioned truths are
+    found so, of which a start of full rank sees the large singular values alone.
+
+    It ends early where −∇f(W_k) vanishes: W_k is a minimizer over all matrices.
+
+    Source: [UV14], §4; for completion [Van13], §5.
+    Cost: a `minimize` for each rank, and some products of ∇f with 6 columns.
+    Raises: ValueError for a rank that does not fit, `share` outside [0, 1]; as `minimize`.
+    """
+    m, n = problem.shape
+    most = int(number("continuation", "rank", rank, 1, min(m, n)))
+    share = number("continuation", "share", share, 0, 1)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+
+    def solved(start: Point, tol: float) -> Minimum:
+        return minimize(
+            problem, start, method=method, depth=depth, tol=tol, max_iter=max_iter, **options
+        )
+
+    point = spectral_start(problem, 1, generator=generator)
+    missing = 0.0
+    for _ in range(most - 1):
+        found, before = solved(point, max(tol, share * missing)), float("inf")
+        while True:
+            point, missing = with_next_pair(problem, found.point, generator=generator)
+            norm = float(found.gradient_norm)
+            if norm <= max(tol, share * missing) or found.iterations == max_iter or norm >= before:
+                break
+            goal = max(tol, min(share * missing, 0.1 * norm))
+            before, found = norm, solved(found.point, goal)
+        yield found
+        if missing <= tol:
+            return
+    yield solved(point, tol)
+
+
+def with_next_pair(
+    problem: Problem, point: Point, *, generator: torch.Generator | None = None
+) -> tuple[Point, float]:
+    """(W + tuvᴴ, s): u, v, s the top singular pair of −∇f(W), t the best weight along it.
+
+    t = s/⟨uvᴴ, D∇f[uvᴴ]⟩, exact for quadratic losses. No batches.
+
+    Shapes: the point has one column more.
+    Cost: some products of ∇f(W) with 6 columns.
+    """
+    m, n = problem.shape
+    A, B = point.U @ point.S, point.V
+    times = problem.egrad_at(A, B)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    start = torch.randn((n, min(m, n, _COLUMNS)), dtype=A.dtype, generator=generator).to(A.device)
+    u, s, v = leading_svd(
+        _first(times, A.new_zeros((m, 0))),
+        _second(times, A.new_zeros((n, 0))),
+        start,
+        1,
+        rtol=_RTOL,
+    )
+    curvature = problem.quadratic_along(u, v)
+    if curvature is None:
+        H = problem.hessian_times(A, B, u, v, v, u)[0]
+        curvature = (H * u.conj()).real.sum()
+    t = torch.where(curvature > 0, s[0] / curvature, s[0])
+    Q, R = torch.linalg.qr(torch.cat([point.U, -u], -1))
+    P, T = torch.linalg.qr(torch.cat([point.V, v], -1))
+    core = torch.block_diag(point.S, t.to(A.dtype).reshape(1, 1))
+    X, sigma, Yh = torch.linalg.svd(R @ core @ T.mH)
+    return Point(Q @ X, torch.diag(sigma).to(A.dtype), P @ Yh.mH), float(s[0])
+
+
+def _first(times: Callable, none: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda P: times(P, none)[0]
+
+
+def _second(times: Callable, none: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda Q: times(none, Q)[1]
