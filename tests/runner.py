@@ -1,5 +1,6 @@
 """Running scripts/train.py inside the test process, as a user would type it."""
 
+import functools
 import os
 import runpy
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import hydra
 import pytest
 
+import deeplin.runner.run as running
 from deeplin.runner import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,11 +33,16 @@ def train_with(conf: Path, *arguments: str) -> int:
         return cli.main(entry, conf, arguments)
 
 
-def train(*arguments: str, folder: Path | None = None) -> int:
-    """The exit status of `python scripts/train.py ARGUMENTS`; hydra.run.dir=FOLDER if given."""
+def train(*arguments: str, folder: Path | None = None, draw: bool = False) -> int:
+    """The exit status of `python scripts/train.py ARGUMENTS`; hydra.run.dir=FOLDER if given.
+
+    Without pictures, which cost more than most runs, unless they are what is looked at.
+    """
     where = [] if folder is None else [f"hydra.run.dir={folder}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["scripts/train.py", *arguments, *where])
+        if cli.run is running.run:
+            patch.setattr(cli, "run", functools.partial(running.run, draw=draw))
         try:
             runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
         except SystemExit as exit:

@@ -1,6 +1,5 @@
 """A loss of the user's own in train.py, and the losses of which no optimum is known."""
 
-import functools
 import json
 import re
 import sys
@@ -8,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from runner import ROOT, train
 from sklearn.datasets import load_iris
 
-import deeplin.runner.run as running
 from deeplin import load
 from deeplin.loop import Kind, Result
 from deeplin.problems import LeastSquares, LogisticRegression, Problem, from_loss
 from deeplin.problems.unpredicted import classification, sensing
-from deeplin.runner import cli
 from deeplin.runner.custom import custom, digest_of
 from deeplin.runner.unpredicted import place_of
 
@@ -76,16 +74,11 @@ def here(tmp_path, monkeypatch):
     """A working directory that holds the module above, forgotten afterwards."""
     (tmp_path / f"{HERE}.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # of a test before
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, HERE, raising=False)
     yield tmp_path
     sys.modules.pop(HERE, None)
-
-
-@pytest.fixture(autouse=True)
-def without_figures(monkeypatch):
-    """Which take most of the time of a short run."""
-    monkeypatch.setattr(cli, "run", functools.partial(running.run, draw=False))
 
 
 def end_of(folder):

@@ -51,7 +51,7 @@ def same_end(a: Path, b: Path) -> bool:
 
 
 def test_a_run_leaves_everything_behind(tmp_path, capsys):
-    assert train(*SMALL, folder=tmp_path) == 0
+    assert train(*SMALL, folder=tmp_path, draw=True) == 0
     assert set(summary(tmp_path)) == KEYS
     assert summary(tmp_path)["verdict"].startswith("Theory and run agree")
     assert summary(tmp_path)["rank"] == 2
@@ -68,7 +68,8 @@ def test_a_run_leaves_everything_behind(tmp_path, capsys):
 
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_tensorboard_events(tmp_path, repeats):
-    assert train(*SMALL, f"repeats={repeats}", "method.t1=5", folder=tmp_path) == 0
+    words = [*SMALL, f"repeats={repeats}", "method.t1=5"]
+    assert train(*words, folder=tmp_path, draw=True) == 0
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     events.Reload()
     tags = events.Tags()
@@ -227,14 +228,17 @@ def test_folders_of_another_format_are_refused_in_one_sentence(tmp_path, capsys)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved.pop("format") == FORMAT
     rest = config.read_text().removeprefix(f"format: {FORMAT}\n")
-    for number in (None, 2, 3, FORMAT + 1):
+    for number, words in (
+        (None, [f"resume={tmp_path}"]),
+        (3, [*SMALL, "method.t1=1"]),
+        (FORMAT + 1, [f"resume={tmp_path}"]),
+    ):
         config.write_text(rest if number is None else f"format: {number}\n{rest}")
-        for words in ([f"resume={tmp_path}"], [*SMALL, "method.t1=1"]):
-            capsys.readouterr()
-            assert train(*words, folder=tmp_path) == 2
-            error = capsys.readouterr().err
-            assert f"was written in format {number or 1} of run folders" in error
-            assert error.count("\n") == 1
+        capsys.readouterr()
+        assert train(*words, folder=tmp_path) == 2
+        error = capsys.readouterr().err
+        assert f"was written in format {number or 1} of run folders" in error
+        assert error.count("\n") == 1
     config.write_text(f"format: {FORMAT}\n{rest}")
     torch.save(saved, tmp_path / "checkpoint.pt")  # a checkpoint without a number
     assert train(*SMALL, "method.t1=1", folder=tmp_path) == 2
@@ -285,7 +289,7 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(processes, tmp_path, 
     assert whole.exitcode == 0
     length = summary(tmp_path / "whole")["seconds"]
     moments = random.Random(7)
-    for i in range(5):
+    for i in range(3):
         folder = tmp_path / f"killed{i}"
         process = start(processes, words, folder)
         wait_for_checkpoint(folder, process)

@@ -292,7 +292,7 @@ def test_digits_pass_the_saddles_in_the_order_of_the_eigenvalues(tmp_path, capsy
     from deeplin.problems import data
 
     options = ["experiment=plateaus", "method.t1=8.5", "stop.stagnation=null"]
-    assert train(*options, folder=tmp_path) == 0
+    assert train(*options, folder=tmp_path, draw=True) == 0
     report = json.loads((tmp_path / "summary.json").read_text())["plateaus"]
     assert [p["J"] for p in report] == [list(range(1, k + 1)) for k in range(9)]
     problem = data.digits(dtype=F64).problem

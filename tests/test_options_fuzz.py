@@ -43,7 +43,7 @@ def place(tmp_path_factory):
 def test_command_lines_are_built_or_answered(place):
     seen = collections.Counter()
 
-    @settings(DRAWN, max_examples=200)
+    @settings(DRAWN, max_examples=100)
     @given(command_lines())
     def holds(words):
         status, _, err = answered(entry, words)

@@ -1,6 +1,5 @@
 """The figure of a paper's experiment, drawn from its runs by `train.py experiment=…` alone."""
 
-import functools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +10,6 @@ from reproduction import SUBJECTS
 from reproduction.pictures import drawn_from
 from runner import train
 
-import deeplin.runner.run as running
 from deeplin.runner import cli
 from deeplin.runner.configurations import CONF, Configurations
 from deeplin.runner.experiments import _DRAWN, show_pictures
@@ -31,7 +29,6 @@ def sweep(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cli, "run", functools.partial(running.run, draw=False))
         patch.setattr(cli, "show_pictures", noted)
         assert train(*WORDS) == 0
         (arguments,) = calls

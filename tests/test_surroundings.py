@@ -1,7 +1,6 @@
 """What goes wrong around a run: readers who leave, encodings, signals, folders that vanish."""
 
 import csv
-import functools
 import io
 import os
 import pickle
@@ -15,15 +14,9 @@ import pytest
 from runner import ROOT, SMALL, train
 
 import deeplin.runner.run as running
-from deeplin.runner import cli, outcomes, terminal
+from deeplin.runner import outcomes, terminal
 
 SHORT = [*SMALL, "method.t1=1", "problem.m=4"]  # singular: its note has a ᵀ
-
-
-@pytest.fixture(autouse=True)
-def without_figures(monkeypatch):
-    """Which take most of the time of a short run."""
-    monkeypatch.setattr(cli, "run", functools.partial(running.run, draw=False))
 
 
 def test_a_reader_who_leaves_ends_no_run(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Sweeps: how folders are called, the table of all jobs, the objective, Optuna's sweeper."""
 
 import csv
-import functools
 import importlib.util
 import math
 from pathlib import Path
@@ -10,18 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 from runner import SMALL, train
 
-import deeplin.runner.run as running
 from deeplin.runner import cli
 from deeplin.runner.names import job_folder, named, run_folder
 from deeplin.runner.overrides import whole
 from deeplin.runner.sweeps import objective_of
 
 SHORT = [*SMALL, "method.t1=1"]
-
-
-@pytest.fixture(autouse=True)
-def without_figures(monkeypatch):
-    monkeypatch.setattr(cli, "run", functools.partial(running.run, draw=False))
 
 
 def table(folder: Path) -> list[dict[str, str]]:

@@ -161,15 +161,16 @@ def _work(integrator: ErrorControlled, flow: Flow, state: State, cost: Cost) -> 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will cost, and the method that would cost least; None where that is not known.
+    """What a run will cost, and which method would cost least; None where that is not known.
 
-    `stepper` is a copy that may be spent on measuring.
+    `stepper` is a copy that may be spent on measuring; `other` finds the method that fits, which
+    takes a while.
     """
 
     stiffness: Stiffness
     stepper: Stepper
     cost: Cost | None
-    other: Fit | None
+    other: Callable[[], Fit | None]
 
     @classmethod
     def of(
@@ -183,13 +184,15 @@ class Forecast:
         stepper: Stepper,
         max_steps: int | None,
     ) -> Forecast:
-        cost = cost_of(stepper, stiffness, max_steps)
         free = "auto" if flow in ("layers", "end_to_end") else flow
-        try:
-            other = fitting(problem, network, free, prediction, stiffness)
-        except ValueError:
-            other = None
-        return cls(stiffness, stepper, cost, other)
+
+        def other() -> Fit | None:
+            try:
+                return fitting(problem, network, free, prediction, stiffness)
+            except ValueError:
+                return None
+
+        return cls(stiffness, stepper, cost_of(stepper, stiffness, max_steps), other)
 
     def line(
         self, name: str, observe: Callable[[float, State], object], records: int, t1: float
@@ -214,13 +217,14 @@ class Forecast:
         seeing = time_of(see)
         whole = seconds_of(self.cost, self.stepper, t1) + min(self.cost.steps, share) * seeing
         line = f"{name}: {told(self.cost, whole)} ({self.stiffness})"
-        if self.other is None or self.other.name == name or whole < _WORTH:
+        other = self.other() if whole >= _WORTH else None
+        if other is None or other.name == name:
             return line
-        other = self.other.cost
-        less = seconds_of(other, self.other.stepper(t1), t1) + min(other.steps, share) * seeing
+        steps = min(other.cost.steps, share)
+        less = seconds_of(other.cost, other.stepper(t1), t1) + steps * seeing
         if whole < _CHEAPER * less or whole - less < _WORTH:
             return line
-        return f"{line}; method={self.other.name}: {told(other, less)}"
+        return f"{line}; method={other.name}: {told(other.cost, less)}"
 
 
 def _counted(number: float) -> str:

@@ -33,12 +33,20 @@ class Configurations:
     name: str = "train"
     more: Path | None = None
 
-    def groups(self) -> dict[str, list[str]]:
-        """The names that each group has, Hydra's own groups among them, as hydra/launcher."""
+    def groups(self) -> Mapping[str, list[str]]:
+        """The names that each group has, Hydra's own groups among them, as hydra/launcher.
+
+        The names of a group are looked up when they are asked for: Hydra takes 10 ms for each.
+        """
         with self._loader() as loader:
             known = [g for g in loader.list_groups("") if g != "hydra"]
             known += [f"hydra/{g}" for g in loader.list_groups("hydra")]
-            return {group: _names(loader, group, self._words) for group in known}
+        return _Groups(self, known)
+
+    def names_of(self, group: str) -> list[str]:
+        """Those of a group, and those of its folders as folder/name."""
+        with self._loader() as loader:
+            return _names(loader, group, self._words)
 
     def composed(self, choices: Sequence[str] = ()) -> DictConfig:
         """The configuration of some choices of groups, Hydra's own part included.
@@ -71,6 +79,25 @@ class Configurations:
     def _loader(self) -> Iterator[ConfigLoader]:
         with initialize_config_dir(version_base="1.3", config_dir=str(self.folder)):
             yield GlobalHydra.instance().config_loader()
+
+
+class _Groups(Mapping[str, list[str]]):
+    def __init__(self, configurations: Configurations, known: Sequence[str]):
+        self._configurations, self._known = configurations, known
+        self._names: dict[str, list[str]] = {}
+
+    def __getitem__(self, group: str) -> list[str]:
+        if group not in self._known:
+            raise KeyError(group)
+        if group not in self._names:
+            self._names[group] = self._configurations.names_of(group)
+        return self._names[group]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 def _names(loader: ConfigLoader, group: str, words: list[str], prefix: str = "") -> list[str]:

@@ -49,7 +49,7 @@ def pairs(runs: Sequence[Run]) -> dict[float, tuple[Run, Run]]:
 @subject(
     "bridge",
     "Balanced layers and the manifold, step by step",
-    quick={"method.dt": "0.02,0.01", "problem.d": "6"},
+    quick={"method.dt": "0.04,0.02", "problem.d": "4"},
 )
 class Bridge:
     @staticmethod
