@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deeplin import (
+        estimators,
         exact,
         flows,
         geometry,
@@ -45,6 +46,7 @@ _LAZY = {
     "Run": "deeplin.runner.loading",
     "Solution": "deeplin.loop",
     "autoencoder": "deeplin.problems",
+    "estimators": "deeplin.estimators",
     "exact": "deeplin.exact",
     "flows": "deeplin.flows",
     "from_loss": "deeplin.problems",
@@ -77,6 +79,7 @@ __all__ = [
     "Run",
     "Solution",
     "autoencoder",
+    "estimators",
     "exact",
     "flows",
     "from_loss",

@@ -16,6 +16,7 @@ from deeplin.problems import (
     MatrixCompletion,
     MatrixSensing,
     Problem,
+    Ridge,
     from_loss,
 )
 
@@ -114,6 +115,13 @@ def function(dtype: torch.dtype, *, pair: bool, shape: tuple[int, int] = (4, 3))
     return Case(problem, plain, dtype)
 
 
+def ridge(case: Case) -> Case:
+    def plain(W):
+        return case.plain(W) + 0.7 * squares(W, (-2, -1))
+
+    return Case(Ridge(case.problem, 0.7), plain, case.dtype, case.batch)
+
+
 CASES = {
     "least squares": least_squares(F64),
     "least squares, complex": least_squares(C128),
@@ -129,6 +137,8 @@ CASES = {
     "sensing, complex": sensing(C128, 15, pair=False),
     "sensing, rank one": sensing(F64, 7, pair=True),
     "sensing, rank one, complex": sensing(C128, 7, pair=True),
+    "ridge": ridge(completion(F64)),
+    "ridge, complex": ridge(sensing(C128, 7, pair=True)),
     "logistic": logistic(4, 12, 3),
     "logistic, wide": logistic(3, 5, 40),
     "own class": Case(Quartic(), plain_quartic),

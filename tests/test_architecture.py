@@ -22,7 +22,7 @@ HOMES = {
     "omegaconf": {"runner"},
     "matplotlib": {"runner"},
     "tqdm": {"runner"},
-    "sklearn": {"problems"},
+    "sklearn": {"problems", "estimators"},
 }
 # What only loads when it is used.
 HEAVY = ("geoopt", "tensorboard", "matplotlib", "hydra", "omegaconf", "sklearn", "scipy")

@@ -7,6 +7,7 @@ from deeplin.problems.contract import Optimum, Problem
 from deeplin.problems.function import from_loss
 from deeplin.problems.least_squares import LeastSquares, autoencoder
 from deeplin.problems.readers import from_file, from_frame
+from deeplin.problems.ridge import Ridge
 from deeplin.problems.sensing import MatrixSensing
 from deeplin.problems.spectral import spectral_start
 from deeplin.problems.spectrum import Spectrum
@@ -19,6 +20,7 @@ __all__ = [
     "MatrixSensing",
     "Optimum",
     "Problem",
+    "Ridge",
     "Spectrum",
     "autoencoder",
     "from_file",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
@@ -74,11 +76,13 @@ def spectral_start(
 
 def _like(problem: Problem, dtype: torch.dtype | None) -> Inexact[Tensor, ""]:
     """A number of the dtype, and on the device, of the problem's tensors."""
-    tensors = [
-        part
-        for value in vars(problem).values()
-        for part in (value if isinstance(value, tuple) else (value,))
-        if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex())
-    ]
-    like = tensors[0] if tensors else torch.empty(0)
-    return like.new_zeros((), dtype=dtype)
+    return next(_tensors(problem), torch.empty(0)).new_zeros((), dtype=dtype)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Those of numbers that a problem has, or one inside it."""
+    if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+        yield value
+    elif isinstance(value, Problem | tuple):
+        for part in value if isinstance(value, tuple) else vars(value).values():
+            yield from _tensors(part)
