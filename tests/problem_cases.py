@@ -17,6 +17,7 @@ from deeplin.problems import (
     MatrixSensing,
     Problem,
     Ridge,
+    RobustCompletion,
     from_loss,
 )
 
@@ -115,6 +116,20 @@ def function(dtype: torch.dtype, *, pair: bool, shape: tuple[int, int] = (4, 3))
     return Case(problem, plain, dtype)
 
 
+def robust(*batch: int) -> Case:
+    rows, cols = [0, 1, 3, 3, 2, 3], [0, 2, 1, 1, 2, 1]
+    b, w = draw(*batch, 6, seed=4), draw(6, seed=12).abs()
+
+    def plain(W):
+        total = 0
+        for k, (i, j) in enumerate(zip(rows, cols, strict=True)):
+            e = (W[..., i, j] - b[..., k]).abs()
+            total = total + w[k] * torch.where(e <= 0.8, 0.5 * e**2, 0.8 * e - 0.32)
+        return total
+
+    return Case(RobustCompletion(rows, cols, b, (4, 3), delta=0.8, weights=w), plain, F64, batch)
+
+
 def ridge(case: Case) -> Case:
     def plain(W):
         return case.plain(W) + 0.7 * squares(W, (-2, -1))
@@ -137,6 +152,8 @@ CASES = {
     "sensing, complex": sensing(C128, 15, pair=False),
     "sensing, rank one": sensing(F64, 7, pair=True),
     "sensing, rank one, complex": sensing(C128, 7, pair=True),
+    "robust": robust(),
+    "robust, batch": robust(2),
     "ridge": ridge(completion(F64)),
     "ridge, complex": ridge(sensing(C128, 7, pair=True)),
     "logistic": logistic(4, 12, 3),

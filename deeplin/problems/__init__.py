@@ -8,6 +8,7 @@ from deeplin.problems.function import from_loss
 from deeplin.problems.least_squares import LeastSquares, autoencoder
 from deeplin.problems.readers import from_file, from_frame
 from deeplin.problems.ridge import Ridge
+from deeplin.problems.robust import RobustCompletion
 from deeplin.problems.sensing import MatrixSensing
 from deeplin.problems.spectral import spectral_start
 from deeplin.problems.spectrum import Spectrum
@@ -21,6 +22,7 @@ __all__ = [
     "Optimum",
     "Problem",
     "Ridge",
+    "RobustCompletion",
     "Spectrum",
     "autoencoder",
     "from_file",

@@ -156,19 +156,27 @@ class MatrixCompletion(Problem):
 
     # -- dense -----------------------------------------------------------------------------------
 
+    def _sum(self, errors: Tensor, weights: Tensor | None) -> Tensor:
+        """The loss of these errors."""
+        return _half_square(errors, weights)
+
+    def _slope(self, errors: Tensor, weights: Tensor | None) -> Tensor:
+        """Its derivative by each of them."""
+        return _weighted(errors, weights)
+
     def _errors(self, W: Tensor) -> Tensor:
         return W[..., self.rows, self.cols] - self.values
 
     def loss(self, W: Inexact[Tensor, "*#batch m n"]) -> Float[Tensor, "*#batch"]:
         """½ the weighted sum of the squared errors on the known entries."""
-        return _half_square(self._errors(W), self.weights)
+        return self._sum(self._errors(W), self.weights)
 
     def egrad(self, W: Inexact[Tensor, "*#batch m n"]) -> Inexact[Tensor, "*#batch m n"]:
         """∇f(W): the errors at the known entries, zero elsewhere; an entry listed twice counts so.
 
         Cost: an m×n matrix.
         """
-        error = _weighted(self._errors(W), self.weights)
+        error = self._slope(self._errors(W), self.weights)
         gradient = error.new_zeros((*error.shape[:-1], self.shape[0] * self.shape[1]))
         position = (self.rows * self.shape[1] + self.cols).expand_as(error)
         return gradient.scatter_add(-1, position, error).unflatten(-1, self.shape)
@@ -179,7 +187,7 @@ class MatrixCompletion(Problem):
         self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]
     ) -> Float[Tensor, "*#batch"]:
         """f(ABᴴ) from the rows of A and B alone; differentiable as often as one likes."""
-        return _half_square(sampled.sample(self._pattern, A, B) - self._values, self._weights)
+        return self._sum(sampled.sample(self._pattern, A, B) - self._values, self._weights)
 
     def _times(self, entries: Tensor, P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
         """(EP, EᴴQ) of the matrix E that has these entries at the known places, else zeros."""
@@ -201,7 +209,7 @@ class MatrixCompletion(Problem):
             errors, GP, _ = sampled.residual_times(self._pattern, A, B, self._values, self._weights)
             return GP, sampled.adjoint_times(self._pattern, errors, Q)
         errors = sampled.sample(self._pattern, A, B) - self._values
-        return self._times(_weighted(errors, self._weights), P, Q)
+        return self._times(self._slope(errors, self._weights), P, Q)
 
     def loss_and_products(
         self, U: Tensor, S: Tensor, V: Tensor
@@ -216,7 +224,7 @@ class MatrixCompletion(Problem):
     def egrad_at(self, A: Tensor, B: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """As `Problem.egrad_at`; the errors are computed once."""
         errors = sampled.sample(self._pattern, A, B) - self._values
-        return partial(self._times, _weighted(errors, self._weights))
+        return partial(self._times, self._slope(errors, self._weights))
 
     def back_projection(
         self, like: Tensor
@@ -229,7 +237,7 @@ class MatrixCompletion(Problem):
 
         Source: [KMO10], §1.2, where such rows are left out.
         """
-        pattern, entries = self._pattern, _weighted(self._values, self._weights)
+        pattern, entries = self._pattern, self._slope(self._values, self._weights)
         w = torch.ones_like(pattern.rows, dtype=self.values.real.dtype)
         w = w if self._weights is None else self._weights
         for index, size in zip((pattern.rows, pattern.cols), self.shape, strict=True):

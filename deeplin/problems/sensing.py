@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor
 from deeplin.linalg import largest_modulus
 from deeplin.problems.autograd import half_square
 from deeplin.problems.contract import Problem
+from deeplin.problems.memory import ask_for_memory
+from deeplin.problems.planted import planted_factors
 
-__all__ = ["MatrixSensing"]
+__all__ = ["OPERATORS", "MatrixSensing"]
+
+OPERATORS = ("gaussian", "rank_one")
 
 # Up to this many measurements λ_1 of their Gram matrix is computed densely; beyond it, by Lanczos.
 _DENSE = 1000
@@ -70,6 +75,54 @@ class MatrixSensing(Problem):
         self.operators: Tensor | tuple[Tensor, Tensor] = (parts[0], parts[1]) if pair else parts[0]
         self.values = values
         self.shape = (parts[0].shape[1], parts[-1].shape[-1])
+
+    @classmethod
+    def planted(
+        cls,
+        shape: tuple[int, int],
+        rank: int,
+        *,
+        measurements: int | None = None,
+        operators: str = "gaussian",
+        spectrum: Sequence[float] | None = None,
+        condition: float = 1.0,
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[MatrixSensing, tuple[Tensor, Tensor, Tensor]]:
+        """The problem of a random W* of rank r, and the factors (U, σ, V) of W*.
+
+        The entries of the operators A_l are Gaussian of variance 1/p, so that Σ_l |⟨A_l, W⟩|² has
+        the mean ‖W‖²; with operators="rank_one" they are a_l b_lᴴ, alike. The values are those of
+        W* (see `planted_factors`) and `noise`/√p times normal errors: `noise` is the standard
+        deviation for a measurement of norm 1. `measurements`: p, by default four times the
+        dimension r(m + n − r) of the matrices of rank r.
+
+        Cost: O(p m n) numbers, of rank one O(p (m + n)).
+        Raises: ValueError for other operators, and as `planted_factors`.
+        """
+        if operators not in OPERATORS:
+            raise ValueError(
+                f"operators must be {' or '.join(map(repr, OPERATORS))}; got {operators!r}."
+            )
+        U, sigma, V = planted_factors(
+            shape, rank, spectrum=spectrum, condition=condition, generator=generator, dtype=dtype
+        )
+        m, n = shape
+        p = 4 * rank * (m + n - rank) if measurements is None else measurements
+        entries = p * (m * n if operators == "gaussian" else m + n)
+        ask_for_memory(f"{p} measurements of {m}×{n} matrices", 2 * entries * U.dtype.itemsize)
+
+        def drawn(*size: int) -> Tensor:
+            return torch.randn(*size, dtype=U.dtype, generator=generator)
+
+        A: Tensor | tuple[Tensor, Tensor]
+        if operators == "rank_one":
+            A = drawn(p, m) / p**0.25, drawn(p, n) / p**0.25
+        else:
+            A = drawn(p, m, n) / p**0.5
+        exact = cls(A, U.new_zeros(p)).measure((U * sigma) @ V.mH)
+        return cls(A, exact + noise * drawn(p) / p**0.5), (U, sigma, V)
 
     def measure(self, W: Inexact[Tensor, "*#batch m n"]) -> Inexact[Tensor, "*#batch p"]:
         """⟨A_l, W⟩ for each l."""

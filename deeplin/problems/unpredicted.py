@@ -9,16 +9,13 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.linalg import random_orthogonal
 from deeplin.problems.classification import LogisticRegression
 from deeplin.problems.data import FIELDS, Data
-from deeplin.problems.memory import ask_for_memory
 from deeplin.problems.preparation import Columns, Preparation
-from deeplin.problems.sensing import MatrixSensing
+from deeplin.problems.sensing import OPERATORS, MatrixSensing
 
 __all__ = ["BUNDLED", "OPERATORS", "Recovery", "classification", "sensing"]
 
-OPERATORS = ("gaussian", "rank_one")
 # scikit-learn's classified samples that need no download.
 BUNDLED = ("digits", "breast_cancer", "iris", "wine")
 
@@ -79,21 +76,18 @@ def sensing(
             f"problem.rank must be from 1 to {min(m, n)} and problem.spectrum so many positive "
             f"numbers, the singular values of the matrix; got rank {rank} and {values.tolist()}."
         )
-    p = 4 * rank * (m + n - rank) if measurements is None else measurements
-    entries = p * (m * n if operators == "gaussian" else m + n)
-    ask_for_memory(f"{p} measurements of {m}×{n} matrices", 2 * entries * dtype.itemsize)
-    dtype = dtype.to_complex() if field == "complex" else dtype
-
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=dtype, generator=generator)
-
-    U, V = (random_orthogonal(d, rank, dtype=dtype, generator=generator) for d in (m, n))
-    truth = (U * values) @ V.mH
-    A: Tensor | tuple[Tensor, Tensor] = drawn(p, m, n) / p**0.5
-    if operators == "rank_one":
-        A = (drawn(p, m) / p**0.25, drawn(p, n) / p**0.25)
-    exact = MatrixSensing(A, drawn(p)).measure(truth)
-    problem = Recovery(A, exact + noise * drawn(p) / p**0.5, truth)
+    drawn, (U, sigma, V) = MatrixSensing.planted(
+        (m, n),
+        rank,
+        measurements=measurements,
+        operators=operators,
+        spectrum=values.tolist(),
+        noise=noise,
+        generator=generator,
+        dtype=dtype.to_complex() if field == "complex" else dtype,
+    )
+    truth = (U * sigma) @ V.mH
+    problem, p = Recovery(drawn.operators, drawn.values, truth), len(drawn.values)
     kind = "of rank one" if operators == "rank_one" else "Gaussian"
     note = f"{p} measurements, {kind}, of a {m}×{n} matrix of rank {rank}; loss ½Σ(⟨A, W⟩ − b)²"
     return Data(problem, notes=(note,), truth=truth)
