@@ -238,12 +238,12 @@ def test_the_hessian_where_W_came_to_rest(target, at, least, told):
     """Of ½‖W − X‖² on the matrices of rank 1: 1 ∓ σ_j/σ_i is its spectrum at σ_i u_i v_iᵀ."""
     X, W = (torch.diag(torch.tensor(values, dtype=torch.float64)) for values in (target, at))
     problem = from_loss(lambda Z: 0.5 * (Z - X).square().sum((-2, -1)), (3, 3))
-    place = place_of(problem, W, Result(Kind.CONVERGED, "."))
+    place = place_of(problem, [W], Result(Kind.CONVERGED, "."))
     assert place.bounds
     assert place.bounds[0] == pytest.approx(least, abs=1e-12)
     assert told in place.sentence
-    assert place_of(problem, W, Result(Kind.TIME, ".")).sentence == ""
-    assert place_of(problem, 0 * W, Result(Kind.CONVERGED, ".")).sentence == ""
+    assert place_of(problem, [W], Result(Kind.TIME, ".")).sentence == ""
+    assert place_of(problem, [0 * W], Result(Kind.CONVERGED, ".")).sentence == ""
 
 
 def test_a_loss_without_a_second_derivative_is_told_without_a_hessian():
@@ -256,7 +256,7 @@ def test_a_loss_without_a_second_derivative_is_told_without_a_hessian():
         def hessian_times(self, A, B, left, right, P, Q):
             raise RuntimeError("derivative for this is not implemented")
 
-    place = place_of(Once(), torch.eye(3).double(), Result(Kind.CONVERGED, "."))
+    place = place_of(Once(), [torch.eye(3).double()], Result(Kind.CONVERGED, "."))
     assert place.bounds is None
     assert place.sentence == ""
 

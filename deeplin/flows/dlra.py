@@ -11,7 +11,7 @@ from torch import Tensor
 from deeplin.flows.ahead import explicit_rate
 from deeplin.flows.contract import Start, State, TangentFlow
 from deeplin.flows.gaps import may_be_differentiated, without_derivative_at_gaps
-from deeplin.flows.starts import start_matrix
+from deeplin.flows.starts import start_matrix, start_product
 from deeplin.geometry.coordinates import Point, Tangent, project_products
 from deeplin.geometry.metric import DepthMetric, Metric, as_metric, metric_operator
 from deeplin.geometry.points import low_rank_factors
@@ -49,8 +49,8 @@ class DLRAFlow(TangentFlow):
 
     def init_state(self, start: Start, rank: int | None = None) -> Factors:
         """The factors of the start's W at the given rank, or at its numerical rank."""
-        W = start_matrix(start, self.problem.shape, type(self).__name__)
-        U, s, V = low_rank_factors(W, rank)
+        matrices = start_product(start, self.problem.shape, type(self).__name__)
+        U, s, V = low_rank_factors(matrices, rank)
         return U, torch.diag_embed(s).to(U.dtype), V
 
     # -- what the cone of semidefinite matrices has otherwise --------------------------------------
@@ -202,7 +202,11 @@ class DLRAFlow(TangentFlow):
         """
         if not self._embedded:
             return explicit_rate(self.problem, self.metric, self.point(y), rescaled=self.rescaled)
-        curvature = self.problem.curvature(self.end_to_end(y))
+        if self.problem.optimum is None:  # of a loss that may never form W
+            point = self.point(y)
+            curvature = self.problem.pair_curvature(point.U @ point.S, point.V)
+        else:
+            curvature = self.problem.curvature(self.end_to_end(y))
         if self.rescaled:
             curvature *= float(self.clock_rate(self.point(y).S).amax())
         return curvature

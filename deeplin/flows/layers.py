@@ -13,7 +13,7 @@ from deeplin.flows.contract import Flow, Start, State
 from deeplin.flows.starts import start_layers
 from deeplin.geometry.coordinates import Point
 from deeplin.geometry.metric import DepthMetric
-from deeplin.linalg import batch_last
+from deeplin.linalg import batch_last, product_svd
 from deeplin.network import balancedness_gap, end_to_end, layer_gradients, rebalance
 from deeplin.problems.contract import Problem
 
@@ -101,7 +101,7 @@ class LayerFlow(Flow):
         if known and len(y) == 1:
             return here
         k = min(y[0].shape[-1], *(W_j.shape[-2] for W_j in y))
-        U, s, Vh = torch.linalg.svd(end_to_end(y), full_matrices=False)
+        U, s, Vh = product_svd(y)
         core = torch.diag_embed(s[..., :k]).to(U)
         point = Point(U[..., :k], core, Vh[..., :k, :].mH)
         if not known:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from deeplin.flows.contract import Start
 from deeplin.network import DeepLinear, check_balanced, end_to_end
 
-__all__ = ["start_layers", "start_matrix"]
+__all__ = ["start_layers", "start_matrix", "start_product"]
 
 
 def start_layers(start: Start, flow: str) -> list[Tensor]:
@@ -45,9 +47,25 @@ def start_matrix(
         if balanced:
             check_balanced(layers, flow)
         W = end_to_end(layers)
-    if W.ndim < 2 or W.shape[-2:] != tuple(shape):
+    _check_shape(W.shape, shape, flow)
+    return W
+
+
+def start_product(start: Start, shape: tuple[int, int], flow: str) -> list[Tensor]:
+    """Matrices whose product is the W of a start, the first to be applied first; W is not formed.
+
+    Raises: as `start_matrix`.
+    """
+    layers = [start.detach()] if isinstance(start, Tensor) else start_layers(start, flow)
+    first, last = layers[0], layers[-1]
+    given = last.shape if min(first.ndim, last.ndim) < 2 else (*last.shape[:-1], first.shape[-1])
+    _check_shape(given, shape, flow)
+    return layers
+
+
+def _check_shape(given: Sequence[int], shape: tuple[int, int], flow: str) -> None:
+    if len(given) < 2 or tuple(given[-2:]) != tuple(shape):
         raise ValueError(
             f"{flow} needs W(0) of shape (*batch, m, n) with (m, n) = {tuple(shape)}, that of its "
-            f"problem; got {tuple(W.shape)}."
+            f"problem; got {tuple(given)}."
         )
-    return W

@@ -9,7 +9,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point
-from deeplin.linalg import hermitian_part, random_orthogonal
+from deeplin.linalg import hermitian_part, product_svd, random_orthogonal
 
 __all__ = ["low_rank_factors", "nearest_point", "origin_point", "random_point"]
 
@@ -88,25 +88,27 @@ def nearest_point(W: Inexact[Tensor, "*batch m n"], rank: int, *, hermitian: boo
 
 
 def low_rank_factors(
-    W: Inexact[Tensor, "*batch m n"], rank: int | None = None
+    W: Inexact[Tensor, "*batch m n"] | Sequence[Tensor], rank: int | None = None
 ) -> tuple[Inexact[Tensor, "*batch m k"], Float[Tensor, "*batch k"], Inexact[Tensor, "*batch n k"]]:
     """(U, s, V), W ≈ U diag(s) Vᴴ: a start of the given rank k, by default W's numerical rank.
 
     The best approximation of rank k, of a W that has at least that rank: a start is never filled
-    up with singular vectors of round-off.
+    up with singular vectors of round-off. W may be given by matrices whose product it is, the first
+    to be applied first.
 
     Source: HLZ Definition 2.3 (Eckart, Young).
     Shapes: U, V column by column in memory, the layout of `linalg.tall_times`.
-    Cost: an SVD, O(m n min(m, n)).
+    Cost: an SVD, O(m n min(m, n)); of a product that of `linalg.product_svd`.
     Raises: ValueError if rank is not 1 <= rank <= min(m, n), or W has fewer singular values above
         round-off; without a rank, if those of a batch differ.
     """
-    U, s, Vh = torch.linalg.svd(W, full_matrices=False)
-    noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
+    U, s, Vh = product_svd([W] if isinstance(W, Tensor) else W)
+    m, n = U.shape[-2], Vh.shape[-1]
+    noise = max(m, n) * torch.finfo(s.dtype).eps * s[..., :1]
     ranks = (s > noise).sum(-1)
     k = int(ranks.max()) if rank is None else rank
-    if not 1 <= k <= s.shape[-1]:
-        raise ValueError(f"rank must satisfy 1 <= rank <= min(m, n) = {s.shape[-1]}; got rank={k}.")
+    if not 1 <= k <= min(m, n):
+        raise ValueError(f"rank must satisfy 1 <= rank <= min(m, n) = {min(m, n)}; got rank={k}.")
     if int(ranks.min()) < k:
         if rank is None:
             raise ValueError(

@@ -48,6 +48,8 @@ class OptimizerStepper:
     - `gradients`: where that gradient is known without a backward pass, the function k -> new
       tensors that become the `grad` of the parameters; the optimizer then takes its step as ever
     - `state_of`: parameters -> the flow's state, where that is not the parameters themselves
+    - `take`: one step of an optimizer that evaluates the loss itself, for each matrix of a batch by
+      itself
     - `descends`: whether a step is one of gradient descent and nothing else: no momentum, no decay
     - `schedule`: of the learning rate; then t is the sum of the rates of the steps taken, unless
       `counts`, for optimizers that follow no flow, lets t count steps
@@ -66,13 +68,14 @@ class OptimizerStepper:
         *,
         gradients: Callable[[int], list[Tensor]] | None = None,
         state_of: Callable[[list[Tensor]], State] | None = None,
+        take: Callable[[], object] | None = None,
         descends: bool = False,
         schedule: LRScheduler | None = None,
         counts: bool = False,
     ):
         self.parameters, self.optimizer, self.loss = parameters, optimizer, loss
         self.gradients, self.schedule, self.counts = gradients, schedule, counts
-        self.descends = descends
+        self.descends, self._take = descends, take
         self.stretch = check_dt(dt)
         self.step, self.flow, self._frozen = 0, flow, Frozen()
         self._own_state, self._state_of = state_of is None, state_of or tuple
@@ -123,7 +126,9 @@ class OptimizerStepper:
         if self.schedule is not None and not self.counts:
             self._last = float(self.optimizer.param_groups[0]["lr"])
         try:
-            if self._needs_closure:
+            if self._take is not None:
+                self._take()
+            elif self._needs_closure:
                 self.optimizer.step(self._evaluated)
             elif self.gradients is None:
                 self._differentiated()
@@ -173,6 +178,8 @@ class OptimizerStepper:
 
     def freeze(self, lost: Tensor, at: State) -> None:
         self._frozen.add(lost, at)
+        if self._take is not None:  # it sees that its point was moved, and begins anew
+            self.optimizer.state.clear()
         with torch.no_grad():
             for p in self.parameters:
                 p.copy_(self._frozen.filled(p.detach()))
@@ -217,16 +224,16 @@ class OptimizerStepper:
         moment = cast(_Optimized, saved)
         self.step = moment["step"]
         self._frozen.load_state_dict(moment["frozen"])
+        with torch.no_grad():  # first: what an optimizer knows, it knows of the point where it is
+            values = moment["working"] or moment["state"]
+            for p, value in zip(self.parameters, values, strict=True):
+                p.copy_(value)
         self.optimizer.load_state_dict(moment["optimizer"])
         self._restore_numbers(moment["optimizer"])
         if self.schedule is not None and moment["schedule"] is not None:
             scheduled = moment["schedule"]
             self._passed, self._last = scheduled["t"], scheduled["dt"]
             self.schedule.load_state_dict(scheduled["schedule"])
-        with torch.no_grad():
-            values = moment["working"] or moment["state"]
-            for p, value in zip(self.parameters, values, strict=True):
-                p.copy_(value)
 
     def _restore_numbers(self, saved: dict[str, object]) -> None:
         """Plain numbers of an optimizer's state as they were saved: torch makes float32 of a step,

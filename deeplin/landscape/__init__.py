@@ -12,6 +12,7 @@ from deeplin.landscape.curvature import (
     local_rate,
 )
 from deeplin.landscape.escape import escape_direction
+from deeplin.landscape.factored import FactoredHessian
 from deeplin.landscape.neighbours import fan_around, neighbours_of, spurious_point
 from deeplin.landscape.operators import Eigenpairs
 from deeplin.landscape.passages import Plateau, plateau_table, plateaus, plateaus_of_modes
@@ -30,6 +31,7 @@ __all__ = [
     "CriticalPoint",
     "Eigenpairs",
     "ExtendedJacobian",
+    "FactoredHessian",
     "LayerHessian",
     "Nearest",
     "Plateau",

@@ -9,8 +9,10 @@ from deeplin.linalg.precision import working, working_dtype
 from deeplin.linalg.products import (
     batch_last,
     chain,
+    halves,
     matmul,
     plus_tall_times,
+    product_svd,
     product_svdvals,
     tall_times,
 )
@@ -23,6 +25,7 @@ __all__ = [
     "chain",
     "expm1_ratio",
     "graded_svd",
+    "halves",
     "hermitian_part",
     "is_semidefinite",
     "largest_modulus",
@@ -31,6 +34,7 @@ __all__ = [
     "orthonormal_factor",
     "plus_tall_times",
     "power_divided_difference",
+    "product_svd",
     "product_svdvals",
     "psd_tangent_step",
     "random_orthogonal",

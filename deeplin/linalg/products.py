@@ -9,7 +9,16 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-__all__ = ["batch_last", "chain", "matmul", "plus_tall_times", "product_svdvals", "tall_times"]
+__all__ = [
+    "batch_last",
+    "chain",
+    "halves",
+    "matmul",
+    "plus_tall_times",
+    "product_svd",
+    "product_svdvals",
+    "tall_times",
+]
 
 # Matrices up to this size, in batches from this length on, are multiplied faster entry by entry.
 _TINY, _MANY = 8, 256
@@ -117,6 +126,18 @@ def chain(matrices: Sequence[Tensor]) -> Tensor:
     return matmul(left, right)
 
 
+def halves(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """(A, B) with AB = M_n···M_1, split at its narrowest dimension; None where that is an end.
+
+    Shapes: M_j (*batch, d_j, d_{j−1}) -> A (*batch, d_n, k), B (*batch, k, d_0), k = min_j d_j.
+    """
+    widths = [matrices[0].shape[-1], *(M.shape[-2] for M in matrices)]
+    narrowest = min(range(len(widths)), key=widths.__getitem__)
+    if narrowest in (0, len(matrices)):
+        return None
+    return chain(matrices[narrowest:]), chain(matrices[:narrowest])
+
+
 def product_svdvals(matrices: Sequence[Tensor]) -> Float[Tensor, "*batch k"]:
     """The largest k = min_j d_j singular values of M_n···M_1, without forming the product.
 
@@ -126,10 +147,26 @@ def product_svdvals(matrices: Sequence[Tensor]) -> Float[Tensor, "*batch k"]:
     Shapes: M_j (*batch, d_j, d_{j−1}) -> (*batch, k), in descending order.
     Cost: O((d_n + d_0) k² + k³) after the partial products.
     """
-    widths = [matrices[0].shape[-1], *(M.shape[-2] for M in matrices)]
-    narrowest = min(range(len(widths)), key=widths.__getitem__)
-    if narrowest in (0, len(matrices)):
+    parts = halves(matrices)
+    if parts is None:
         return torch.linalg.svdvals(chain(matrices))
-    R_left = torch.linalg.qr(chain(matrices[narrowest:]), mode="r").R
-    R_right = torch.linalg.qr(chain(matrices[:narrowest]).mH, mode="r").R
+    R_left = torch.linalg.qr(parts[0], mode="r").R
+    R_right = torch.linalg.qr(parts[1].mH, mode="r").R
     return torch.linalg.svdvals(R_left @ R_right.mH)
+
+
+def product_svd(
+    matrices: Sequence[Tensor],
+) -> tuple[
+    Inexact[Tensor, "*batch d_n k"], Float[Tensor, "*batch k"], Inexact[Tensor, "*batch k d_0"]
+]:
+    """(U, s, Vh) of M_n···M_1, k = min_j d_j, without forming the product.
+
+    Shapes, cost: as `product_svdvals`. Accuracy: that of an SVD of the product.
+    """
+    parts = halves(matrices)
+    if parts is None:
+        return torch.linalg.svd(chain(matrices), full_matrices=False)
+    (Q_left, R_left), (Q_right, R_right) = (torch.linalg.qr(A) for A in (parts[0], parts[1].mH))
+    P, s, Qh = torch.linalg.svd(R_left @ R_right.mH, full_matrices=False)
+    return Q_left @ P, s, Qh @ Q_right.mH

@@ -10,13 +10,20 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.linalg import random_orthogonal
 from deeplin.network.deep_linear import DeepLinear
 
-__all__ = ["balanced_", "gaussian_", "identity_", "orthogonal_balanced_", "special_"]
+__all__ = [
+    "balanced_",
+    "balanced_factors_",
+    "gaussian_",
+    "identity_",
+    "orthogonal_balanced_",
+    "special_",
+]
 
 
 def balanced_(
@@ -59,6 +66,39 @@ def balanced_(
         raise ValueError("W(0) must be finite; it has entries that are NaN or ±inf.")
     W = W.to(dtype=first.dtype, device=first.device)
     U, s, Vh = torch.linalg.svd(W, full_matrices=False)
+    return _balanced_of(net, U, s, Vh, rotate, generator)
+
+
+def balanced_factors_(
+    net: DeepLinear,
+    U: Inexact[Tensor, "*batch d_N k"],
+    s: Float[Tensor, "*batch k"],
+    V: Inexact[Tensor, "*batch d_0 k"],
+) -> DeepLinear:
+    """The same of W = U diag(s) Vᴴ, which is not formed: U, V orthonormal, s descending.
+
+    Raises: ValueError if the factors do not fit, or their rank exceeds the smallest width.
+    """
+    given, ends = (U.shape[-2], V.shape[-2]), (net.widths[-1], net.widths[0])
+    if given != ends or not U.shape[-1] == s.shape[-1] == V.shape[-1]:
+        raise ValueError(
+            f"U, s, V must be (d_N, k), (k,), (d_0, k) with (d_N, d_0) = {ends}; got "
+            f"{tuple(U.shape)}, {tuple(s.shape)}, {tuple(V.shape)}."
+        )
+    like = net.weights[0]
+    U, Vh = (A.to(dtype=like.dtype, device=like.device) for A in (U, V.mH))
+    return _balanced_of(net, U, s.to(dtype=like.real.dtype, device=like.device), Vh, False, None)
+
+
+def _balanced_of(
+    net: DeepLinear,
+    U: Tensor,
+    s: Tensor,
+    Vh: Tensor,
+    rotate: bool,
+    generator: torch.Generator | None,
+) -> DeepLinear:
+    d_in, d_out = net.widths[0], net.widths[-1]
     kept = s > max(d_in, d_out) * torch.finfo(s.dtype).eps * s[..., :1]
     k = int(kept.sum(-1).max())
     if k > min(net.widths):

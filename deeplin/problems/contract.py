@@ -127,6 +127,17 @@ class Problem(ABC):
         """Numbers of the problem's own to be logged beside the loss: an accuracy, a test error."""
         return {}
 
+    def report_pair(
+        self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]
+    ) -> Mapping[str, Float[Tensor, "*#batch"]]:
+        """`report` at ABᴴ, by default through it, where it says anything."""
+        silent = type(self).report is Problem.report
+        return {} if silent else self.report(A @ B.mH)
+
+    def told(self, report: Mapping[str, float]) -> str:
+        """What the numbers of a `report` mean, as the end of a sentence; "" where that is plain."""
+        return ""
+
     def to(self, *args, **kwargs) -> Self:
         """The problem with its tensors on another device or in another dtype, as `Tensor.to`.
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from deeplin.linalg import chain, random_orthogonal
 from deeplin.problems.contract import Problem
-from deeplin.problems.held_out import HeldOut
+from deeplin.problems.held_out import HeldOut, share_held_out
 from deeplin.problems.least_squares import LeastSquares
 from deeplin.problems.memory import ask_for_memory
+from deeplin.problems.pairs import Pairs
 from deeplin.problems.preparation import Classes, Preparation
 from deeplin.problems.widths import grid_widths
 
@@ -48,7 +49,7 @@ class Data:
     y: Tensor | None = None
     notes: tuple[str, ...] = ()
     truth: Tensor | None = None
-    preparation: Preparation | None = None
+    preparation: Preparation | Pairs | None = None
 
     @classmethod
     def from_samples(cls, x: Tensor, y: Tensor | None, *notes: str) -> Data:
@@ -93,6 +94,7 @@ class Data:
             new.held_out = problem.held_out.after(T, basis)
         d_y = None if problem.is_autoencoder else problem.d_y
         done = self.preparation or Preparation.nothing(problem.d_x, d_y)
+        assert isinstance(done, Preparation)  # of pairs there is no least squares
         return Data(
             new,
             x,
@@ -307,7 +309,7 @@ def prepare(
     told: tuple[str, ...] = ()
     rest = None
     if test:
-        chosen, left = _split(len(x), test, generator)
+        chosen, left = share_held_out(len(x), test, generator)
         rest = x[chosen], None if y is None else y[chosen]
         x, y = x[left], None if y is None else y[left]
         told = (f"{len(chosen)} of {len(chosen) + len(left)} samples are held out",)
@@ -323,18 +325,6 @@ def prepare(
     if rest is not None:
         data.least_squares.held_out = _held_out(done, *rest, dtype)
     return replace(data, preparation=done)
-
-
-def _split(m: int, share: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The numbers of round(share·m) samples, at random, and those of the others, both in order."""
-    count = round(share * m)
-    if not 2 <= count <= m - 2:
-        raise ValueError(
-            f"problem.test={share:g} of {m} samples holds out {count}; at least 2 must be held "
-            "out, and 2 be left: choose another share, or problem.test=0."
-        )
-    order = torch.randperm(m, generator=generator)
-    return order[:count].sort().values, order[count:].sort().values
 
 
 def _held_out(done: Preparation, x: Tensor, y: Tensor | None, dtype: torch.dtype | None) -> HeldOut:

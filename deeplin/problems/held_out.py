@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["HeldOut"]
+__all__ = ["HeldOut", "share_held_out"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +73,20 @@ class HeldOut:
             right = predicted.argmax(-1) == given.argmax(-1)
             scores["test_accuracy"] = right.to(V.dtype).mean(-1)
         return scores
+
+
+def share_held_out(
+    m: int, share: float, generator: torch.Generator | None, what: str = "samples"
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " k"]]:
+    """The numbers of round(share·m) samples, at random, and those of the others, both in order.
+
+    Raises: ValueError where that is less than 2 of either.
+    """
+    count = round(share * m)
+    if not 2 <= count <= m - 2:
+        raise ValueError(
+            f"problem.test={share:g} of {m} {what} holds out {count}; at least 2 must be held "
+            "out, and 2 be left: choose another share, or problem.test=0."
+        )
+    order = torch.randperm(m, generator=generator)
+    return order[:count].sort().values, order[count:].sort().values

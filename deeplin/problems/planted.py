@@ -97,9 +97,9 @@ def distinct_places(
 def entries_at(
     rows: Int[Tensor, " p"],
     cols: Int[Tensor, " p"],
-    A: Inexact[Tensor, "m k"],
-    B: Inexact[Tensor, "n k"],
-) -> Inexact[Tensor, " p"]:
+    A: Inexact[Tensor, "*#batch m k"],
+    B: Inexact[Tensor, "*#batch n k"],
+) -> Inexact[Tensor, "*#batch p"]:
     """(ABᴴ)[rows, cols]. Cost: O(p k) time, the result and a piece of each factor in memory."""
     pieces = zip(rows.split(_CHUNK), cols.split(_CHUNK), strict=True)
-    return torch.cat([(A[i] * B[j].conj()).sum(-1) for i, j in pieces])
+    return torch.cat([(A[..., i, :] * B[..., j, :].conj()).sum(-1) for i, j in pieces], -1)

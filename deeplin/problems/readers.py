@@ -27,7 +27,7 @@ _FEW = 20  # whole numbers that look like classes
 
 
 def from_file(
-    path: str | Path,
+    path: str | Path | None,
     *,
     labels: Labels = 0,
     separator: str | None = None,
@@ -59,6 +59,11 @@ def from_file(
     than the memory, missing arrays, cells and columns, NaN, shapes, and for files of a pattern that
     do not fit each other.
     """
+    if path is None:
+        raise ValueError(
+            "problem=file needs problem.path=<file>.csv, .tsv, .parquet, .npz, .npy or .pt, or a "
+            "pattern of files."
+        )
     path = Path(path)
     _check(missing)
     if not path.is_file() and any(mark in str(path) for mark in "*?["):

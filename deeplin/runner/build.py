@@ -22,7 +22,7 @@ from deeplin.integrators import (
     ProjectedRungeKutta,
     Stepper,
 )
-from deeplin.loop import Observe
+from deeplin.loop import Observe, Stop
 from deeplin.network import DeepLinear, grid_widths
 from deeplin.prediction import Prediction
 from deeplin.problems import LeastSquares
@@ -62,6 +62,7 @@ class Experiment:
 
     - `network`: what the method advances, or, beside a manifold, what W(0) is the product of
     - `on`: the manifold and the point on it that the method moves, where the run is on one
+    - `stops`: those that the method brings
     - `most_steps`: where steps change by a schedule, those that steps of the first length would be
     - `unstable`: a sentence where the steps are beyond what the method is stable for
     - `method`: its options; where method=auto chose it, those of what it chose
@@ -81,6 +82,7 @@ class Experiment:
     forecast: Callable[[], Forecast | None]
     on: OnManifold | None = None
     most_steps: int | None = None
+    stops: tuple[Stop, ...] = ()
 
 
 def build(cfg: DictConfig) -> Experiment:
@@ -157,6 +159,13 @@ def build(cfg: DictConfig) -> Experiment:
     observe = flow_observables(flow, problem, limits, state, optima, prediction.modes(batch))
     if cfg.log.factors:
         observe = with_factors(observe, flow)
+    stops: list[Stop] = []
+    if at.on is not None:
+        from deeplin.runner.solvers import AtRest, solver_of, with_solver  # geoopt, as its target
+
+        if (solver := solver_of(stepper)) is not None:
+            observe = with_solver(observe, solver, stepper)
+            stops.append(AtRest(solver))
     notes = [*source.notes, *prediction.told, *told]
 
     def forecast() -> Forecast | None:
@@ -188,6 +197,7 @@ def build(cfg: DictConfig) -> Experiment:
         forecast,
         at.on,
         most_steps,
+        tuple(stops),
     )
 
 
@@ -254,13 +264,8 @@ def _rank_of(manifold: DictConfig | None) -> int | None:
 def data_of(cfg: DictConfig) -> Data:
     """The data of a configuration."""
     problem, dtype = cfg.problem, _DTYPES[cfg.dtype]
-    if "path" in problem and problem.path is None:
-        raise ValueError(
-            f"problem={problem.name} needs problem.path=<file>.csv, .tsv, .parquet, .npz, .npy or "
-            ".pt, or a pattern of files."
-        )
     seed = problem.get("seed", cfg.seed)
-    options = options_of(problem, "name", "seed", "_rank_")
+    options = options_of(problem, "name", "seed", "_rank_", "_depth_")
     made = make(options, "problem", dtype=dtype, generator=_generator(seed, 0))
     if not isinstance(made, Data):
         raise TypeError(
@@ -322,6 +327,8 @@ def widths_of(
                 f"rank must satisfy 1 <= rank <= min(d_x, d_y) = {min(d_x, d_y)}; "
                 f"got {rank}: network.rank={fitting}, or auto."
             )
+        if group.get("_hidden_") == "thin":
+            return [d_x, *[rank] * (group.depth - 1), d_y]
         return grid_widths(d_x, d_y, group.depth, rank)
     widths = list(group.widths) if OmegaConf.is_list(group.widths) else [group.widths]
     if len(widths) < 2 or widths[0] != d_x or widths[-1] != d_y:

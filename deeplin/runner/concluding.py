@@ -15,6 +15,7 @@ from deeplin.runner import figures
 from deeplin.runner.build import Experiment
 from deeplin.runner.configurations import changed
 from deeplin.runner.folder import RunFolder
+from deeplin.runner.observables import factors
 from deeplin.runner.tensorboard import TensorBoardLog
 from deeplin.runner.terminal import command, complain, say, say_command, say_table
 from deeplin.runner.verdict import judge
@@ -50,7 +51,7 @@ def conclude(
         stochastic=stochastic,
         plateaus=passed,
         unstable=experiment.unstable,
-        W=experiment.stepper.end_to_end(),
+        matrices=factors(experiment.flow, experiment.stepper.state),
         follows_no_flow=_follows_no_flow(experiment.stepper),
     )
     if draw:

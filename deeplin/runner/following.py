@@ -19,13 +19,14 @@ from deeplin.integrators import (
     Rosenbrock,
     Stepper,
 )
-from deeplin.linalg import hermitian_part, is_semidefinite
-from deeplin.network import DeepLinear
+from deeplin.linalg import halves, hermitian_part, is_semidefinite
+from deeplin.network import DeepLinear, end_to_end
 from deeplin.prediction import Prediction, predict_flow
 from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
 from deeplin.runner.named_flows import choose_flow, make_flow
+from deeplin.runner.observables import factors
 from deeplin.runner.targets import make, options_of
 from deeplin.runner.terminal import slow
 
@@ -76,7 +77,7 @@ def followed_on(manifold: DictConfig, source: Data, network: DeepLinear) -> Foll
 
 
 def _predicted(problem: Problem, flow: Flow, state: State) -> Prediction:
-    _check_start(problem, flow.end_to_end(state))
+    _check_start(problem, factors(flow, state))
     with slow("computing what is predicted: the limit and the rate"):
         prediction = predict_flow(problem, flow, state)
     return _on_the_cone(problem, prediction) if isinstance(flow, PSDDLRAFlow) else prediction
@@ -98,15 +99,19 @@ def check_fits(cfg: DictConfig, fitting: Sequence[str]) -> None:
         )
     raise ValueError(
         f"method={cfg.method.name} moves the layers of a network, no point on a manifold: use "
-        "method=riemannian_sgd, riemannian_adam or line_search, or leave out "
+        "method=cg, trust_region, riemannian_sgd, riemannian_adam or line_search, or leave out "
         f"manifold={cfg.manifold.name}."
     )
 
 
-def _check_start(problem: Problem, W: Tensor) -> None:
+def _check_start(problem: Problem, matrices: Sequence[Tensor]) -> None:
     """Raise ValueError where a loss of which nothing is known is not finite at the start."""
     if problem.optimum is None:
-        loss = problem.loss(W)
+        parts = halves(matrices)
+        if parts is None:
+            loss = problem.loss(end_to_end(matrices))
+        else:
+            loss = problem.pair_loss(parts[0], parts[1].mH)
         if not bool(torch.isfinite(loss).all()):
             worst = loss.flatten()[~torch.isfinite(loss).flatten()][0]
             raise ValueError(

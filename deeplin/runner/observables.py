@@ -8,17 +8,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from deeplin.flows import EndToEndFlow, LayerFlow
+from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow
 from deeplin.flows.contract import Flow, State
-from deeplin.linalg import product_svdvals
+from deeplin.linalg import halves, product_svdvals
 from deeplin.network import end_to_end, gap_norm, layer_gradients
-from deeplin.problems import LeastSquares
+from deeplin.problems import LeastSquares, MatrixCompletion
 from deeplin.problems.contract import Problem
 from deeplin.problems.spectrum import Spectrum
 
 __all__ = [
     "KEPT_ASIDE",
     "Observables",
+    "effective_rank",
     "factors",
     "flow_observables",
     "layer_observables",
@@ -57,13 +58,16 @@ def layer_observables(
     seen_of = _matrix_observables(problem, limit, optimum)
 
     def observe(t: float, layers: Sequence[Tensor]) -> dict[str, Tensor]:
-        W = end_to_end(layers)
-        gradients = layer_gradients(layers, problem.egrad(W))
+        d_y, d_x = layers[-1].shape[-2], layers[0].shape[-1]
+        if problem.optimum is None:
+            gradients = layer_gradients(layers, problem)
+        else:
+            gradients = layer_gradients(layers, problem.egrad(end_to_end(layers)))
         s = product_svdvals(layers)
-        noise = max(W.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
-        tied = len(layers) == 2 and W.shape[-2] == W.shape[-1]
+        noise = max(d_y, d_x) * torch.finfo(s.dtype).eps * s[..., :1]
+        tied = len(layers) == 2 and d_y == d_x
         return {
-            **seen_of(W),
+            **seen_of(layers),
             "gradient_norm": sum(G_j.abs().square().sum((-2, -1)) for G_j in gradients) ** 0.5,
             "balancedness_gap": gap_norm(layers),
             "singular_values": s,
@@ -76,8 +80,11 @@ def layer_observables(
 
 def _matrix_observables(
     problem: Problem, limit: Tensor | None, best: Tensor | None
-) -> Callable[[Tensor], dict[str, Tensor]]:
-    """The function W -> what depends on W alone, under `layer_observables`' names.
+) -> Callable[[Sequence[Tensor]], dict[str, Tensor]]:
+    """The function of matrices whose product is W -> what depends on W alone.
+
+    Under `layer_observables`' names. Where no optimum is known W is not formed, but by a loss that
+    takes no pairs.
 
     Source of the nearest critical point: BRTW Prop. 32 (`Spectrum.nearest`).
     """
@@ -117,7 +124,27 @@ def _matrix_observables(
         blocks = [observe(*parts) for parts in zip(W.split(size), *of_each, strict=False)]
         return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
-    return in_blocks
+    def of_product(matrices: Sequence[Tensor]) -> dict[str, Tensor]:
+        parts = halves(matrices) if optimum is None and limit is None and best is None else None
+        if parts is None:
+            return in_blocks(end_to_end(matrices))
+        A, B = parts[0], parts[1].mH
+        seen = {"loss": problem.pair_loss(A, B), **problem.report_pair(A, B)}
+        if isinstance(problem, MatrixCompletion):
+            seen["train_rmse"] = problem.rmse(seen["loss"])
+        return seen
+
+    return of_product
+
+
+def effective_rank(s: Tensor) -> Tensor:
+    """exp(−Σ p_i log p_i), p = σ/Σσ: k where k singular values are equal; 0 for W = 0.
+
+    Source: [RV07]; of matrix factorisation: [ACHL19]. Shapes: s (*batch, k) -> (*batch).
+    """
+    total = s.sum(-1, keepdim=True)
+    p = s / torch.where(total > 0, total, 1.0)
+    return torch.where(total[..., 0] > 0, torch.special.entr(p).sum(-1).exp(), 0.0)
 
 
 def flow_observables(
@@ -134,7 +161,8 @@ def flow_observables(
     `balancedness_gap` the largest drift of a conserved quantity where there are no layers. And
     `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0. For
     square real W of full rank `sign_det`, the sign of det W, 0 where round-off hides it. Given the
-    P of `Prediction.mode`, `along_slowest_mode`: |⟨P, W − limit⟩|/‖P‖_F.
+    P of `Prediction.mode`, `along_slowest_mode`: |⟨P, W − limit⟩|/‖P‖_F. Where no optimum is known
+    the `effective_rank` of W.
     """
     start, sign_of = flow.conserved(y0), _sign_of_determinant(flow, y0)
     layers = layer_observables(problem, limit, optimum)
@@ -153,19 +181,24 @@ def flow_observables(
             along = (mode.conj() * (flow.end_to_end(y) - limit)).real.sum((-2, -1))
             drift["along_slowest_mode"] = along.abs() / torch.linalg.matrix_norm(mode)
         if isinstance(flow, LayerFlow):
-            return layers(t, y) | drift
-        W = flow.end_to_end(y)
-        largest = W.real.new_zeros(W.shape[:-2])
+            return with_effective_rank(layers(t, y) | drift)
+        largest = y[0].real.new_zeros(flow.batch_shape(y))
         for name, change in drift.items():
             if name.startswith("drift_"):
                 largest = torch.maximum(largest, change)
-        return {
-            **seen_of(W),
+        seen = {
+            **seen_of(factors(flow, y)),
             "gradient_norm": flow.gradient_norm(y),
             "balancedness_gap": largest,
             "singular_values": flow.singular_values(y),
             "rank": flow.rank(y),
-        } | drift
+        }
+        return with_effective_rank(seen | drift)
+
+    def with_effective_rank(seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        if problem.optimum is None:
+            seen["effective_rank"] = effective_rank(seen["singular_values"])
+        return seen
 
     return observe
 
@@ -176,9 +209,10 @@ def _sign_of_determinant(flow: Flow, y0: State) -> Callable[[State], Tensor] | N
     Of square layers it is the product of their signs: σ_min(W_j) is about the N-th root of that of
     W, far above round-off when that is below it.
     """
-    W = flow.end_to_end(y0)
-    n = W.shape[-1]
-    if W.shape[-2] != n or W.is_complex() or int(flow.rank(y0).max()) < n:
+    matrices = factors(flow, y0)
+    n = matrices[0].shape[-1]
+    square = matrices[-1].shape[-2] == n and not y0[0].is_complex()
+    if not square or int(flow.rank(y0).max()) < n:
         return None
 
     def sign_of(A: Tensor) -> Tensor:
@@ -202,7 +236,7 @@ def with_factors(observe: Observables, flow: Flow) -> Observables:
     flow, W and the identity for the rest.
     """
 
-    def halves(y: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def split(y: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         parts = factors(flow, y)
         if len(parts) == 1:
             W = parts[0]
@@ -211,7 +245,7 @@ def with_factors(observe: Observables, flow: Flow) -> Observables:
         return end_to_end(parts[p:]), end_to_end(parts[:p])
 
     def observe_all(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
-        left, right = halves(y)
+        left, right = split(y)
         return observe(t, y) | {"left": left, "right": right}
 
     return observe_all
@@ -220,7 +254,8 @@ def with_factors(observe: Observables, flow: Flow) -> Observables:
 def factors(flow: Flow, y: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """W as matrices whose product it is, the first to be applied first: layers, or thin ones.
 
-    Of the end-to-end flow they are Vᴴ and UΣ, of other states W alone.
+    Of the end-to-end flow they are Vᴴ and UΣ, of U, S, V they are Vᴴ and US, of other states W
+    alone.
 
     Shapes: (*batch, k, d_x), …, (*batch, d_y, k).
     """
@@ -229,4 +264,7 @@ def factors(flow: Flow, y: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if isinstance(flow, EndToEndFlow):
         U, log_s, V = y
         return V.mH.resolve_conj(), U * log_s.exp()[..., None, :]
+    if isinstance(flow, DLRAFlow):
+        point = flow.point(tuple(y))
+        return point.V.mH.resolve_conj(), point.U @ point.S
     return (flow.end_to_end(tuple(y)),)

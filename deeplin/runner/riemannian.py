@@ -27,7 +27,13 @@ from deeplin.problems.data import Data
 from deeplin.runner.methods import MakeOptimizer, at_rate, is_plain, loss_of_step, scheduled
 from deeplin.runner.named_flows import common_rank
 
-__all__ = ["OnManifold", "fixed_rank", "gradient_steps", "iterations", "psd_fixed_rank"]
+__all__ = [
+    "OnManifold",
+    "fixed_rank",
+    "gradient_steps",
+    "iterations",
+    "psd_fixed_rank",
+]
 
 Low = FixedRank | FixedRankFactored | PSDFixedRank | PSDFixedRankFactored
 
@@ -73,22 +79,34 @@ class OnManifold:
 
         Raises: LinAlgError where it is not finite.
         """
-        problem = self.flow.problem
-        if isinstance(self.manifold, FactoredManifold):
-            point = self.flow.point(self.state)
-            products = problem.egrad_products(point.U, point.S, point.V)
-            gradient = self.manifold.pack_products(self.point.detach(), *products)
-        else:
-            gradient = problem.egrad(self.point.detach())
+        gradient = self._gradient()
         if not math.isfinite(gradient.sum().abs()):
             self.point.grad = gradient
             raise torch.linalg.LinAlgError("the gradient is not finite")
         return gradient
 
+    def _gradient(self) -> Tensor:
+        problem = self.flow.problem
+        if not isinstance(self.manifold, FactoredManifold):
+            return problem.egrad(self.point.detach())
+        point = self.flow.point(self.state)
+        products = problem.egrad_products(point.U, point.S, point.V)
+        return self.manifold.pack_products(self.point.detach(), *products)
+
+    def losses(self) -> Tensor:
+        """Of all samples, one for each matrix of a batch."""
+        point = self.flow.point(self.state)
+        return self.flow.problem.pair_loss(point.U @ point.S, point.V)
+
     def loss(self) -> Tensor:
         """Of all samples, summed over a batch."""
-        point = self.flow.point(self.state)
-        return self.flow.problem.pair_loss(point.U @ point.S, point.V).sum()
+        return self.losses().sum()
+
+    def evaluated(self) -> Tensor:
+        """`losses`, and in the parameter their gradient: the closure of deeplin's optimizers."""
+        with torch.no_grad():
+            self.point.grad = self._gradient()
+            return self.losses()
 
     def predicted(self, x: Tensor) -> Tensor:
         """Wx of samples x, a row each."""

@@ -180,7 +180,7 @@ def _drive(
                 experiment.t1,
                 record_at=Every(max(1, math.ceil(stretches / cfg.log.records))),
                 observe=experiment.observe,
-                stop=_stops(cfg, experiment.t1),
+                stop=[*_stops(cfg, experiment.t1), *experiment.stops],
                 risen=RisenLoss(_loss_at_zero(experiment)),
                 max_steps=min(limits, default=None),
                 interrupt=interruption,
@@ -199,8 +199,9 @@ def _drive(
 
 def _loss_at_zero(experiment: Experiment) -> float:
     problem, like = experiment.data.problem, experiment.network.weights[0]
+    A, B = (like.new_zeros(d, 1) for d in problem.shape)
     try:
-        return float(problem.loss(torch.zeros(problem.shape, dtype=like.dtype, device=like.device)))
+        return float(problem.pair_loss(A, B))
     except torch.linalg.LinAlgError:  # a loss that factorises W
         return math.nan
 

@@ -19,8 +19,9 @@ from deeplin.network import DeepLinear, init
 from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 from deeplin.problems.readers import read_matrices
+from deeplin.problems.spectral import spectral_start
 
-__all__ = ["balanced", "orthogonal", "special", "spurious"]
+__all__ = ["balanced", "orthogonal", "special", "spectral", "spurious"]
 
 
 def orthogonal(
@@ -129,6 +130,23 @@ def spurious(
     else:
         W = neighbours_of(point, radius, min(net.widths), count, generator=generator)
     init.balanced_(net, W.reshape(*net.batch_shape, *W.shape[-2:]))
+
+
+def spectral(
+    net: DeepLinear, problem: Problem, generator: torch.Generator, *, rtol: float = 1e-2
+) -> None:
+    """Balanced layers of W(0), the best approximation of −∇f(0), of the best length.
+
+    Of rank min_j d_j; of a completion −∇f(0) has the known entries. Every repeat has the same.
+    Source: [KMO10], `deeplin.problems.spectral`.
+    """
+    like = net.weights[0]
+    with torch.no_grad():
+        point = spectral_start(
+            problem, min(net.widths), generator=generator, dtype=like.dtype, rtol=rtol
+        )
+    s = torch.linalg.diagonal(point.S).real
+    init.balanced_factors_(net, point.U, s, point.V)
 
 
 def _is_identity(C: Tensor) -> bool:

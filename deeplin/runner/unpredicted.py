@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Inexact
+import torch
 from torch import Tensor
 
-from deeplin.landscape import RiemannianHessian
+from deeplin.geometry import Point
+from deeplin.geometry.points import low_rank_factors
+from deeplin.landscape import FactoredHessian, RiemannianHessian
 from deeplin.loop import Kind, Result
+from deeplin.network import end_to_end
+from deeplin.network.balanced import product_ranks
 from deeplin.problems.contract import Problem
 
 __all__ = ["Place", "place_of", "told_of"]
 
-_LARGEST = 1500  # dimension of the Hessian, of which all eigenvalues are found
+_LARGEST = 1500  # dimension of a Hessian of which all eigenvalues are found
 _FLAT = 1e-6  # relative to the largest eigenvalue: one below counts as 0
 
 
@@ -21,8 +26,9 @@ _FLAT = 1e-6  # relative to the largest eigenvalue: one below counts as 0
 class Place:
     """The Hessian on the matrices of its rank where a trajectory ended.
 
-    `bounds` are the least and the largest eigenvalue; None where they are not known: off critical
-    points, of more than 1500 dimensions, or where the loss has no second derivative.
+    `bounds` are the least and the largest eigenvalue, above 1500 dimensions by Lanczos; None where
+    they are not known: off critical points, where Lanczos did not find them, or where the loss has
+    no second derivative.
     """
 
     rank: int
@@ -41,16 +47,24 @@ class Place:
         return f"; {on}is flat in some direction there and negative in none"
 
 
-def place_of(problem: Problem, W: Inexact[Tensor, "m n"], result: Result) -> Place:
+def place_of(problem: Problem, matrices: Sequence[Tensor], result: Result) -> Place:
     """What is known of W, in which a trajectory ended; the Hessian where it came to rest.
 
-    Cost: as many Hessian products as M_k has dimensions, at most 1500, and their eigenvalues.
+    W is the product of the matrices, the first applied first; it is formed where M_k is small.
+
+    Cost: as many Hessian products as M_k has dimensions, at most 1500, and their eigenvalues;
+        beyond that `FactoredHessian.ends`.
     """
     if (result.rest or result.kind) not in (Kind.CONVERGED, Kind.STAGNATED):
         return Place(0, None)
+    m, n = problem.shape
     try:
-        H = RiemannianHessian(problem, W, 1)
-        return Place(H.k, H.bounds() if H.dim <= _LARGEST else None)
+        k = int(product_ranks(matrices))
+        if k * (m + n - k) <= _LARGEST:
+            H = RiemannianHessian(problem, end_to_end(matrices), 1)
+            return Place(H.k, H.bounds())
+        U, s, V = low_rank_factors(matrices, k)
+        return Place(k, FactoredHessian(problem, Point(U, torch.diag(s).to(U), V)).ends())
     except (RuntimeError, ValueError):  # W = 0, or a loss without a second derivative there
         return Place(0, None)
 

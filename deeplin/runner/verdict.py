@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor
 
 from deeplin.landscape import Plateau
@@ -13,10 +12,9 @@ from deeplin.loop import History, Kind, Result
 from deeplin.prediction import Prediction
 from deeplin.problems.contract import Problem
 from deeplin.problems.spectrum import Spectrum
+from deeplin.runner.closing_table import closing_table
 from deeplin.runner.measured import (
     EXCESS_TOLERANCE,
-    RATE_TOLERANCE,
-    Checks,
     Part,
     Seen,
     fitted_rate,
@@ -55,22 +53,23 @@ def judge(
     stochastic: bool = False,
     plateaus: Sequence[Sequence[Plateau]] = (),
     unstable: str | None = None,
-    W: Tensor | None = None,
+    matrices: Sequence[Tensor] = (),
     follows_no_flow: str | None = None,
 ) -> Verdict:
     """Hold a run's history against its prediction.
 
     `relative_excess_loss` is (L − L*)/L*, or relative to L(0) where the optimum L* is 0. `plateaus`
     are the critical points that each trajectory passed; `unstable` says what is too long of the
-    steps; `W` is that of the end, for where nothing is predicted; `follows_no_flow` names an
-    optimizer that does not. Trajectories that were lost on the way are not judged.
+    steps; `matrices` have the W of the end for their product, for where nothing is predicted;
+    `follows_no_flow` names an optimizer that does not. Trajectories that were lost on the way are
+    not judged.
     """
     parts = parts_of(problem, prediction, history, stochastic=stochastic)
     part = max(parts, key=lambda part: part.badness)
     seen, prediction, worst = part.seen, part.prediction, part.worst
     place = None
-    if problem.optimum is None and W is not None:
-        place = place_of(problem, W.reshape(-1, *W.shape[-2:])[worst], result)
+    if problem.optimum is None and matrices:
+        place = place_of(problem, [M.reshape(-1, *M.shape[-2:])[worst] for M in matrices], result)
     end = _End(
         result,
         stochastic,
@@ -107,7 +106,9 @@ def judge(
         summary["repeats"] = _of_repeats(problem, history, parts, passed)
     if passed:
         summary["plateaus"] = passed[worst]
-    table = _table(seen, prediction, part.checks, "unfinished" if _is_open(part, end) else "NO")
+    table = closing_table(
+        seen, prediction, part.checks, "unfinished" if _is_open(part, end) else "NO"
+    )
     table[2:2] = [
         (name.replace("_", " "), f"{run:.10g}", "-" if limit is None else f"{limit:.10g}", "")
         for name, (run, limit) in scores.items()
@@ -121,7 +122,8 @@ def _scores(
     """What the problem itself reports of a trajectory's end, and of the limit predicted for it."""
     last, limit = history.records[-1].observed, prediction.limit
     of_limit = {} if limit is None else problem.report(limit)
-    names = of_limit or problem.report(torch.zeros(problem.shape).to(history.column("loss")))
+    like = history.column("loss")
+    names = of_limit or problem.report_pair(*(like.new_zeros(d, 1) for d in problem.shape))
     return {
         name: (
             float(last[name].reshape(-1)[worst]),
@@ -155,76 +157,6 @@ def _of_repeats(
     if passed:
         found["plateaus"] = passed
     return found
-
-
-def _table(
-    seen: Seen, prediction: Prediction, checks: Checks, failed: str
-) -> list[tuple[str, str, str, str]]:
-    def mark(check: bool | None, text: str) -> str:
-        return text if check is None else f"{'ok' if check else failed}   {text}".rstrip()
-
-    gaps = [
-        (
-            "balancedness gap at the start",
-            f"{seen.gap_initial:.2e}",
-            "",
-            "largest |W_{j+1}'W_{j+1} - W_jW_j'|, 0 for balanced layers",
-        ),
-        (
-            "balancedness gap at the end",
-            f"{seen.gap_final:.2e}",
-            f"{seen.gap_initial:.2e}",
-            "conserved by the flow, drifts with the step",
-        ),
-    ]
-    first = ("", "run", "theory", "")
-    if seen.excess is None or seen.distance is None:
-        return [
-            first,
-            ("loss", f"{seen.loss:.10g}", "-", prediction.missing),
-            ("gradient norm", f"{seen.gradient_norm:.2e}", "0", ""),
-            ("rank of W", str(seen.rank), "-", ""),
-            *gaps,
-        ]
-    what = "limit" if prediction.why else "optimum"
-    start, ranks = prediction.start_rank, str(prediction.rank)
-    if prediction.why and start is not None and start > prediction.rank:
-        ranks = f"{start} to {ranks}"
-    rate, rho = seen.rate, prediction.rate
-    rate_note = (
-        prediction.rate_missing
-        if rho is None
-        else "no exponential decay was reached"
-        if rate is None
-        else f"{100 * (rate / rho - 1):+.2f} %, tolerance {100 * RATE_TOLERANCE:.0f} %"
-        if seen.alone or checks.rate is not None
-        else f"{100 * (rate / rho - 1):+.2f} %: of the distance, which faster modes still make fall"
-    )
-    return [
-        first,
-        (
-            "loss",
-            f"{seen.loss:.10g}",
-            f"{prediction.loss:.10g}",
-            mark(checks.loss, f"relative excess {seen.excess:.1e}"),
-        ),
-        (
-            f"distance of W to its rank-{prediction.rank} {what}",
-            f"{seen.distance:.2e}",
-            "0",
-            mark(checks.distance, f"tolerance {prediction.distance_tolerance:.1e}")
-            if prediction.unique
-            else "the optimum is not unique",
-        ),
-        ("rank of W", str(seen.rank), ranks, mark(checks.rank, "")),
-        (
-            "local decay rate",
-            "-" if rate is None else f"{rate:.5g}",
-            "-" if rho is None else f"{rho:.5g}",
-            mark(checks.rate, rate_note),
-        ),
-        *gaps,
-    ]
 
 
 def _resting_place(problem: Problem, history: History, worst: int) -> str | None:

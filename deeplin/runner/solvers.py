@@ -1,0 +1,103 @@
+"""The methods of `deeplin.optim` in a run: their steps, what they know, and when they rest.
+
+geoopt, which takes a second to import, is loaded with this module, for runs on a manifold alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deeplin.integrators import OptimizerStepper, Stepper
+from deeplin.loop import History, Kind, Result
+from deeplin.manifolds import FixedRankFactored
+from deeplin.optim import ConjugateGradient, TrustRegion
+from deeplin.optim.solver import Solver
+from deeplin.problems.data import Data
+from deeplin.runner.methods import MakeOptimizer
+from deeplin.runner.observables import Observables
+from deeplin.runner.riemannian import OnManifold
+
+__all__ = ["AtRest", "solver_of", "solver_steps", "with_solver"]
+
+
+def solver_steps(on: OnManifold, source: Data, *, optimizer: MakeOptimizer) -> OptimizerStepper:
+    """A method of `deeplin.optim`, each matrix of a batch by itself; t counts its iterations.
+
+    With U, S, V of the manifold fixed_rank by the problem's own products and second derivatives;
+    else by its gradients.
+    """
+    if isinstance(on.manifold, FixedRankFactored):
+        made = optimizer([on.point], problem=source.problem)
+        take = made.step
+    else:
+        made = optimizer([on.point])
+        take = partial(made.step, on.evaluated)
+    if not isinstance(made, Solver):
+        raise TypeError(
+            "method.optimizer must be ConjugateGradient or TrustRegion of deeplin.optim; got "
+            f"{type(made).__name__}."
+        )
+    return OptimizerStepper(
+        [on.point],
+        made,
+        lambda k: on.loss(),
+        1.0,
+        on.flow,
+        state_of=on.state_of,
+        take=take,
+        counts=True,
+    )
+
+
+def solver_of(stepper: Stepper) -> Solver | None:
+    """The method of `deeplin.optim` that takes a stepper's steps, if one does."""
+    optimizer = stepper.optimizer if isinstance(stepper, OptimizerStepper) else None
+    return optimizer if isinstance(optimizer, Solver) else None
+
+
+@dataclass(frozen=True)
+class AtRest:
+    """Stop once no step of a solver decreases the loss, of any trajectory."""
+
+    solver: Solver
+
+    def __call__(self, history: History) -> Result | None:
+        record = history.records[-1]
+        if record.step == 0 or not bool(history.living(self.solver.finished.cpu()).all()):
+            return None
+        norm = max(history.living(record.observed["gradient_norm"]).tolist())
+        return Result(
+            Kind.STAGNATED,
+            f"stagnated at t = {record.t:.6g}: no step of {type(self.solver).__name__} decreases "
+            f"the loss any more, at gradient norm {norm:.2g}.",
+        )
+
+
+def with_solver(observe: Observables, solver: Solver, stepper: Stepper) -> Observables:
+    """The same observables, and what a solver knows of the step that it took last.
+
+    Of conjugate gradients `step_length`, t of R_W(tη); of a trust region `radius`, that of the next
+    step, and `rho`, how much of what the model promised came. Before the first step they are 0, and
+    rho 1.
+    """
+
+    def known(like: Tensor) -> dict[str, Tensor]:
+        none, all_ = torch.zeros_like(like), torch.ones_like(like)
+        if isinstance(solver, TrustRegion):
+            begun = stepper.step > 0
+            radius, rho = (solver.radius, solver.rho) if begun else (none, all_)
+            return {"radius": radius.clone(), "rho": rho.clone()}
+        if isinstance(solver, ConjugateGradient):
+            return {"step_length": solver.length.clone() if stepper.step > 0 else none}
+        return {}
+
+    def observe_all(t: float, y: Sequence[Tensor]) -> dict[str, Tensor]:
+        seen = observe(t, y)
+        return seen | known(seen["loss"])
+
+    return observe_all
