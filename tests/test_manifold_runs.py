@@ -120,6 +120,10 @@ RUNS = [
     [*SMALL, "method=lbfgs"],
     [*CONE, PSD, "method=riemannian_sgd", "manifold.depth=1"],
     [*CONE, PSD, "method=line_search"],
+    [*SMALL, MANIFOLD, "method=cg", "manifold.depth=1"],
+    [*SMALL, MANIFOLD, "method=trust_region"],
+    [*SMALL, MANIFOLD, "method=trust_region", "manifold.factored=false", "manifold.depth=1"],
+    [*CONE, PSD, "method=cg", "manifold.depth=1", "repeats=2"],
     [*CONE, PSD, "method=riemannian_sgd", "manifold.factored=false", "repeats=3"],
     [*CONE, "problem.field=complex", MANIFOLD, "method=riemannian_sgd", "manifold.depth=2"],
 ]
@@ -263,6 +267,9 @@ def test_what_was_recorded_stays_when_an_optimizer_moves_its_parameters(tmp_path
 RESUMED = {
     "riemannian_adam": ["method=riemannian_adam"],
     "line_search": ["method=line_search"],
+    "cg": ["method=cg"],
+    "trust_region": ["method=trust_region", "manifold.depth=1"],
+    "cg_closure": ["method=cg", "manifold.depth=1", "manifold.factored=false"],
     "lbfgs": ["method=lbfgs"],
     "schedule": ["method=sgd", "method.schedule={name:StepLR,step_size:3}"],
     "momentum": ["method=riemannian_sgd", "+method.optimizer.momentum=0.5"],

@@ -90,7 +90,7 @@ class FactoredHessian(SymmetricOperator):
         start = self._start.cpu().numpy()
         operator = LinearOperator((self.dim, self.dim), matvec=apply, dtype=start.dtype)  # pyright: ignore
         try:
-            values = eigsh(
+            values: ndarray = eigsh(  # pyright: ignore[reportAssignmentType]
                 operator,
                 k=2,
                 which="BE",

@@ -112,10 +112,11 @@ class Pairs:
         """
         pandas = sys.modules.get("pandas")  # who has a table of its has it loaded
         if pandas is not None and isinstance(pairs, pandas.DataFrame):
-            missing = [name for name in self.names[:2] if name not in pairs.columns]
+            frame = cast("DataFrame", pairs)
+            missing = [name for name in self.names[:2] if name not in frame.columns]
             if missing:
                 raise ValueError(f"pairs must have a column {missing[0]!r}; it has none.")
-            columns = [pairs[name].to_numpy() for name in self.names[:2]]
+            columns = [frame[name].to_numpy() for name in self.names[:2]]
         else:
             given = pairs.numpy(force=True) if isinstance(pairs, Tensor) else np.asarray(pairs)
             if given.ndim != 2 or given.shape[1] != 2:

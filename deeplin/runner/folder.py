@@ -20,6 +20,7 @@ from deeplin.flows import LayerFlow
 from deeplin.flows.contract import Flow
 from deeplin.integrators.steppers import Stepper
 from deeplin.loop import History, Record, Result
+from deeplin.problems.pairs import Pairs
 from deeplin.problems.preparation import Preparation
 from deeplin.runner import files
 from deeplin.runner.checkpoints import (
@@ -243,7 +244,7 @@ class Checkpointer:
         config: DictConfig,
         inputs: Mapping[str, str],
         flow: Flow,
-        preparation: Preparation | None,
+        preparation: Preparation | Pairs | None,
     ):
         self.folder, self.stepper, self.history = folder, stepper, history
         self.interval, self.elapsed_before = seconds, 0.0

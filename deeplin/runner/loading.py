@@ -16,11 +16,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from deeplin.flows import LayerFlow
+from deeplin.linalg import halves
 from deeplin.loop import Kind
 from deeplin.network import DeepLinear, end_to_end, init
 from deeplin.prediction import Prediction
+from deeplin.problems.biases import Biases
 from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
+from deeplin.problems.pairs import Pairs
 from deeplin.problems.preparation import Preparation
 from deeplin.problems.tables import Encoding, Table
 from deeplin.runner.build import Experiment, build, data_of, widths_of
@@ -79,8 +82,8 @@ class Run:
     """What a run was told, what it showed, and what it learned.
 
     - `path`, `config`, `history`: the folder, all options, the records
-    - `W`, `network`, on a manifold `point`: the matrix, its layers, the parameter, in the
-      coordinates that the problem has
+    - `W`, `factors`, `network`, on a manifold `point`: the matrix, two thin ones whose product it
+      is, its layers, the parameter, in the coordinates that the problem has
     - `predict`, `decision_function`, `affine`: its use on new samples, in the user's units
     - `preparation`: what was done to the samples, None where nothing was
     """
@@ -124,7 +127,7 @@ class Run:
     @cached_property
     def W(self) -> Inexact[Tensor, "*batch d_y d_x"]:
         """The matrix that was learned; with repeats one for each."""
-        return end_to_end([factor.cpu() for factor in self._checkpoint.factors])
+        return end_to_end(self._factors)
 
     @cached_property
     def network(self) -> DeepLinear:
@@ -193,31 +196,56 @@ class Run:
     # -- its use -------------------------------------------------------------------------------
 
     @cached_property
-    def preparation(self) -> Preparation | None:
-        """What was done to the samples, None where nothing was."""
+    def preparation(self) -> Preparation | Pairs | None:
+        """What was done to the samples, None where nothing was; of a completion what pairs mean."""
         saved = self._checkpoint.preparation
-        return None if saved is None else Preparation.from_state_dict(saved)
+        if saved is None:
+            return None
+        pairs = "cols" in saved  # which samples have not
+        return Pairs.from_state_dict(saved) if pairs else Preparation.from_state_dict(saved)
 
     @property
     def _done(self) -> Preparation:
-        d_y, d_x = self.W.shape[-2:]
-        return self.preparation or Preparation.nothing(d_x, d_y)
+        done = self.preparation
+        if isinstance(done, Pairs):
+            raise ValueError(
+                f"{self.path} is a completion, which knows no samples: predict(pairs) gives the "
+                f"{done.names[2]} of pairs ({done.names[0]}, {done.names[1]})."
+            )
+        return done or Preparation.nothing(self._factors[0].shape[-1], self._factors[-1].shape[-2])
+
+    @property
+    def factors(self) -> tuple[Inexact[Tensor, "*batch d_y k"], Inexact[Tensor, "*batch k d_x"]]:
+        """(A, B) with W = AB, thin where W has a low rank; of large runs W itself is not needed."""
+        parts = halves(self._factors)
+        if parts is None:
+            W = self.W
+            return W, torch.eye(W.shape[-1], dtype=W.dtype)
+        return parts
+
+    @property
+    def _factors(self) -> list[Tensor]:
+        return [factor.cpu() for factor in self._checkpoint.factors]
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns of x that `predict` takes, in their order."""
+        if isinstance(self.preparation, Pairs):
+            return self.preparation.names[:2]
         encoding = self._done.encoding
         return self._done.x.names if encoding is None else encoding.columns
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of what is predicted: columns of labels, of an autoencoder those of x."""
+        if isinstance(self.preparation, Pairs):
+            return self.preparation.names[2:]
         return self._done.outputs.names
 
     @property
     def classes(self) -> Sequence[object] | None:
         """The classes that are predicted, None where the labels are numbers."""
-        return self._done.classes
+        return None if isinstance(self.preparation, Pairs) else self._done.classes
 
     def decision_function(self, x: ArrayLike | Tensor | DataFrame) -> np.ndarray:
         """The labels that W gives of new samples, in the units of the data that it learned from.
@@ -239,9 +267,17 @@ class Run:
     def predict(self, x: ArrayLike | Tensor | DataFrame) -> np.ndarray:
         """What W predicts of new samples: labels as `decision_function`, or the names of classes.
 
-        Shapes: x (n, p); the result (*batch, n, d_y), for classes (*batch, n).
-        Raises: as `decision_function`.
+        Of a completion x are pairs, row and column as the data call them, and the result are their
+        values in the data's units: W[i, j], and where biases were fitted μ + a_i + b_j with it. A
+        row or column that the data did not have counts 0.
+
+        Shapes: x (n, p); the result (*batch, n, d_y), for classes (*batch, n). Pairs (n, 2), or a
+            table with the two columns; the result (*batch, n).
+        Raises: as `decision_function`, and as `Pairs.places`.
         """
+        if isinstance(self.preparation, Pairs):
+            A, B = self.factors
+            return self.preparation.predicted(A, B.mH, x).numpy(force=True)
         values = self.decision_function(x)
         if self.classes is None:
             return values
@@ -251,7 +287,8 @@ class Run:
         """Write what predicts, y = (x − centre) Aᵀ + offset in the user's units, to a file.
 
         - `.npz`: arrays `W` (the A of this formula), `centre`, `offset`, the names `columns` and
-          `outputs`, for classes `classes`: numpy alone predicts
+          `outputs`, for classes `classes`: numpy alone predicts. Of a completion `left`, `right`,
+          `mean`, `row_bias`, `col_bias`, and what `rows` and `cols` are called
         - `.pt2`: a program of torch.export, x -> y, that torch.export.load reads
         - `.onnx`: the same by torch.onnx, which needs the packages onnx and onnxscript
 
@@ -262,6 +299,9 @@ class Run:
         path = Path(path)
         if path.suffix not in (".npz", ".pt2", ".onnx"):
             raise ValueError(f"export writes files .npz, .pt2 and .onnx; got {path.name}.")
+        if isinstance(self.preparation, Pairs):
+            self._export_pairs(path, self.preparation)
+            return
         done = self._done
         A, centre, offset = done.affine(self.W.to(torch.promote_types(self.W.dtype, torch.float64)))
         if path.suffix == ".npz":
@@ -287,6 +327,23 @@ class Run:
             raise ImportError("ONNX needs its packages: pip install onnx onnxscript.") from error
         torch.onnx.export(module, (example,), path, dynamic_shapes=rows, input_names=["x"],
                           output_names=["y"], dynamo=True, verbose=False)  # fmt: skip
+
+    def _export_pairs(self, path: Path, pairs: Pairs) -> None:
+        """The factors of a completion: left[i] · right[j] + mean + row_bias[i] + col_bias[j]."""
+        if path.suffix != ".npz":
+            raise ValueError(f"a completion is exported as .npz, its factors; got {path.name}.")
+        A, B = self.factors
+        b = pairs.biases or Biases(A.new_zeros(()), A.new_zeros(()), A.new_zeros(()))
+        rows, cols = (
+            np.arange(labels.size) if labels.of is None else labels.of
+            for labels in (pairs.rows, pairs.cols)
+        )
+        arrays = {
+            "left": A.numpy(), "right": B.mT.resolve_conj().numpy(), "mean": b.mean.numpy(),
+            "row_bias": b.rows.expand(len(rows)).numpy(), "rows": rows,
+            "col_bias": b.cols.expand(len(cols)).numpy(), "cols": cols,
+        }  # fmt: skip
+        np.savez(path, allow_pickle=False, **arrays)
 
     def _samples(self, x: ArrayLike | Tensor | DataFrame) -> Tensor:
         done = self._done

@@ -23,6 +23,8 @@ from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFix
 from deeplin.manifolds.factored import FactoredManifold
 from deeplin.manifolds.optimizers import is_riemannian_sgd
 from deeplin.network import DeepLinear
+from deeplin.problems import MatrixCompletion
+from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
 from deeplin.runner.methods import MakeOptimizer, at_rate, is_plain, loss_of_step, scheduled
 from deeplin.runner.named_flows import common_rank
@@ -169,6 +171,7 @@ def _at_product(
     weights = [W_j.detach() for W_j in network.weights]
     if rank is None:
         rank = common_rank(weights, "a run on a manifold")
+    _check_determined(flow.problem, rank)
     state = flow.init_state(weights, rank)
     m, n = flow.problem.shape
     cone, options = isinstance(flow, PSDDLRAFlow), (flow.metric, _retraction(retraction, flow))
@@ -181,6 +184,21 @@ def _at_product(
         return OnManifold(manifold, flow, manifold.parameter(manifold.pack_point(*state)))
     dense = PSDFixedRank(rank, *options) if cone else FixedRank(rank, *options)
     return OnManifold(dense, flow, dense.parameter(flow.end_to_end(state)))
+
+
+def _check_determined(problem: Problem, rank: int) -> None:
+    """Raise ValueError where the matrices of a rank have more dimensions than entries are known."""
+    m, n = problem.shape
+    if isinstance(problem, MatrixCompletion) and rank * (m + n - rank) > len(problem.rows):
+        p, most = len(problem.rows), 0
+        while (most + 1) * (m + n - most - 1) <= p and most < min(m, n):
+            most += 1
+        instead = f"network.rank={most} or less" if most else "more entries are needed"
+        raise ValueError(
+            f"the {p} known entries do not hold rank {rank}: matrices {m}×{n} of that rank have "
+            f"{rank * (m + n - rank)} dimensions: {instead}; or, with no limit of the rank but a "
+            "small start, the layers of a network, method=sgd init=gaussian."
+        )
 
 
 def _retraction(name: str, flow: DLRAFlow) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,12 +30,9 @@ def solver_steps(on: OnManifold, source: Data, *, optimizer: MakeOptimizer) -> O
     With U, S, V of the manifold fixed_rank by the problem's own products and second derivatives;
     else by its gradients.
     """
-    if isinstance(on.manifold, FixedRankFactored):
-        made = optimizer([on.point], problem=source.problem)
-        take = made.step
-    else:
-        made = optimizer([on.point])
-        take = partial(made.step, on.evaluated)
+    exact = isinstance(on.manifold, FixedRankFactored)
+    known = {"problem": source.problem} if exact else {}
+    made = optimizer([on.point], **known)
     if not isinstance(made, Solver):
         raise TypeError(
             "method.optimizer must be ConjugateGradient or TrustRegion of deeplin.optim; got "
@@ -49,7 +45,7 @@ def solver_steps(on: OnManifold, source: Data, *, optimizer: MakeOptimizer) -> O
         1.0,
         on.flow,
         state_of=on.state_of,
-        take=take,
+        take=made.step if exact else lambda: made.step(on.evaluated),  # pyright: ignore
         counts=True,
     )
 

@@ -69,8 +69,8 @@ def place_of(problem: Problem, matrices: Sequence[Tensor], result: Result) -> Pl
         return Place(0, None)
 
 
-def told_of(place: Place, kind: Kind, state: str, *, stochastic: bool) -> str:
-    """The sentence of a run of which nothing is predicted."""
+def told_of(place: Place, kind: Kind, state: str, found: str, *, stochastic: bool) -> str:
+    """The sentence of a run of which nothing is predicted; `found`: what its problem says of W."""
     if stochastic and kind is not Kind.INTERRUPTED:
         how = "mini-batch noise holds W where it ended, at"
     elif kind in (Kind.CONVERGED, Kind.STAGNATED):
@@ -79,4 +79,5 @@ def told_of(place: Place, kind: Kind, state: str, *, stochastic: bool) -> str:
         how = "W was stopped on its way at"
     else:
         how = "W is still on its way (a larger method.t1 or stop.max_steps takes it further), at"
-    return f"Nothing is predicted for this loss: {how} {state}{place.sentence}."
+    more = f"; {found}" if found else ""
+    return f"Nothing is predicted for this loss: {how} {state}{place.sentence}{more}."

@@ -67,7 +67,7 @@ def judge(
     parts = parts_of(problem, prediction, history, stochastic=stochastic)
     part = max(parts, key=lambda part: part.badness)
     seen, prediction, worst = part.seen, part.prediction, part.worst
-    place = None
+    place, scores = None, _scores(problem, prediction, history, worst)
     if problem.optimum is None and matrices:
         place = place_of(problem, [M.reshape(-1, *M.shape[-2:])[worst] for M in matrices], result)
     end = _End(
@@ -77,10 +77,10 @@ def judge(
         _resting_place(problem, history, worst),
         _rise(history, worst),
         place,
+        problem.told({name: measured for name, (measured, _) in scores.items()}),
         follows_no_flow,
     )
     sentence = _without_the_lost(history, result) + _sentence(part, end) + _by_their_starts(parts)
-    scores = _scores(problem, prediction, history, worst)
     summary: dict[str, object] = {
         "loss": seen.loss,
         "optimal_loss": prediction.loss,
@@ -124,6 +124,7 @@ def _scores(
     of_limit = {} if limit is None else problem.report(limit)
     like = history.column("loss")
     names = of_limit or problem.report_pair(*(like.new_zeros(d, 1) for d in problem.shape))
+    names = [*names, *(("train_rmse",) if "train_rmse" in last else ())]
     return {
         name: (
             float(last[name].reshape(-1)[worst]),
@@ -191,6 +192,7 @@ class _End:
 
     `unstable`: what is too long of the steps, `rest`: at which critical point W is, `rise`: from
     where to where the loss rose, `place`: of W where nothing is predicted; None if not so.
+    `found`: what the problem says of W.
     """
 
     result: Result
@@ -199,6 +201,7 @@ class _End:
     rest: str | None
     rise: tuple[float, float] | None
     place: Place | None
+    found: str
     follows_no_flow: str | None
 
     @property
@@ -252,7 +255,7 @@ def _unpredicted(part: Part, end: _End) -> str:
         return _strayed(seen, end)
     if end.place is None:
         return f"No verdict: {part.prediction.missing}; the run ended at {seen.state}."
-    return told_of(end.place, end.kind, seen.state, stochastic=end.stochastic)
+    return told_of(end.place, end.kind, seen.state, end.found, stochastic=end.stochastic)
 
 
 def _strayed(seen: Seen, end: _End) -> str:
