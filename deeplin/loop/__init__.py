@@ -10,6 +10,7 @@ from deeplin.loop.stops import (
     SingularValueBelow,
     Stagnation,
     Stop,
+    Unimproved,
 )
 from deeplin.loop.watching import RisenLoss
 
@@ -29,6 +30,7 @@ __all__ = [
     "Solution",
     "Stagnation",
     "Stop",
+    "Unimproved",
     "drive",
     "solve",
 ]

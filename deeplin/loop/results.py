@@ -13,7 +13,7 @@ class Kind(StrEnum):
 
     | status | kind |
     |---|---|
-    | 0 | time, steps, converged, near_lower_rank, stagnated: the ends that were asked for |
+    | 0 | time, steps, converged, near_lower_rank, stagnated, past_best: the ends asked for |
     | 1 | diverged |
     | 2 | none: bad input, nothing was run |
     | 3 | fault |
@@ -37,6 +37,7 @@ class Kind(StrEnum):
     CONVERGED = "converged", 0, "A stop found its quantity, gradient norm or loss, small enough."
     NEAR_LOWER_RANK = "near_lower_rank", 0, "The smallest singular value fell below its bound."
     STAGNATED = "stagnated", 0, "Loss and gradient norm stayed at rest for the time given."
+    PAST_BEST = "past_best", 0, "What was held out was predicted best some records before."
     DIVERGED = "diverged", 1, "A trajectory left what is finite, or its loss rose far above."
     FAULT = "fault", 3, "The method could not take another step of a trajectory."
     INTERRUPTED = "interrupted", 128, "A signal asked the run to stop; it can be resumed."

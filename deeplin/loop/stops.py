@@ -11,7 +11,15 @@ from torch import Tensor
 from deeplin.loop.records import History
 from deeplin.loop.results import Kind, Result
 
-__all__ = ["GradientNormBelow", "LossBelow", "SingularValueBelow", "Stagnation", "Stop", "first_of"]
+__all__ = [
+    "GradientNormBelow",
+    "LossBelow",
+    "SingularValueBelow",
+    "Stagnation",
+    "Stop",
+    "Unimproved",
+    "first_of",
+]
 
 Stop = Callable[[History], "Result | None"]
 
@@ -117,6 +125,35 @@ class Stagnation:
             Kind.STAGNATED,
             f"stagnated at t = {now:.6g}: loss and gradient norm at rest for a flow time of "
             f"{now - recent.records[0].t:.3g}, at gradient norm {float(norm[-1].max()):.2g}.",
+        )
+
+
+@dataclass(frozen=True)
+class Unimproved:
+    """Stop once an observable has not been better for so many records than it was before them.
+
+    - `least`: whether small values are good
+    """
+
+    name: str
+    records: int
+    least: bool = True
+
+    def __post_init__(self) -> None:
+        if self.records < 1:
+            raise ValueError(f"Unimproved(...) must wait 1 record or more; got {self.records}.")
+
+    def __call__(self, history: History) -> Result | None:
+        _seen(self, history, self.name)
+        values = history.column(self.name).flatten()
+        best = int(values.argmin() if self.least else values.argmax())
+        if len(values) - 1 - best < self.records:
+            return None
+        now, then = history.records[-1], history.records[best]
+        return Result(
+            Kind.PAST_BEST,
+            f"stopped early at t = {now.t:.6g}: {self.name} was best, {float(values[best]):.6g}, "
+            f"at t = {then.t:.6g} (step {then.step}), {len(values) - 1 - best} records ago.",
         )
 
 

@@ -30,6 +30,7 @@ from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
 from deeplin.problems.memory import ask_for_memory
 from deeplin.runner.automatic import Forecast, as_chosen, fitting, is_for_sgd
+from deeplin.runner.best import check_early_stop
 from deeplin.runner.cost import Stiffness, check_size
 from deeplin.runner.following import (
     Followed,
@@ -103,6 +104,7 @@ def build(cfg: DictConfig) -> Experiment:
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
     make(options_of(cfg.init, "name"), "init", **offered)
     network.to(cfg.device)
+    check_early_stop(cfg.stop, cfg.repeats, problem, network.weights[0].detach())
     check_fits(cfg, list(cfg.method.get("_flows_", FLOWS)))
     if manifold is not None:
         method, at = cfg.method, followed_on(manifold, source, network)

@@ -38,7 +38,8 @@ class Checkpoint:
     `config` are the options of its run by their dotted names, `inputs` the digests of the files
     that these name. What it takes to use the run without these files: `factors`, matrices whose
     product is W, the first to be applied first (`layers`: they are those of the network), and
-    `preparation`, what was done to the data (`Preparation.state_dict`).
+    `preparation`, what was done to the data (`Preparation.state_dict`). `best` are the factors of
+    the W that predicted best what is held out, where something is.
     """
 
     stepper: dict
@@ -50,6 +51,7 @@ class Checkpoint:
     factors: Sequence[Tensor] = ()
     layers: bool = False
     preparation: Mapping[str, object] | None = None
+    best: Sequence[Tensor] = ()
 
     def check_fits(self, stepper: Stepper) -> None:
         """Raise ValueError unless the state is one that a stepper of the run could have."""
@@ -98,6 +100,7 @@ def sealed(checkpoint: Checkpoint) -> bytes:
         "factors": list(checkpoint.factors),
         "layers": checkpoint.layers,
         "preparation": checkpoint.preparation,
+        "best": list(checkpoint.best),
     }
     archive = io.BytesIO()
     torch.save(content, archive)
@@ -136,6 +139,7 @@ def unsealed(data: bytes, device: str = "cpu") -> Checkpoint:
         saved["factors"],
         saved["layers"],
         saved["preparation"],
+        saved.get("best", []),  # which the first of this format did not have
     )
 
 

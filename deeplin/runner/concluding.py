@@ -12,6 +12,7 @@ from deeplin.integrators import OptimizerStepper, Stepper
 from deeplin.landscape import Plateau, plateau_table, plateaus_of_modes
 from deeplin.loop import History, Kind, Result
 from deeplin.runner import figures
+from deeplin.runner.best import Best
 from deeplin.runner.build import Experiment
 from deeplin.runner.configurations import changed
 from deeplin.runner.folder import RunFolder
@@ -33,6 +34,7 @@ def conclude(
     result: Result,
     seconds: float,
     draw: bool,
+    best: Best | None = None,
 ) -> None:
     """Figures, summary, hyperparameters and the table on the terminal."""
     problem = experiment.data.problem
@@ -60,7 +62,8 @@ def conclude(
     if passed and len(passed[verdict.shown]) > 1:
         shown = f"{title}, repeat {verdict.shown + 1}" if len(passed) > 1 else title
         _show_plateaus(shown, folder, log, history, passed[verdict.shown], verdict.shown, draw)
-    told = {"method": cfg.method.name, **verdict.summary, "notes": experiment.notes}
+    best_of = {} if best is None else best.summary()
+    told = {"method": cfg.method.name, **verdict.summary, **best_of, "notes": experiment.notes}
     folder.write_json("summary.json", told)
     metrics = {
         name: value
@@ -75,6 +78,8 @@ def conclude(
     say_table(verdict.table)
     say(f"\n{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
     say(verdict.sentence)
+    if result.kind is Kind.PAST_BEST and best is not None and best.at is not None:
+        say(f"deeplin.load gives the W of step {best.at.step}, whose {best.name} was the best.")
     _say_where_to_look(folder, draw)
     _say_how_to_go_on(result, folder)
     if result.kind in (Kind.DIVERGED, Kind.FAULT):

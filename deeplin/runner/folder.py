@@ -23,6 +23,7 @@ from deeplin.loop import History, Record, Result
 from deeplin.problems.pairs import Pairs
 from deeplin.problems.preparation import Preparation
 from deeplin.runner import files
+from deeplin.runner.best import Best
 from deeplin.runner.checkpoints import (
     FORMAT,
     Checkpoint,
@@ -231,7 +232,8 @@ class RunFolder:
 class Checkpointer:
     """Saves stepper and history every `seconds` seconds, and when told to.
 
-    With them what it takes to use W: of the flow its factors, of the data what was done to them.
+    With them what it takes to use W: of the flow its factors, of the data what was done to them;
+    and the best W so far by what is held out.
     """
 
     def __init__(
@@ -245,11 +247,13 @@ class Checkpointer:
         inputs: Mapping[str, str],
         flow: Flow,
         preparation: Preparation | Pairs | None,
+        best: Best | None = None,
     ):
         self.folder, self.stepper, self.history = folder, stepper, history
         self.interval, self.elapsed_before = seconds, 0.0
         self.config, self.inputs, self.flow = flatten(config), inputs, flow
         self.preparation = None if preparation is None else preparation.state_dict()
+        self.best = best
         self._start = self._last = time.monotonic()
 
     @property
@@ -269,6 +273,7 @@ class Checkpointer:
                 factors(self.flow, self.stepper.state),
                 isinstance(self.flow, LayerFlow),
                 self.preparation,
+                () if self.best is None else self.best.factors,
             )
         )
         self._last = time.monotonic()

@@ -132,7 +132,7 @@ class Run:
     @cached_property
     def network(self) -> DeepLinear:
         """The layers; where the run had none, balanced ones of its widths, whose product is W."""
-        factors, W = self._checkpoint.factors, self.W
+        factors, W = self._factors, self.W
         if self._checkpoint.layers:
             widths = [factors[0].shape[-1], *(W_j.shape[-2] for W_j in factors)]
         else:
@@ -225,7 +225,9 @@ class Run:
 
     @property
     def _factors(self) -> list[Tensor]:
-        return [factor.cpu() for factor in self._checkpoint.factors]
+        """Of the end; with stop.held_out of the record that predicted best what is held out."""
+        best = self.config.stop.get("held_out") is not None and self._checkpoint.best
+        return [factor.cpu() for factor in best or self._checkpoint.factors]
 
     @property
     def columns(self) -> tuple[str, ...]:

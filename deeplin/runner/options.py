@@ -68,6 +68,11 @@ OPTIONS: Mapping[str, Option] = {
     "stop.stagnation": Option(
         "stop when nothing has moved for this fraction of t1; null: never", kinds.positive | null
     ),
+    "stop.held_out": Option(
+        "stop when the score of what is held out, problem.test, was best so many records before; "
+        "deeplin.load then gives the W of that record; null: never",
+        whole(1) | null,
+    ),
     "stop.max_steps": Option("stop after so many steps; null: never", whole(1) | null),
     "log.records": Option("about so many moments of a whole run are recorded", whole(1, 10**7)),
     "log.singular_values": Option("so many of them go to TensorBoard; files hold all", whole(0)),

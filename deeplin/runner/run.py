@@ -20,9 +20,11 @@ from deeplin.loop import (
     RisenLoss,
     Stagnation,
     Stop,
+    Unimproved,
     drive,
 )
 from deeplin.runner.automatic import kept_choice
+from deeplin.runner.best import Best, held_out_score
 from deeplin.runner.build import Experiment, build
 from deeplin.runner.concluding import conclude
 from deeplin.runner.ending import settled, told, unchanged
@@ -156,6 +158,12 @@ def _drive(
         f"by_flow_time: t in units of {TIME_UNIT:g}, so that 400k is t = 400.",
     )
     every = cfg.log.checkpoint_seconds
+    like = experiment.network.weights[0].detach()
+    score = held_out_score(experiment.data.problem, like) if cfg.repeats == 1 else None
+    best = None
+    if score is not None:
+        kept = () if saved is None else saved.best
+        best = Best(score, history, experiment.flow, stepper, kept)
     checkpointer = Checkpointer(
         folder,
         stepper,
@@ -165,6 +173,7 @@ def _drive(
         inputs=inputs,
         flow=experiment.flow,
         preparation=experiment.data.preparation,
+        best=best,
     )
     if saved is not None:
         checkpointer.elapsed_before = saved.seconds
@@ -180,17 +189,18 @@ def _drive(
                 experiment.t1,
                 record_at=Every(max(1, math.ceil(stretches / cfg.log.records))),
                 observe=experiment.observe,
-                stop=[*_stops(cfg, experiment.t1), *experiment.stops],
+                stop=[*_stops(cfg, experiment.t1, best), *experiment.stops],
                 risen=RisenLoss(_loss_at_zero(experiment)),
                 max_steps=min(limits, default=None),
                 interrupt=interruption,
-                listeners=[log, progress, checkpointer],
+                listeners=[*([] if best is None else [best]), log, progress, checkpointer],
                 history=history,
             )
         progress.close()
         # Of one that had ended: with the options given now.
         checkpointer.save(result)
-        conclude(cfg, title, experiment, folder, log, history, result, checkpointer.seconds, draw)
+        seconds = checkpointer.seconds
+        conclude(cfg, title, experiment, folder, log, history, result, seconds, draw, best)
         log.close()
     if interruption.signal is not None:
         return 128 + interruption.signal
@@ -206,12 +216,14 @@ def _loss_at_zero(experiment: Experiment) -> float:
         return math.nan
 
 
-def _stops(cfg: DictConfig, t1: float) -> list[Stop]:
+def _stops(cfg: DictConfig, t1: float, best: Best | None) -> list[Stop]:
     stops: list[Stop] = []
     if cfg.stop.grad_norm is not None:
         stops.append(GradientNormBelow(cfg.stop.grad_norm))
     if cfg.stop.stagnation is not None:
         stops.append(Stagnation(cfg.stop.stagnation * t1))
+    if cfg.stop.get("held_out") is not None and best is not None:
+        stops.append(Unimproved(best.name, cfg.stop.held_out, least=best.sign > 0))
     return stops
 
 

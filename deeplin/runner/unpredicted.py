@@ -75,6 +75,8 @@ def told_of(place: Place, kind: Kind, state: str, found: str, *, stochastic: boo
         how = "mini-batch noise holds W where it ended, at"
     elif kind in (Kind.CONVERGED, Kind.STAGNATED):
         how = "W came to rest at"
+    elif kind is Kind.PAST_BEST:
+        how = "W was stopped where what is held out is predicted worse again, at"
     elif kind is Kind.INTERRUPTED:
         how = "W was stopped on its way at"
     else:

@@ -299,6 +299,11 @@ def _elsewhere(part: Part, end: _End, what: str, because: str) -> str:
             f"it before W was at the predicted {what} ({seen.state}){because}; a smaller "
             "stop.grad_norm goes on."
         )
+    if end.kind is Kind.PAST_BEST:
+        return (
+            f"Stopped early, where what is held out is predicted worse again, before W was at the "
+            f"predicted {what} ({seen.state}){because}."
+        )
     if end.follows_no_flow is not None:
         return (
             f"No verdict: {end.follows_no_flow}, which follows no flow, came to rest away from the "
