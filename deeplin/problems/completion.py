@@ -272,11 +272,6 @@ class MatrixCompletion(Problem):
         batch = torch.broadcast_shapes(batch, entries.shape[:-1])
         return self._times(entries.expand(*batch, -1), P, Q)
 
-    def rmse(self, loss: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """The root of the (weighted) mean square error on the known entries, of a loss."""
-        total = float(len(self.rows)) if self.weights is None else float(self.weights.sum())
-        return (2 * loss / total).sqrt()
-
     def _one_pass(self, *tensors: Tensor) -> bool:
         data = (self._values,) if self._weights is None else (self._values, self._weights)
         return sampled.one_pass(self._pattern, *tensors, *data) and self._values.ndim == 1

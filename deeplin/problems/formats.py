@@ -6,6 +6,7 @@ import lzma
 import math
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,15 @@ class Contents:
         return f", {len(self.header)} columns ({', '.join(map(short, self.header[:_SHOWN]))}{more})"
 
 
-def read_file(path: Path, separator: str | None = None) -> Contents:
+def read_file(
+    path: Path, separator: str | None = None, mixed: Sequence[str | int] = ()
+) -> Contents:
     """The arrays, or the table, of one file, in the format that its name ends in.
 
     - `.npz`: all arrays; one alone is x, whatever its name but y. `.npy`: the array, x.
     - `.pt`: a tensor, x, or a dict with tensors x and y; read with weights_only=True.
-    - `.csv`, `.tsv`: the table, as `read_text` has it. `.parquet`: the table, by pandas.
+    - `.csv`, `.tsv`: the table, as `read_text` has it. `.parquet`: the table, by pandas. `mixed`
+      as in `Table.of_cells`.
 
     Raises: FileNotFoundError; ValueError for other kinds of files, for damaged ones and for those
     that do not fit into memory.
@@ -56,11 +60,13 @@ def read_file(path: Path, separator: str | None = None) -> Contents:
     if not path.is_file():
         raise FileNotFoundError(f"{path} must be a file with the data; there is none.")
     if path.suffix in (".csv", ".tsv"):
-        return _read_text(path, separator)
-    readers = {".npz": _read_npz, ".npy": _read_npy, ".pt": _read_pt, ".parquet": _read_parquet}
+        return _read_text(path, separator, mixed)
+    if path.suffix == ".parquet":
+        return _read_parquet(path, mixed)
+    readers = {".npz": _read_npz, ".npy": _read_npy, ".pt": _read_pt}
     if path.suffix not in readers:
         raise ValueError(
-            f"a file of data must end in .csv, .tsv, {', '.join(list(readers)[:-1])} or .parquet; "
+            f"a file of data must end in .csv, .tsv, {', '.join(readers)} or .parquet; "
             f"got {path.name}: numpy.savez('data.npz', x=x, y=y) writes such a file."
         )
     return readers[path.suffix](path)
@@ -161,12 +167,12 @@ def _read_npy(path: Path) -> Contents:
         raise ValueError(f"{path} cannot be read as an .npy file of numbers: {error}") from error
 
 
-def _read_text(path: Path, separator: str | None) -> Contents:
-    table, header = read_text(path, separator)
+def _read_text(path: Path, separator: str | None, mixed: Sequence[str | int]) -> Contents:
+    table, header = read_text(path, separator, mixed)
     return Contents({}, header, table)
 
 
-def _read_parquet(path: Path) -> Contents:
+def _read_parquet(path: Path, mixed: Sequence[str | int]) -> Contents:
     try:
         from pandas import read_parquet  # slow to import, optional, and needed here alone
         from pyarrow import ArrowException
@@ -178,4 +184,5 @@ def _read_parquet(path: Path) -> Contents:
         frame = read_parquet(path)
     except (ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a Parquet file: {error}") from error
-    return Contents({}, tuple(map(str, frame.columns)), Table.of_frame(frame, str(path)))
+    table = Table.of_frame(frame, str(path), mixed)
+    return Contents({}, tuple(map(str, frame.columns)), table)

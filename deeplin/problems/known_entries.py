@@ -49,12 +49,13 @@ class KnownEntries(MatrixCompletion):
     def report_pair(
         self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]
     ) -> Mapping[str, Float[Tensor, "*#batch"]]:
-        """`relative_error`: ‖ABᴴ − W*‖_F/‖W*‖_F; `test_rmse`: the root of the (weighted) mean
-        square error on the held-out entries.
+        """`train_rmse`, `test_rmse`: the roots of the (weighted) mean square error on the known and
+        on the held-out entries; `relative_error`: ‖ABᴴ − W*‖_F/‖W*‖_F.
 
         Cost: O((m + n)(k + r)²), and O(qk) for q entries. Accuracy: eps, absolute.
         """
-        seen = {}
+        total = float(len(self.rows)) if self.weights is None else float(self.weights.sum())
+        seen = {"train_rmse": (2 * self.pair_loss(A, B) / total).sqrt()}
         if self.truth is not None:
             U, sigma, V = self.truth
             batch = A.shape[:-2]

@@ -94,19 +94,26 @@ class Table:
         columns: Sequence[Sequence[object]],
         source: str,
         lines: Sequence[int] | None = None,
+        mixed: Sequence[str | int] = (),
     ) -> Table:
         """Columns of numbers where all cells are that or missing, of words where none is a number.
+
+        - `mixed`: names or positions of columns that are of words where some cells are numbers, too
 
         Raises: ValueError, naming column and row, for a column with both.
         """
         whole = cls(tuple(names), torch.empty(len(columns[0]), 0), {}, source, lines)
         numbers, words = [], {}
-        for name, cells in zip(names, columns, strict=True):
+        for i, (name, cells) in enumerate(zip(names, columns, strict=True)):
             found = [as_number(c) if isinstance(c, str) else _plain(c) for c in cells]
             if None not in found:
                 numbers.append(np.array(found, dtype=float))
                 continue
             one = next(row for row, number in enumerate(found) if number is None)
+            if name in mixed or i in mixed:
+                kept = [None if c is None or str(c).strip() == "" else str(c) for c in cells]
+                words[name] = np.array(kept, dtype=object)
+                continue
             if any(number is not None and not math.isnan(number) for number in found):
                 raise ValueError(
                     f"{whole.place(name, one)} must be a number, as others of its column are; it "
@@ -130,8 +137,13 @@ class Table:
         return cls(numbered(name, numbers.shape[1]), numbers, {}, source)
 
     @classmethod
-    def of_frame(cls, frame: DataFrame, source: str = "the table") -> Table:
-        """A pandas table. Raises: ValueError for columns of times and other kinds of cells."""
+    def of_frame(
+        cls, frame: DataFrame, source: str = "the table", mixed: Sequence[str | int] = ()
+    ) -> Table:
+        """A pandas table, `mixed` as in `of_cells`.
+
+        Raises: ValueError for columns of times and other kinds of cells.
+        """
         names, columns = [str(name) for name in frame.columns], []
         numeric = {}
         for i, name in enumerate(names):
@@ -150,7 +162,7 @@ class Table:
         if len(numeric) == len(names) and names:
             stacked = np.stack(columns, 1)
             return cls(distinct(names), torch.from_numpy(stacked), {}, source)
-        return cls.of_cells(distinct(names), columns, source)
+        return cls.of_cells(distinct(names), columns, source, mixed=mixed)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,15 @@ _SEPARATORS = ",;\t|"
 _LOOKED_AT = 20  # lines, for what separates their cells
 
 
-def read_text(path: Path, separator: str | None = None) -> tuple[Table, tuple[str, ...]]:
+def read_text(
+    path: Path, separator: str | None = None, mixed: Sequence[str | int] = ()
+) -> tuple[Table, tuple[str, ...]]:
     """The table of a text file, and the cells of its header line, () where it has none.
 
     The first line that is not blank is a header where none of its cells is a number, and one that
     is missing at most where the column has no name. Cells are separated by `separator`, by default
     by that of comma, semicolon, tab and bar for which most cells of the first lines are numbers.
+    `mixed` as in `Table.of_cells`.
 
     Cost: numpy's reader where all cells are numbers, else that of Python and 100 ns a cell.
     Raises: ValueError with line and column for what is no table.
@@ -46,7 +49,8 @@ def read_text(path: Path, separator: str | None = None) -> tuple[Table, tuple[st
             if not row:
                 raise csv.Error("it has no sample")
         names = distinct(first) if header else numbered("x", len(first))
-        table = _of_numbers(path, mark, skipped, names) or _of_cells(path, mark, skipped, names)
+        table = _of_numbers(path, mark, skipped, names)
+        table = table or _of_cells(path, mark, skipped, names, mixed)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8; {error.reason} in it.") from error
     except csv.Error as error:
@@ -101,7 +105,9 @@ def _of_numbers(path: Path, mark: str, skipped: int, names: tuple[str, ...]) -> 
     return Table(names, torch.from_numpy(numbers), {}, str(path))
 
 
-def _of_cells(path: Path, mark: str, skipped: int, names: tuple[str, ...]) -> Table:
+def _of_cells(
+    path: Path, mark: str, skipped: int, names: tuple[str, ...], mixed: Sequence[str | int]
+) -> Table:
     """A table of any cells."""
     lines, rows = [], []
     for line, cells in _cells(path, mark, skipped):
@@ -115,7 +121,7 @@ def _of_cells(path: Path, mark: str, skipped: int, names: tuple[str, ...]) -> Ta
             raise csv.Error(f"column {names[cell]!r}, line {line} has a zero byte")
         lines.append(line)
         rows.append(cells)
-    return Table.of_cells(names, list(zip(*rows, strict=True)), str(path), lines)
+    return Table.of_cells(names, list(zip(*rows, strict=True)), str(path), lines, mixed)
 
 
 def _cells(path: Path, mark: str, skipped: int) -> Iterator[tuple[int, list[str]]]:

@@ -58,7 +58,8 @@ def read_triples(
     - `.npz`: arrays rows, cols, values and perhaps weights (p,), or of another name `weights`; or
       what scipy.sparse.save_npz writes, whose stored entries are known, zeros among them
 
-    Words are coded: they are numbered in their order. Whole numbers are indices from 0, unless
+    Words are coded: they are numbered in their order, and columns of words and numbers are words.
+    Whole numbers are indices from 0, unless
     `codes` is true, or "auto" and more than twice as many are meant as occur; the indices of
     a file of scipy.sparse always are that. `shape` is that of the matrix; by default it ends at the
     last index. With duplicates = "keep" an entry that is listed twice counts twice.
@@ -74,7 +75,7 @@ def read_triples(
         given, names, place, codes = None, _NAMES, _numbered(path), False
         shape = size if shape is None else shape
     else:
-        contents = read_file(path, separator)
+        contents = read_file(path, separator, (0, 1) if columns is None else columns[:2])
         if contents.table is None:
             rows, cols, values, given = _arrays(path, contents.arrays, weights)
             names, place = _NAMES, _numbered(path)

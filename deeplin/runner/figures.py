@@ -131,6 +131,9 @@ def _distance(ax: Axes, t: np.ndarray, history: History, prediction: Prediction)
     if prediction.limit is not None:
         _band(ax, t, history, "distance_to_limit", BLUE, r"$\|W(t) - W^*\|_F$")
     _band(ax, t, history, "gradient_norm", GREEN, r"gradient norm $\|\nabla L^N\|$")
+    for name, color in (("relative_error", BLUE), ("train_rmse", GREY), ("test_rmse", ORANGE)):
+        if name in history.records[0].observed:
+            _band(ax, t, history, name, color, name.replace("_", " "))
     if prediction.rate:
         distance = _flat(history, "distance_to_limit").median(1).values.numpy()
         label = rf"predicted $e^{{-\rho t}}$, $\rho$ = {prediction.rate:.4g}"

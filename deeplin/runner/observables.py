@@ -12,7 +12,7 @@ from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow
 from deeplin.flows.contract import Flow, State
 from deeplin.linalg import halves, product_svdvals
 from deeplin.network import end_to_end, gap_norm, layer_gradients
-from deeplin.problems import LeastSquares, MatrixCompletion
+from deeplin.problems import LeastSquares
 from deeplin.problems.contract import Problem
 from deeplin.problems.spectrum import Spectrum
 
@@ -129,10 +129,7 @@ def _matrix_observables(
         if parts is None:
             return in_blocks(end_to_end(matrices))
         A, B = parts[0], parts[1].mH
-        seen = {"loss": problem.pair_loss(A, B), **problem.report_pair(A, B)}
-        if isinstance(problem, MatrixCompletion):
-            seen["train_rmse"] = problem.rmse(seen["loss"])
-        return seen
+        return {"loss": problem.pair_loss(A, B), **problem.report_pair(A, B)}
 
     return of_product
 

@@ -149,7 +149,15 @@ def _drive(
     resumed_at = history.t[-1] if saved else None
     say(_headline(title, experiment, folder, cost, resumed_at))
     shown = min(cfg.log.singular_values, *experiment.network.widths)
-    log = TensorBoardLog(folder, history, repeats=cfg.repeats, singular_values=shown)
+    like = experiment.network.weights[0].detach()
+    score = held_out_score(experiment.data.problem, like)
+    log = TensorBoardLog(
+        folder,
+        history,
+        repeats=cfg.repeats,
+        singular_values=shown,
+        errors=score == "test_rmse",
+    )
     log.text("4_config", OmegaConf.to_yaml(cfg), "yaml")
     log.text("5_provenance", json.dumps(folder.sessions(), indent=2), "json")
     log.text(
@@ -158,10 +166,8 @@ def _drive(
         f"by_flow_time: t in units of {TIME_UNIT:g}, so that 400k is t = 400.",
     )
     every = cfg.log.checkpoint_seconds
-    like = experiment.network.weights[0].detach()
-    score = held_out_score(experiment.data.problem, like) if cfg.repeats == 1 else None
     best = None
-    if score is not None:
+    if score is not None and cfg.repeats == 1:
         kept = () if saved is None else saved.best
         best = Best(score, history, experiment.flow, stepper, kept)
     checkpointer = Checkpointer(

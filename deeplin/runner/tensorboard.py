@@ -25,10 +25,14 @@ __all__ = ["TIME_UNIT", "TensorBoardLog"]
 # TensorBoard's axes are integers: flow time is logged in thousandths.
 TIME_UNIT = 1e-3
 _LATEST = 2.0**62  # and of 64 bits
-_LOG10 = ("excess_loss", "distance_to_limit", "gradient_norm", "balancedness_gap")
+_LOG10 = (
+    *("excess_loss", "distance_to_limit", "gradient_norm"),
+    *("balancedness_gap", "relative_error"),
+)
 _GAPS = "drift_gap_"  # of each pair of neighbouring layers: shown is the largest
 # The first page has what a run is about, the pages of `more_by_…` all else.
 _FIRST = ("loss", *(f"log10_{name}" for name in _LOG10[:3]))
+_ERRORS = ("train_rmse", "test_rmse", "log10_relative_error")
 
 
 class TensorBoardLog:
@@ -36,15 +40,24 @@ class TensorBoardLog:
 
     Small positive quantities are logged as their log10: TensorBoard stores float32 and has linear
     axes by default. With repeats a scalar is their median, and margin charts show their range.
+    With `errors` a chart has the errors on known entries and on those held out beside each other.
     The events of an earlier part of the run are replaced by those replayed from `history`, so that
     nothing stands there twice.
     """
 
-    def __init__(self, folder: RunFolder, history: History, *, repeats: int, singular_values: int):
+    def __init__(
+        self,
+        folder: RunFolder,
+        history: History,
+        *,
+        repeats: int,
+        singular_values: int,
+        errors: bool = False,
+    ):
         self.folder, self.path = folder, folder.new_events()
         with folder.writing(self.path):
             self.file = EventFile(self.path)
-        self.repeats, self.singular_values = repeats, singular_values
+        self.repeats, self.singular_values, self.errors = repeats, singular_values, errors
         self._add(custom_scalars(self._layout()))
         for record in history.records:
             self.on_record(record)
@@ -68,8 +81,9 @@ class TensorBoardLog:
         spectrum = record.observed["singular_values"][..., : self.singular_values]
         sigmas = {f"{i:02d}": value for i, value in enumerate(spectrum.unbind(-1), start=1)}
         seen: list[tuple[str, str, float]] = []
-        first = {name: value for name, value in values.items() if name in _FIRST}
-        more = {name: value for name, value in values.items() if name not in _FIRST}
+        shown = (*_FIRST, *_ERRORS)
+        first = {name: value for name, value in values.items() if name in shown}
+        more = {name: value for name, value in values.items() if name not in shown}
         for prefix, named in (("", first), ("more_", more), ("singular_values_", sigmas)):
             for name, value in named.items():
                 median, *ends = _spread(value)
@@ -119,6 +133,8 @@ class TensorBoardLog:
                 name: ["Multiline", [f"{by}/{name}$", f"predicted_{by}/{name}$"]]
                 for name in ("loss", "log10_distance_to_limit", "log10_gradient_norm")
             }
+            if self.errors:
+                charts["error"] = ["Multiline", [f"{by}/{name}$" for name in _ERRORS[:2]]]
             if self.repeats == 1:
                 charts["singular values"] = ["Multiline", [f"singular_values_{by}/.*"]]
             else:

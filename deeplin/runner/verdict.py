@@ -124,7 +124,6 @@ def _scores(
     of_limit = {} if limit is None else problem.report(limit)
     like = history.column("loss")
     names = of_limit or problem.report_pair(*(like.new_zeros(d, 1) for d in problem.shape))
-    names = [*names, *(("train_rmse",) if "train_rmse" in last else ())]
     return {
         name: (
             float(last[name].reshape(-1)[worst]),
