@@ -6,7 +6,6 @@ import lzma
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deeplin.problems.memory import ask_for_memory
-from deeplin.problems.tables import Table, short
+from deeplin.problems.tables import Mixed, Table, no_column, short
 from deeplin.problems.text_tables import read_text
 
 __all__ = ["Contents", "read_file"]
@@ -44,9 +43,7 @@ class Contents:
         return f", {len(self.header)} columns ({', '.join(map(short, self.header[:_SHOWN]))}{more})"
 
 
-def read_file(
-    path: Path, separator: str | None = None, mixed: Sequence[str | int] = ()
-) -> Contents:
+def read_file(path: Path, separator: str | None = None, mixed: Mixed = no_column) -> Contents:
     """The arrays, or the table, of one file, in the format that its name ends in.
 
     - `.npz`: all arrays; one alone is x, whatever its name but y. `.npy`: the array, x.
@@ -167,12 +164,12 @@ def _read_npy(path: Path) -> Contents:
         raise ValueError(f"{path} cannot be read as an .npy file of numbers: {error}") from error
 
 
-def _read_text(path: Path, separator: str | None, mixed: Sequence[str | int]) -> Contents:
+def _read_text(path: Path, separator: str | None, mixed: Mixed) -> Contents:
     table, header = read_text(path, separator, mixed)
     return Contents({}, header, table)
 
 
-def _read_parquet(path: Path, mixed: Sequence[str | int]) -> Contents:
+def _read_parquet(path: Path, mixed: Mixed) -> Contents:
     try:
         from pandas import read_parquet  # slow to import, optional, and needed here alone
         from pyarrow import ArrowException

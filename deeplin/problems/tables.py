@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -19,9 +19,21 @@ from deeplin.problems.memory import ask_for_memory
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Encoding", "Labels", "Table", "as_number", "distinct", "numbered", "short"]
+__all__ = [
+    "Encoding",
+    "Labels",
+    "Mixed",
+    "Table",
+    "as_number",
+    "distinct",
+    "no_column",
+    "numbered",
+    "short",
+]
 
 Labels = int | str | Sequence[str]
+# Which columns, by position and name, may hold words and numbers.
+Mixed = Callable[[int, str], bool]
 
 # What pandas.read_csv takes for missing.
 _MISSING = frozenset(
@@ -54,6 +66,11 @@ _CELL = 20  # characters of a cell that a message shows at most
 def numbered(name: str, p: int) -> tuple[str, ...]:
     """Names of columns that have none: x1, x2, …"""
     return tuple(f"{name}{i}" for i in range(1, p + 1))
+
+
+def no_column(position: int, name: str) -> bool:
+    """`Mixed` of tables whose columns are of one kind each."""
+    return False
 
 
 def short(cell: str) -> str:
@@ -94,11 +111,11 @@ class Table:
         columns: Sequence[Sequence[object]],
         source: str,
         lines: Sequence[int] | None = None,
-        mixed: Sequence[str | int] = (),
+        mixed: Mixed = no_column,
     ) -> Table:
         """Columns of numbers where all cells are that or missing, of words where none is a number.
 
-        - `mixed`: names or positions of columns that are of words where some cells are numbers, too
+        - `mixed`: which columns, by position and name, are of words where some cells are numbers
 
         Raises: ValueError, naming column and row, for a column with both.
         """
@@ -110,7 +127,7 @@ class Table:
                 numbers.append(np.array(found, dtype=float))
                 continue
             one = next(row for row, number in enumerate(found) if number is None)
-            if name in mixed or i in mixed:
+            if mixed(i, name):
                 kept = [None if c is None or str(c).strip() == "" else str(c) for c in cells]
                 words[name] = np.array(kept, dtype=object)
                 continue
@@ -138,7 +155,7 @@ class Table:
 
     @classmethod
     def of_frame(
-        cls, frame: DataFrame, source: str = "the table", mixed: Sequence[str | int] = ()
+        cls, frame: DataFrame, source: str = "the table", mixed: Mixed = no_column
     ) -> Table:
         """A pandas table, `mixed` as in `of_cells`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from deeplin.problems.memory import ask_for_memory
-from deeplin.problems.tables import Table, as_number, distinct, numbered
+from deeplin.problems.tables import Mixed, Table, as_number, distinct, no_column, numbered
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -24,7 +24,7 @@ _LOOKED_AT = 20  # lines, for what separates their cells
 
 
 def read_text(
-    path: Path, separator: str | None = None, mixed: Sequence[str | int] = ()
+    path: Path, separator: str | None = None, mixed: Mixed = no_column
 ) -> tuple[Table, tuple[str, ...]]:
     """The table of a text file, and the cells of its header line, () where it has none.
 
@@ -105,9 +105,7 @@ def _of_numbers(path: Path, mark: str, skipped: int, names: tuple[str, ...]) -> 
     return Table(names, torch.from_numpy(numbers), {}, str(path))
 
 
-def _of_cells(
-    path: Path, mark: str, skipped: int, names: tuple[str, ...], mixed: Sequence[str | int]
-) -> Table:
+def _of_cells(path: Path, mark: str, skipped: int, names: tuple[str, ...], mixed: Mixed) -> Table:
     """A table of any cells."""
     lines, rows = [], []
     for line, cells in _cells(path, mark, skipped):

@@ -75,7 +75,12 @@ def read_triples(
         given, names, place, codes = None, _NAMES, _numbered(path), False
         shape = size if shape is None else shape
     else:
-        contents = read_file(path, separator, (0, 1) if columns is None else columns[:2])
+        numbers = {weights} if columns is None else {weights, *columns[2:]}
+
+        def mixed(position: int, name: str) -> bool:
+            return name not in numbers and (columns is not None or position != 2)
+
+        contents = read_file(path, separator, mixed)
         if contents.table is None:
             rows, cols, values, given = _arrays(path, contents.arrays, weights)
             names, place = _NAMES, _numbered(path)
@@ -264,8 +269,9 @@ def _check_once(
     if len(twice):
         at = int(twice[0])
         first, second = int(order[at]), int(order[at + 1])
+        shown = [f"{of[first]:.0f}" if of.dtype.kind == "f" else of[first] for of in cells]
         raise ValueError(
-            f"each entry must be listed once; ({cells[0][first]}, {cells[1][first]}) is in rows "
+            f"each entry must be listed once; ({shown[0]}, {shown[1]}) is in rows "
             f"{first + 1} and {second + 1}, and {len(twice)} are listed again in all: leave one "
             "out, or let each count with problem.duplicates=keep."
         )
