@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from deeplin.problems.held_out import share_held_out
 from deeplin.problems.known_entries import KnownEntries
 from deeplin.problems.pairs import Labels, Pairs
 from deeplin.problems.preparation import in_dtype
+from deeplin.problems.ridge import Ridge
 from deeplin.problems.triples import Triples, read_triples
 
 __all__ = ["completion"]
@@ -34,6 +36,7 @@ def completion(
     shape: Sequence[int] | None = None,
     biases: bool = False,
     ridge: float = 1.0,
+    reg: float = 0.0,
     test: float = 0.0,
     rank: int = 10,
     spectrum: Sequence[float] | None = None,
@@ -51,7 +54,8 @@ def completion(
 
     Of a share `test` of the entries, chosen by the generator, nothing is used but for the RMSE in
     the problem's `report`. `biases`: a mean, and one number for each row and column, are fitted to
-    the others (`fit_biases`, with `ridge`) and taken off; predictions have them again.
+    the others (`fit_biases`, with `ridge`) and taken off; predictions have them again. `reg`: λ of
+    ½λ‖W‖², which is added to the loss (`Ridge`).
 
     Raises: ValueError, with one sentence, as these, and for a share that leaves too few entries.
     """
@@ -85,7 +89,11 @@ def completion(
         )
         m, n = (labels.size for labels in found.labels)
         first = f"{path}, a {m}×{n} matrix of {', '.join(found.names)}"
-    return _data(found, first, truth, noise, biases, ridge, test, generator, dtype)
+    data = _data(found, first, truth, noise, biases, ridge, test, generator, dtype)
+    if not reg:
+        return data
+    note = f"½·{reg:g}·‖W‖² is added to the loss"
+    return replace(data, problem=Ridge(data.problem, reg), notes=(*data.notes, note))
 
 
 def _data(

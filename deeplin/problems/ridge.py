@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from jaxtyping import Float, Inexact
@@ -45,6 +45,14 @@ class Ridge(Problem):
     def report(self, W: Inexact[Tensor, "*#batch m n"]):
         """The problem's."""
         return self.problem.report(W)
+
+    def report_pair(self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]):
+        """The problem's."""
+        return self.problem.report_pair(A, B)
+
+    def told(self, report: Mapping[str, float]) -> str:
+        """The problem's."""
+        return self.problem.told(report)
 
     def loss(self, W: Inexact[Tensor, "*#batch m n"]) -> Float[Tensor, "*#batch"]:
         """f(W) + ½λ‖W‖²."""

@@ -174,6 +174,7 @@ OPTIONS: Mapping[str, Option] = {
         "of the biases: worth so many further entries of bias 0 in each row and column",
         kinds.not_negative,
     ),
+    "problem.reg": Option("λ of ½λ‖W‖², which is added to the loss", kinds.not_negative),
     "problem.condition": Option(
         "of a random matrix: its largest singular value over its smallest",
         number("a number >= 1", lambda x: 1 <= x < float("inf")),
