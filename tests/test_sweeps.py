@@ -128,6 +128,9 @@ def test_the_objective_is_a_number_of_the_summary():
     assert objective_of("auto", summary) == 1e-9
     assert objective_of("auto", {**summary, "relative_excess_loss": None}) == 2.0
     assert objective_of("steps", summary) == 7.0
+    assert objective_of("held_out", summary) == math.inf
+    assert objective_of("held_out", {**summary, "test_r2": 0.9}) == pytest.approx(0.1)
+    assert objective_of("held_out", {**summary, "test_rmse": 0.4}) == 0.4
     assert objective_of("distance_to_limit", summary) == math.inf
 
 

@@ -32,7 +32,7 @@ _EIGENVALUE = number("", lambda x: abs(x) < float("inf"))
 # What a sweeper may be asked to make small.
 OBJECTIVES = (
     *("loss", "relative_excess_loss", "distance_to_limit", "balancedness_gap_final"),
-    *("steps", "flow_time", "seconds"),
+    *("steps", "flow_time", "seconds", "held_out"),
 )
 
 # By dotted name, in the order in which they are checked. An option of a group means the same in
@@ -58,7 +58,8 @@ OPTIONS: Mapping[str, Option] = {
     "resume": Option("folder of a run to continue", kinds.path | null),
     "objective": Option(
         "what a sweeper such as Optuna's makes small, a number of summary.json; auto: the relative "
-        "excess loss, where no optimum is known the loss",
+        "excess loss, where no optimum is known the loss; held_out, with problem.test: 1 - R², of "
+        "entries of a matrix the RMSE",
         choice("auto", *OBJECTIVES),
     ),
     "stop.grad_norm": Option(

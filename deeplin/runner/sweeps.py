@@ -40,12 +40,14 @@ _WORDS = {
 def objective_of(name: str, summary: Mapping[str, object]) -> float:
     """What a sweeper is to make small; infinite for a run that has no such number.
 
-    auto: the relative excess loss, where no optimum is known the loss.
+    auto: the relative excess loss, where no optimum is known the loss; held_out: the RMSE of the
+    entries held out, or 1 - R² of the samples.
     """
-    names = ("relative_excess_loss", "loss") if name == "auto" else (name,)
-    assert set(names) <= set(OBJECTIVES)
-    values = [summary.get(key) for key in names]
-    return next((float(v) for v in values if isinstance(v, int | float)), float("inf"))
+    assert name in ("auto", *OBJECTIVES)
+    several = {"auto": ("relative_excess_loss", "loss"), "held_out": ("test_rmse", "test_r2")}
+    found = ((key, summary.get(key)) for key in several.get(name, (name,)))
+    values = (1 - v if key == "test_r2" else v for key, v in found if isinstance(v, int | float))
+    return next(map(float, values), float("inf"))
 
 
 def conclude_sweep(jobs: Sequence[Ended], folder: Path) -> None:
