@@ -19,11 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from benchmarks import LINES, Line, flows, manifolds, stiff
+from benchmarks import LINES, Line, completion, flows, manifolds, ratings, stiff
 from threadpoolctl import threadpool_limits
 
 # Importing them registers their lines.
-SUBJECTS = (manifolds, flows, stiff)
+SUBJECTS = (manifolds, flows, stiff, completion, ratings)
 
 
 def measured(entry: Line) -> float:
@@ -34,7 +34,7 @@ def measured(entry: Line) -> float:
     child = subprocess.run(
         [sys.executable, __file__, "--child", entry.name],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
     return float(child.stdout.strip().splitlines()[-1])

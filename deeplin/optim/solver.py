@@ -124,6 +124,11 @@ class Solver(torch.optim.Optimizer):
     # -- what a user asks ------------------------------------------------------------------------
 
     @property
+    def loss(self) -> Float[Tensor, "*batch"]:
+        """f at the point that the last step came to."""
+        return self._kept("loss")
+
+    @property
     def gradient_norm(self) -> Float[Tensor, "*batch"]:
         """‖grad f‖ at the point that the last step came to."""
         return self._kept("gradient_norm")

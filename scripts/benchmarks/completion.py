@@ -1,0 +1,330 @@
+"""Matrix completion: beside cmfrec and Pymanopt, against the memory, and what is found at all."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+
+from benchmarks import line, seconds
+from deeplin.geometry.coordinates import Point
+from deeplin.optim import continuation, minimize
+from deeplin.optim.solver import Solver
+from deeplin.problems import MatrixCompletion, spectral_start
+from deeplin.problems.planted import entries_at, planted_factors
+
+F64 = torch.float64
+
+
+@cache
+def planted(n: int, rank: int, oversampling: float, condition: float = 1.0, seed: int = 0):
+    """(problem, factors of the truth), n×n."""
+    generator = torch.Generator().manual_seed(seed)
+    return MatrixCompletion.planted(
+        (n, n),
+        rank,
+        oversampling=oversampling,
+        condition=condition,
+        generator=generator,
+        dtype=F64,
+    )
+
+
+def until(goal: float, problem: MatrixCompletion) -> Callable[[Solver, Point], bool]:
+    """Whether the relative residual ‖P_Ω(W − X)‖/‖P_Ω X‖ is at most the goal."""
+    size = float(problem.values.norm())
+    return lambda solver, point: float(2 * solver.loss) ** 0.5 <= goal * size
+
+
+def solved(known: MatrixCompletion, rank: int, goal: float, **options) -> tuple[float, Point]:
+    """(seconds, W): everything from the triples on, entries sorted and start found included."""
+    begin = time.perf_counter()
+    problem = MatrixCompletion(known.rows, known.cols, known.values, known.shape)
+    found = minimize(
+        problem, spectral_start(problem, rank), after_each=until(goal, problem), **options
+    )
+    return time.perf_counter() - begin, found.point
+
+
+def residual(known: MatrixCompletion, A: np.ndarray, B: np.ndarray) -> float:
+    """‖P_Ω(ABᵀ − X)‖/‖P_Ω X‖."""
+    loss = known.pair_loss(torch.from_numpy(A).to(F64), torch.from_numpy(B).to(F64))
+    return float((2 * loss) ** 0.5 / known.values.norm())
+
+
+def by_cmfrec(known: MatrixCompletion, rank: int, iterations: int) -> tuple[float, float]:
+    """(seconds, relative residual) of so many iterations of cmfrec's ALS without biases."""
+    from cmfrec import CMF  # pyright: ignore[reportMissingImports]
+    from scipy.sparse import coo_matrix
+
+    X = coo_matrix((known.values.numpy(), (known.rows, known.cols)), known.shape)
+    model = CMF(
+        k=rank,
+        lambda_=1e-10,
+        method="als",
+        use_cg=False,
+        user_bias=False,
+        item_bias=False,
+        center=False,
+        niter=iterations,
+        use_float=False,
+        nthreads=1,
+        random_state=0,
+        verbose=False,
+    )
+    begin = time.perf_counter()
+    model.fit(X)
+    return time.perf_counter() - begin, residual(known, model.A_, model.B_)
+
+
+@line("completion", "s", at_most=0.5)
+def completion() -> float:
+    """5000×5000 of rank 10, 500 000 known entries, from the triples to a relative residual 1e-8."""
+    known, _ = planted(5000, 10, 5)
+    solved(known, 10, 1e-2)  # compiles
+    return min(solved(known, 10, 1e-8)[0] for _ in range(5))
+
+
+@line("completion-cmfrec", "times faster", at_least=3.5)
+def completion_cmfrec() -> float:
+    """cmfrec's time to 2e-8, where its ALS stalls, over ours to 1e-8, on the same matrix."""
+    known, _ = planted(5000, 10, 5)
+    solved(known, 10, 1e-2)
+    ours = min(solved(known, 10, 1e-8)[0] for _ in range(3))
+    theirs, reached = 0.0, 1.0
+    for iterations in (6, 8, 10, 12, 16, 24):
+        theirs, reached = by_cmfrec(known, 10, iterations)
+        if reached <= 2e-8:
+            break
+    print(f"cmfrec: {theirs:.2f} s to {reached:.1e}; ours {ours:.2f} s", file=sys.stderr)
+    return theirs / ours
+
+
+def by_pymanopt(known: MatrixCompletion, start: Point, tol: float) -> float:
+    """Seconds of Pymanopt's conjugate gradients, with sparse products written by hand."""
+    import pymanopt  # pyright: ignore[reportMissingImports]
+    from pymanopt.manifolds import FixedRankEmbedded  # pyright: ignore[reportMissingImports]
+    from pymanopt.optimizers import (  # pyright: ignore[reportMissingImports]
+        ConjugateGradient as Peer,
+    )
+    from scipy.sparse import csr_matrix
+
+    (m, n), r = known.shape, start.S.shape[-1]
+    rows, cols, values = (part.numpy() for part in (known.rows, known.cols, known.values))
+    manifold = FixedRankEmbedded(m, n, r)
+
+    def errors(u, s, vt):
+        return np.einsum("pr,rp->p", u[rows] * s, vt[:, cols]) - values
+
+    @pymanopt.function.numpy(manifold)
+    def cost(u, s, vt):
+        return 0.5 * np.sum(errors(u, s, vt) ** 2)
+
+    @pymanopt.function.numpy(manifold)
+    def gradient(u, s, vt):
+        G = csr_matrix((errors(u, s, vt), (rows, cols)), (m, n))
+        GV, GtU = G @ vt.T, G.T @ u
+        return GV * s, np.einsum("mr,mr->r", u, GV), s[:, None] * GtU.T
+
+    P, sigma, Q = start.spectrum
+    parts = (start.U @ P, sigma, (start.V @ Q).mT)
+    point = type(manifold.random_point())(*(part.numpy() for part in parts))
+    peer = Peer(max_iterations=1000, max_time=300, min_gradient_norm=tol, verbosity=0)
+    problem = pymanopt.Problem(manifold, cost, euclidean_gradient=gradient)
+    begin = time.perf_counter()
+    result = peer.run(problem, initial_point=point)
+    taken = time.perf_counter() - begin
+    print(f"Pymanopt: {taken:.2f} s; {result.stopping_criterion}", file=sys.stderr)
+    return taken
+
+
+@line("completion-pymanopt", "times faster", at_least=10)
+def completion_pymanopt() -> float:
+    """Pymanopt's time over ours, conjugate gradients, 2000×2000 of rank 10, ‖grad‖ to 1e-5 ‖X‖."""
+    known, _ = planted(2000, 10, 5)
+    start, tol = spectral_start(known, 10), 1e-5 * float(known.values.norm())
+    ours = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        minimize(known, start, tol=tol)
+        ours.append(time.perf_counter() - begin)
+    return by_pymanopt(known, start, tol) / min(ours)
+
+
+@line("completion-batch", "times faster", at_least=10)
+def completion_batch() -> float:
+    """1000 matrices 60×40 of rank 5 to ‖grad‖ = 1e-10 by our trust region, all at once.
+
+    Over Pymanopt's conjugate gradients on four of them, one by one, times 250: its trust region
+    does not take this manifold. Those that do not get there are told.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pattern, _ = MatrixCompletion.planted((60, 40), 5, oversampling=3, generator=generator)
+    A, B = (torch.randn(1000, d, 5, dtype=F64, generator=generator) for d in (60, 40))
+    rows, cols = pattern.rows, pattern.cols
+    values = (A[:, rows] * B[:, cols]).sum(-1)
+    known = MatrixCompletion(rows, cols, values, (60, 40))
+    begin = time.perf_counter()
+    start = spectral_start(known, 5)
+    found = minimize(known, start, method="trust_region", tol=1e-10, max_iter=300)
+    ours = time.perf_counter() - begin
+    rest = int((~found.converged).sum())
+    print(f"ours: {ours:.2f} s, {rest} of 1000 did not get to 1e-10", file=sys.stderr)
+    theirs = 0.0
+    for i in range(4):
+        single = MatrixCompletion(rows, cols, values[i], (60, 40))
+        theirs += by_pymanopt(single, spectral_start(single, 5), 1e-10)
+    return 250 * theirs / ours
+
+
+@line("completion-limit", "times", at_most=4)
+def completion_limit() -> float:
+    """An iteration of conjugate gradients over the time in which memory moves what it reads.
+
+    Of each known entry, in three passes (residual and GV; GᴴU; the step's curvature): three column
+    numbers of 4 bytes, its place of 4, the value, the residual written and read, 8 each: 40 bytes.
+    The memory's rate is that of copying 256 MB. 20000×20000 of rank 10, 2 000 000 known entries.
+    """
+    known, _ = planted(20_000, 10, 5)
+    source = torch.zeros(2**25, dtype=F64)
+    target = torch.empty_like(source)
+    rate = 2 * source.numel() * 8 / seconds(lambda: target.copy_(source), 10)
+    return _iteration(known, 10) / (40 * len(known.rows) / rate)
+
+
+@line("completion-profile", "share", at_least=0.7)
+def completion_profile() -> float:
+    """The share of an iteration of conjugate gradients that its three products with entries take.
+
+    5000×5000 of rank 10, 500 000 known entries.
+    """
+    known, _ = planted(5000, 10, 5)
+    point = spectral_start(known, 10)
+    left, right = torch.cat([point.U, point.U], 1), torch.cat([point.V, point.V], 1)
+
+    def products() -> None:
+        known.loss_and_products(point.U, point.S, point.V)
+        known.quadratic_along(left, right)
+
+    return seconds(products) / _iteration(known, 10)
+
+
+def _iteration(known: MatrixCompletion, rank: int) -> float:
+    """The median time of an iteration, the tenth to the twenty-fifth."""
+    times: list[float] = []
+
+    def note(solver: Solver, point: Point) -> None:
+        times.append(time.perf_counter())
+
+    minimize(known, spectral_start(known, rank), max_iter=25, after_each=note)
+    steps = np.diff(times)[9:]
+    return float(np.median(steps))
+
+
+@line("trust-region", "s", at_most=2)
+def trust_region() -> float:
+    """1000×1000, rank 5, condition 1e5, twice as many entries as dimensions, by trust regions.
+
+    Rank by rank to ‖grad‖ = 1e-11 ‖X‖; the last gradient norms and the error of W are told.
+    """
+    return _second_order((1000, 1000), 2.0, 1e5)
+
+
+@line("trust-region-few", "s", at_most=0.3)
+def trust_region_few() -> float:
+    """300×350, rank 5, condition 10, 1.5 times as many entries as dimensions, alike."""
+    return _second_order((300, 350), 1.5, 10.0)
+
+
+def _second_order(shape: tuple[int, int], oversampling: float, condition: float) -> float:
+    generator = torch.Generator().manual_seed(1)
+    known, (U, sigma, V) = MatrixCompletion.planted(
+        shape,
+        5,
+        oversampling=oversampling,
+        condition=condition,
+        generator=generator,
+        dtype=F64,
+    )
+    tol, norms = 1e-11 * float(known.values.norm()), []
+    begin = time.perf_counter()
+    *_, found = continuation(
+        known,
+        5,
+        method="trust_region",
+        tol=tol,
+        max_iter=100,
+        after_each=lambda solver, point: norms.append(float(solver.gradient_norm)),
+    )
+    taken = time.perf_counter() - begin
+    error = float(torch.linalg.norm(found.point.dense() - (U * sigma) @ V.mT) / sigma.norm())
+    last = ", ".join(f"{norm:.1e}" for norm in (*norms[-3:], float(found.gradient_norm)))
+    kind = "converged" if bool(found.converged) else "not converged"
+    print(f"{kind}, error of W {error:.1e}; last gradient norms {last}", file=sys.stderr)
+    return taken
+
+
+@line("recovery", "share", at_least=0.5)
+def recovery() -> float:
+    """The share of all cells of a table of recovered instances, which is told.
+
+    60×50 of rank 3, ten truths a cell on one set of places: oversampling 1.05 to 4, condition 1 to
+    1e5, depths 1, 2, 3, conjugate gradients (at most 500 steps) and trust regions (at most 100)
+    from the spectral start; recovered is an error of W below 1e-3.
+    """
+    shares = []
+    for method, most in (("cg", 500), ("trust_region", 100)):
+        for depth in (1, 2, 3):
+            print(f"{method}, depth {depth}", file=sys.stderr)
+            for oversampling in (1.05, 1.5, 2, 3, 4):
+                row = [
+                    _recovered(oversampling, condition, method, depth, most)
+                    for condition in (1, 10, 1e3, 1e5)
+                ]
+                shares += row
+                cells = " ".join(f"{share:5.1f}" for share in row)
+                print(f"  oversampling {oversampling:<5} {cells}", file=sys.stderr)
+    return float(np.mean(shares))
+
+
+def _recovered(
+    oversampling: float, condition: float, method: str, depth: float, most: int
+) -> float:
+    generator = torch.Generator().manual_seed(0)
+    pattern, _ = MatrixCompletion.planted(
+        (60, 50), 3, oversampling=oversampling, generator=generator
+    )
+    draws = [
+        planted_factors((60, 50), 3, condition=condition, generator=generator, dtype=F64)
+        for _ in range(10)
+    ]
+    truth = torch.stack([(U * sigma) @ V.mT for U, sigma, V in draws])
+    known = MatrixCompletion(
+        pattern.rows, pattern.cols, truth[:, pattern.rows, pattern.cols], (60, 50)
+    )
+    found = minimize(
+        known, spectral_start(known, 3), method=method, depth=depth, tol=1e-8, max_iter=most
+    )
+    error = torch.linalg.matrix_norm(found.point.dense() - truth)
+    return float((error < 1e-3 * torch.linalg.matrix_norm(truth)).double().mean())
+
+
+@line("completion-large", "s", at_most=60, alone=True)
+def completion_large() -> float:
+    """100 000×100 000 of rank 10, 10⁷ known entries, to 1e-8 on two cores; the error at 10⁵ others.
+
+    The problem is drawn before; sorting its entries and the start are counted.
+    """
+    torch.set_num_threads(2)
+    known, (U, sigma, V) = planted(100_000, 10, 5)
+    taken, point = solved(known, 10, 1e-8)
+    generator = torch.Generator().manual_seed(1)
+    rows, cols = (torch.randint(100_000, (100_000,), generator=generator) for _ in range(2))
+    truth = entries_at(rows, cols, U * sigma, V)
+    error = (entries_at(rows, cols, point.U @ point.S, point.V) - truth).norm() / truth.norm()
+    print(f"relative error at fresh places {float(error):.1e}", file=sys.stderr)
+    return taken
