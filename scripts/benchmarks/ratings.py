@@ -82,7 +82,7 @@ def theirs(*, biases: bool, reg: float) -> tuple[float, float]:
 
 @line("ratings", "RMSE", at_most=0.889)
 def ratings_error() -> float:
-    """MovieLens 100k, a tenth held out, mean of 3 seeds: rank 10, ridges 3 of the biases and 1 of W.
+    """MovieLens 100k, a tenth held out, mean of 3 seeds: rank 10, ridges 3 (biases) and 1.
 
     Beside it are told cmfrec's, with and without biases, the best of three ridges each.
     """
