@@ -44,6 +44,16 @@ def runs(configurations, tmp_path_factory):
     }
 
 
+def test_singular_values_far_apart_are_found_rank_by_rank(tmp_path):
+    """From the spectral start the small ones are not seen; the last steps square the gradient."""
+    words = [*SMALL, "problem.condition=1e4", "problem.oversampling=3", "network.rank=3"]
+    words += ["method=trust_region", "stop.grad_norm=1e-10"]
+    _, lost = ended(tmp_path / "lost", *words, "stop.max_steps=30")
+    status, found = ended(tmp_path / "found", *words, "init=continuation")
+    assert (status, found["result_kind"]) == (0, "converged")
+    assert found["relative_error"] < 1e-8 < 1e-3 < lost["relative_error"]
+
+
 @pytest.mark.parametrize("method", ["cg", "trust_region"])
 def test_a_random_matrix_is_found(method, runs):
     (status, summary), folder = runs[method]

@@ -5,7 +5,7 @@ import torch
 
 from deeplin import MatrixApproximation, MatrixCompletion, MatrixSensing
 from deeplin.geometry.points import nearest_point
-from deeplin.optim import continuation, minimize, with_next_pair
+from deeplin.optim import continuation, continuation_start, minimize, with_next_pair
 from deeplin.problems import spectral_start
 
 F64 = torch.float64
@@ -55,6 +55,20 @@ def test_where_all_is_known_each_rank_is_the_svd(randn):
         torch.testing.assert_close(found.point.dense(), best, rtol=0, atol=1e-8)
         assert bool(found.converged)
     assert k == 4
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_start_of_the_last_rank(rank, randn):
+    """W_{r-1} to a share of what is missing, and the pair that is missing most."""
+    X = randn(12, 9)
+    U, s, Vh = torch.linalg.svd(X)
+    point = continuation_start(all_known(X), rank, share=1e-8)
+    best = (U[:, :rank] * s[:rank]) @ Vh[:rank]
+    assert point.S.shape == (rank, rank)
+    # A singular value of the last pair is exact to 1e-2, and it alone is not solved for.
+    assert float((point.dense() - best).norm()) < 0.05 * float(s[rank - 1])
+    with pytest.raises(ValueError, match=r"no further pair betters; got rank = 4: take 3\."):
+        continuation_start(all_known(best if rank == 3 else (U[:, :3] * s[:3]) @ Vh[:3]), 4)
 
 
 @pytest.mark.parametrize("kind", ["completion", "not known to be quadratic"])

@@ -7,7 +7,7 @@ from deeplin.optim.directions import (
     hestenes_stiefel,
     polak_ribiere_plus,
 )
-from deeplin.optim.rank_increase import continuation, with_next_pair
+from deeplin.optim.rank_increase import continuation, continuation_start, with_next_pair
 from deeplin.optim.solving import Minimum, minimize
 from deeplin.optim.trust_region import TrustRegion
 
@@ -17,6 +17,7 @@ __all__ = [
     "Products",
     "TrustRegion",
     "continuation",
+    "continuation_start",
     "fletcher_reeves",
     "hestenes_stiefel",
     "minimize",

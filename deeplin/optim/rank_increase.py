@@ -14,10 +14,12 @@ from deeplin.optim.solver import number
 from deeplin.optim.solving import Minimum, minimize
 from deeplin.problems import Problem, spectral_start
 
-__all__ = ["continuation", "with_next_pair"]
+__all__ = ["continuation", "continuation_start", "with_next_pair"]
 
 # Columns of the iteration for one singular pair, and how exact its value is to be.
 _COLUMNS, _RTOL = 6, 1e-2
+# Of the gradient at 0: what is left of one where it vanishes.
+_ROUND_OFF = 1e-13
 
 
 def continuation(
@@ -46,9 +48,6 @@ def continuation(
     Cost: a `minimize` for each rank, and some products of ∇f with 6 columns.
     Raises: ValueError for a rank that does not fit, `share` outside [0, 1]; as `minimize`.
     """
-    m, n = problem.shape
-    most = int(number("continuation", "rank", rank, 1, min(m, n)))
-    share = number("continuation", "share", share, 0, 1)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
 
     def solved(start: Point, tol: float) -> Minimum:
@@ -56,7 +55,71 @@ def continuation(
             problem, start, method=method, depth=depth, tol=tol, max_iter=max_iter, **options
         )
 
+    start = None
+    for found, following in _grown(problem, rank, solved, tol, share, max_iter, generator):
+        start = following
+        if found is not None:
+            yield found
+    if start is not None:
+        yield solved(start, tol)
+
+
+def continuation_start(
+    problem: Problem,
+    rank: int,
+    *,
+    method: str = "trust_region",
+    depth: float | Metric = 1,
+    share: float = 0.1,
+    max_iter: int = 500,
+    generator: torch.Generator | None = None,
+    **options,
+) -> Point:
+    """From where `continuation` begins its last solve: W_{r−1} and the pair that is missing most.
+
+    Shapes: a point of factors of rank r, without batches.
+    Cost, source, raises: as `continuation`; ValueError where W_k, k < r, is a minimizer over all
+        matrices.
+    """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+
+    def solved(start: Point, tol: float) -> Minimum:
+        return minimize(
+            problem, start, method=method, depth=depth, tol=tol, max_iter=max_iter, **options
+        )
+
+    start = None
+    for found, following in _grown(problem, rank, solved, 0.0, share, max_iter, generator):
+        start = following
+        if found is not None and start is None:
+            k = found.point.S.shape[-1]
+            raise ValueError(
+                f"continuation_start: the gradient is 0 at a matrix of rank {k}, which no further "
+                f"pair betters; got rank = {rank}: take {k}."
+            )
+    assert start is not None
+    return start
+
+
+def _grown(
+    problem: Problem,
+    rank: int,
+    solved: Callable[[Point, float], Minimum],
+    tol: float,
+    share: float,
+    max_iter: int,
+    generator: torch.Generator,
+) -> Iterator[tuple[Minimum | None, Point | None]]:
+    """(W_{k−1}, the start of rank k), k = 1, …; ends with None for it where −∇f(W_{k−1}) vanishes.
+
+    That is to `tol`, or to the round-off of ∇f(0).
+    """
+    m, n = problem.shape
+    most = int(number("continuation", "rank", rank, 1, min(m, n)))
+    share = number("continuation", "share", share, 0, 1)
     point = spectral_start(problem, 1, generator=generator)
+    tol = max(tol, _ROUND_OFF * _size_at_0(problem, point))
+    yield None, point
     missing = 0.0
     for _ in range(most - 1):
         found, before = solved(point, max(tol, share * missing)), float("inf")
@@ -67,10 +130,17 @@ def continuation(
                 break
             goal = max(tol, min(share * missing, 0.1 * norm))
             before, found = norm, solved(found.point, goal)
-        yield found
         if missing <= tol:
+            yield found, None
             return
-    yield solved(point, tol)
+        yield found, point
+
+
+def _size_at_0(problem: Problem, point: Point) -> float:
+    """‖∇f(0)v‖, v the first right singular vector of a start."""
+    v, none = point.V[:, :1], point.U[:, :0]
+    times = problem.egrad_at(torch.zeros_like(point.U[:, :1]), torch.zeros_like(v))
+    return float(times(v, none)[0].norm())
 
 
 def with_next_pair(

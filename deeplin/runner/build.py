@@ -102,7 +102,8 @@ def build(cfg: DictConfig) -> Experiment:
     widths = widths_of(cfg.network, problem.shape, _largest_rank(problem), _rank_of(manifold))
     network = _network(widths, cfg.repeats, dtype)
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
-    make(options_of(cfg.init, "name"), "init", **offered)
+    with slow(f"making the start, init={cfg.init.name}"):
+        make(options_of(cfg.init, "name"), "init", **offered)
     network.to(cfg.device)
     check_early_stop(cfg.stop, cfg.repeats, problem, network.weights[0].detach())
     check_fits(cfg, list(cfg.method.get("_flows_", FLOWS)))

@@ -212,6 +212,10 @@ OPTIONS: Mapping[str, Option] = {
         "U_0 = U_N, which gives condition (37); auto: for an autoencoder",
         choice(True, False, "auto"),
     ),
+    "init.share": Option(
+        "each rank ends where the gradient norm is this times the pair that is missing",
+        number("in (0, 1]", lambda x: 0 < x <= 1),
+    ),
     "init.rtol": Option("of the singular values that it is made of", kinds.positive),
     "init.keep": Option(
         "the eigenvalues of X that Z_# keeps; it misses the others",

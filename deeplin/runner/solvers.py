@@ -14,14 +14,16 @@ from torch import Tensor
 from deeplin.integrators import OptimizerStepper, Stepper
 from deeplin.loop import History, Kind, Result
 from deeplin.manifolds import FixedRankFactored
-from deeplin.optim import ConjugateGradient, TrustRegion
+from deeplin.network import DeepLinear, init
+from deeplin.optim import ConjugateGradient, TrustRegion, rank_increase
 from deeplin.optim.solver import Solver
+from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
 from deeplin.runner.methods import MakeOptimizer
 from deeplin.runner.observables import Observables
 from deeplin.runner.riemannian import OnManifold
 
-__all__ = ["AtRest", "solver_of", "solver_steps", "with_solver"]
+__all__ = ["AtRest", "continuation_start", "solver_of", "solver_steps", "with_solver"]
 
 
 def solver_steps(on: OnManifold, source: Data, *, optimizer: MakeOptimizer) -> OptimizerStepper:
@@ -97,3 +99,19 @@ def with_solver(observe: Observables, solver: Solver, stepper: Stepper) -> Obser
         return seen | known(seen["loss"])
 
     return observe_all
+
+
+def continuation_start(
+    net: DeepLinear, problem: Problem, generator: torch.Generator, *, share: float = 0.1
+) -> None:
+    """Balanced layers of W(0), which was found rank by rank: the best of rank r − 1, and a pair.
+
+    r = min_j d_j. Every repeat has the same.
+    Source: [UV14], `deeplin.optim.continuation`.
+    """
+    with torch.no_grad():
+        point = rank_increase.continuation_start(
+            problem, min(net.widths), share=share, generator=generator
+        )
+    P, s, Q = point.spectrum
+    init.balanced_factors_(net, point.U @ P, s, point.V @ Q)
