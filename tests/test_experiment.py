@@ -27,7 +27,7 @@ KEYS = {
     "loss", "optimal_loss", "relative_excess_loss", "distance_to_limit", "rank",
     "balancedness_gap_initial", "balancedness_gap_final", "rate_measured", "rate_predicted",
     "steps", "flow_time", "seconds", "result", "result_kind", "verdict", "plateaus", "notes",
-    "method",
+    "method", "largest_drift",
 }  # fmt: skip
 
 

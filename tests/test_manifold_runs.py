@@ -137,6 +137,9 @@ def test_runs_reach_the_predicted_optimum(words, tmp_path):
     assert status == 0
     assert summary["verdict"].startswith("Theory and run agree"), summary["verdict"]
     assert (summary["rate_predicted"] is not None) == follows
+    has_layers = "method=lbfgs" in words
+    assert (summary["balancedness_gap_final"] is not None) == has_layers
+    assert (summary["largest_drift"] is None) == has_layers
     if follows:  # (1 - dt rho) a step, to the tolerance of all rates
         assert abs(summary["rate_measured"] / summary["rate_predicted"] - 1) < 0.05
 

@@ -115,7 +115,7 @@ def test_nothing_is_predicted_of_a_loss_that_is_only_a_function(generator):
     assert (prediction.rank, prediction.limit, prediction.rate, prediction.pace) == (
         2, None, None, None,
     )  # fmt: skip
-    assert "nothing is known in advance of the optimum of FromLoss" in prediction.missing
+    assert "nothing is known in advance of the optimum of this loss" in prediction.missing
     assert prediction.rate_missing == prediction.missing
     assert prediction.in_steps(0.1, 1) == prediction
 

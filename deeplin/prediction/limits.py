@@ -26,7 +26,7 @@ def prediction_of_rank(
     """The prediction for a start of that rank in a metric."""
     optimum = problem.optimum
     if optimum is None:
-        missing = f"nothing is known in advance of the optimum of {type(problem).__name__}"
+        missing = "nothing is known in advance of the optimum of this loss"
         return Prediction(
             start_rank, None, None, False, None, missing, None, missing, start_rank=start_rank
         )

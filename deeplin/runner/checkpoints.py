@@ -17,7 +17,7 @@ from deeplin.loop import History, Kind, Result
 __all__ = ["FORMAT", "Checkpoint", "Damaged", "check_format", "sealed", "unsealed"]
 
 # The format of folders and checkpoints; one of another number is refused. 1 carried no number.
-FORMAT = 4
+FORMAT = 5
 _WRITERS = {
     1: ("deeplin 0.1.0 before folders carried a number", "91e24ea"),
     2: ("deeplin before checkpoints carried a digest", "4863c04"),

@@ -16,20 +16,7 @@ def closing_table(
     def mark(check: bool | None, text: str) -> str:
         return text if check is None else f"{'ok' if check else failed}   {text}".rstrip()
 
-    gaps = [
-        (
-            "balancedness gap at the start",
-            f"{seen.gap_initial:.2e}",
-            "",
-            "largest |W_{j+1}'W_{j+1} - W_jW_j'|, 0 for balanced layers",
-        ),
-        (
-            "balancedness gap at the end",
-            f"{seen.gap_final:.2e}",
-            f"{seen.gap_initial:.2e}",
-            "conserved by the flow, drifts with the step",
-        ),
-    ]
+    kept = _conserved(seen)
     first = ("", "run", "theory", "")
     if seen.excess is None or seen.distance is None:
         return [
@@ -37,7 +24,7 @@ def closing_table(
             ("loss", f"{seen.loss:.10g}", "-", prediction.missing),
             ("gradient norm", f"{seen.gradient_norm:.2e}", "0", ""),
             ("rank of W", str(seen.rank), "-", ""),
-            *gaps,
+            *kept,
         ]
     what = "limit" if prediction.why else "optimum"
     start, ranks = prediction.start_rank, str(prediction.rank)
@@ -76,5 +63,28 @@ def closing_table(
             "-" if rho is None else f"{rho:.5g}",
             mark(checks.rate, rate_note),
         ),
-        *gaps,
+        *kept,
+    ]
+
+
+def _conserved(seen: Seen) -> list[tuple[str, str, str, str]]:
+    if seen.gap_initial is None or seen.gap_final is None:
+        if seen.largest_drift is None:
+            return []
+        drift = f"{seen.largest_drift:.2e}"
+        return [("largest drift at the end", drift, "0", "of what the flow conserves")]
+    start = f"{seen.gap_initial:.2e}"
+    return [
+        (
+            "balancedness gap at the start",
+            start,
+            "",
+            "largest |W_{j+1}'W_{j+1} - W_jW_j'|, 0 for balanced layers",
+        ),
+        (
+            "balancedness gap at the end",
+            f"{seen.gap_final:.2e}",
+            start,
+            "conserved by the flow, drifts with the step",
+        ),
     ]

@@ -174,8 +174,11 @@ def _singular_values(ax: Axes, t: np.ndarray, history: History, prediction: Pred
 
 def _conservation(ax: Axes, t: np.ndarray, history: History) -> None:
     ax.set_yscale("log")
-    _band(ax, t, history, "balancedness_gap", ORANGE, "balancedness gap")
-    ax.set_ylabel("balancedness gap")
+    layers = "balancedness_gap" in history.records[0].observed
+    name = "balancedness_gap" if layers else "largest_drift"
+    label = "balancedness gap" if layers else "drift of what is conserved"
+    _band(ax, t, history, name, ORANGE, label)
+    ax.set_ylabel(label)
     lower, upper = ax.get_ylim()
     ax.set_ylim(min(lower, 1e-17), max(upper, 1e-12))
     right = ax.twinx()

@@ -32,7 +32,8 @@ class Seen:
 
     `rate` is that of the slowest mode where it was seen `alone`, else that of the distance. Modes
     near the slowest make the distance fall faster for long: a rate of it refutes ρ by being
-    smaller, it does not by being larger.
+    smaller, it does not by being larger. The gaps are those of layers; without layers there is the
+    `largest_drift` of what the flow conserves.
     """
 
     loss: float
@@ -41,8 +42,9 @@ class Seen:
     rank: int
     rate: float | None
     alone: bool
-    gap_initial: float
-    gap_final: float
+    gap_initial: float | None
+    gap_final: float | None
+    largest_drift: float | None
     gradient_norm: float
 
     @property
@@ -154,7 +156,15 @@ def parts_of(
 
     loss, ranks = over_time("loss")[-1], over_time("rank")[-1].int().tolist()
     living = [i for i in range(len(ranks)) if i not in history.lost] or list(range(len(ranks)))
-    gap, gradient = over_time("balancedness_gap")[:, living], over_time("gradient_norm")[-1]
+    gradient = over_time("gradient_norm")[-1]
+
+    def ends_of(name: str) -> tuple[float | None, float | None]:
+        if name not in history.records[0].observed:
+            return None, None
+        largest = over_time(name)[:, living].amax(1)
+        return float(largest[0]), float(largest[-1])
+
+    gaps, drift = ends_of("balancedness_gap"), ends_of("largest_drift")[1]
     shows_mode = "along_slowest_mode" in history.records[0].observed
     shows_sign = "sign_det" in history.records[0].observed
     sign = over_time("sign_det") if shows_sign else None
@@ -200,8 +210,9 @@ def parts_of(
                 rank=ranks[i],
                 rate=None,
                 alone=False,
-                gap_initial=float(gap[0].max()),
-                gap_final=float(gap[-1].max()),
+                gap_initial=gaps[0],
+                gap_final=gaps[1],
+                largest_drift=drift,
                 gradient_norm=float(gradient[i]),
             )
             for n, i in enumerate(members)
@@ -217,8 +228,9 @@ def parts_of(
             rank=next((ranks[i] for i in members if not _has_rank(ranks[i], case)), ranks[worst]),
             rate=None if worst_rate is None else rates[worst_rate],
             alone=worst_rate is not None and alone[worst_rate],
-            gap_initial=float(gap[0].max()),
-            gap_final=float(gap[-1].max()),
+            gap_initial=gaps[0],
+            gap_final=gaps[1],
+            largest_drift=drift,
             gradient_norm=float(gradient[members].max()),
         )
         gone = [at for at in left if at is not None]

@@ -155,7 +155,7 @@ def flow_observables(
     """The function (t, state) -> observables of any flow of W, under `layer_observables`' names.
 
     `gradient_norm` is that of the flow's own metric, which for balanced layers is the layers';
-    `balancedness_gap` the largest drift of a conserved quantity where there are no layers. And
+    without layers there is no `balancedness_gap`, but `largest_drift` of a conserved quantity. And
     `drift_<name>` for each of the flow's conserved quantities: its distance from that of y0. For
     square real W of full rank `sign_det`, the sign of det W, 0 where round-off hides it. Given the
     P of `Prediction.mode`, `along_slowest_mode`: |⟨P, W − limit⟩|/‖P‖_F. Where no optimum is known
@@ -186,7 +186,7 @@ def flow_observables(
         seen = {
             **seen_of(factors(flow, y)),
             "gradient_norm": flow.gradient_norm(y),
-            "balancedness_gap": largest,
+            "largest_drift": largest,
             "singular_values": flow.singular_values(y),
             "rank": flow.rank(y),
         }

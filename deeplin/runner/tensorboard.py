@@ -27,7 +27,7 @@ TIME_UNIT = 1e-3
 _LATEST = 2.0**62  # and of 64 bits
 _LOG10 = (
     *("excess_loss", "distance_to_limit", "gradient_norm"),
-    *("balancedness_gap", "relative_error"),
+    *("balancedness_gap", "largest_drift", "relative_error"),
 )
 _GAPS = "drift_gap_"  # of each pair of neighbouring layers: shown is the largest
 # The first page has what a run is about, the pages of `more_by_…` all else.

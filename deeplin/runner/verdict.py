@@ -90,6 +90,7 @@ def judge(
         "rank": seen.rank,
         "balancedness_gap_initial": seen.gap_initial,
         "balancedness_gap_final": seen.gap_final,
+        "largest_drift": seen.largest_drift,
         "rate_measured": seen.rate,
         "rate_predicted": prediction.rate,
         "steps": result.step,
