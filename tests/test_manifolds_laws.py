@@ -149,7 +149,7 @@ def test_inner_shapes_and_component_inner(manifold, shape):
     assert manifold.inner(z, manifold.proju(z, z)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("retraction", ["svd", "orthographic", "layers"])
+@pytest.mark.parametrize("retraction", ["svd", "orthographic", "splitting", "layers"])
 def test_batches_broadcast_and_equal_single_calls(retraction):
     for manifold, shape in manifolds(depth=3, retraction=retraction):
         x = manifold.random(3, 1, *shape, dtype=torch.float64, generator=generator(1))
@@ -166,7 +166,7 @@ def test_batches_broadcast_and_equal_single_calls(retraction):
                 assert relative(dense_vector(manifold, y[i, j], moved[i, j]), wanted) < 1e-11
 
 
-@pytest.mark.parametrize("retraction", ["svd", "orthographic", "layers"])
+@pytest.mark.parametrize("retraction", ["svd", "orthographic", "splitting", "layers"])
 def test_empty_batches(retraction):
     for manifold, shape in manifolds(depth=3, retraction=retraction):
         x = manifold.random(0, *shape, generator=generator(1))
@@ -263,7 +263,7 @@ def test_errors_say_what_to_type():
         FixedRank(2, depth="2")
     with pytest.raises(TypeError, match="must be an int"):
         FixedRank(2.0)
-    with pytest.raises(ValueError, match="'svd', 'orthographic', 'layers'"):
+    with pytest.raises(ValueError, match="'svd', 'orthographic', 'splitting', 'layers'"):
         FixedRank(2, retraction="qr")
     for depth in (1, 2.5, math.inf):
         with pytest.raises(ValueError, match="integer depth >= 2"):

@@ -6,6 +6,7 @@ import torch
 from manifold_oracles import dot, generator, relative
 
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
+from deeplin.optim import RiemannianSGD
 
 N, R = 100, 5
 SHAPES = {
@@ -250,3 +251,70 @@ def test_escape_from_the_neighbourhood_of_spurious_critical_points(seen):
     distance = torch.linalg.matrix_norm(manifold.to_dense(p.detach()) - X)
     seen.below(distance, 1e-9)
     assert manifold.check_point_on_manifold(p, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.5, "nesterov": True, "weight_decay": 0.01},
+        {"momentum": 0.8, "dampening": 0.3, "stabilize": 2},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_ours_takes_the_steps_of_geoopts(options):
+    """On all our manifolds, a sphere and plain parameters at once; states can be exchanged."""
+
+    def parameters():
+        points = [
+            FixedRank(2, 1).random(6, 5, dtype=torch.float64, generator=generator(1)),
+            PSDFixedRank(2).random(6, 6, dtype=torch.float64, generator=generator(2)),
+            FixedRankFactored(6, 5, 2).random(dtype=torch.float64, generator=generator(3)),
+            FixedRankFactored(6, 5, 2, 1, "splitting", gradient="taped").random(
+                3, 13, 2, dtype=torch.float64, generator=generator(4)
+            ),
+            PSDFixedRankFactored(6, 2).random(dtype=torch.float64, generator=generator(5)),
+        ]
+        made = [geoopt.ManifoldParameter(point) for point in points]
+        sphere = geoopt.ManifoldTensor(
+            torch.eye(4, dtype=torch.float64)[0], manifold=geoopt.Sphere()
+        )
+        plain = [torch.nn.Parameter(torch.ones(n, dtype=torch.float64)) for n in (3, 4)]
+        unused = torch.nn.Parameter(torch.ones(2))
+        return [*made, geoopt.ManifoldParameter(sphere), *plain, unused]
+
+    def loss(points):
+        total = 0.0
+        for i, p in enumerate(points[:-1]):
+            W = dense(p.manifold, p) if i < 5 else p
+            target = torch.linspace(-1, 1, W.numel(), dtype=torch.float64).reshape(W.shape)
+            total = total + (W - target).square().sum()
+        return total
+
+    both = [parameters() for _ in range(2)]
+    optimizers = [
+        geoopt.optim.RiemannianSGD(both[0], lr=0.02, **options),
+        RiemannianSGD(both[1], lr=0.02, **options),
+    ]
+    for step in range(6):
+        if step == 3:
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            for optimizer, state in zip(optimizers, states[::-1], strict=True):
+                optimizer.load_state_dict(state)
+        for points, optimizer in zip(both, optimizers, strict=True):
+
+            def closure(points=points, optimizer=optimizer):
+                optimizer.zero_grad()
+                value = loss(points)
+                value.backward()
+                return value
+
+            with torch.enable_grad():
+                closure()
+            assert optimizer.step() is None
+    for p, q in zip(*both, strict=True):
+        first, second = (dense(a.manifold, a) if hasattr(a, "manifold") else a for a in (p, q))
+        assert relative(second.detach(), first.detach()) < 1e-13
+    value = optimizers[1].step(closure)
+    assert float(value.detach()) == pytest.approx(float(loss(both[0]).detach()), rel=1e-12)

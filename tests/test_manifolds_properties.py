@@ -15,7 +15,7 @@ FEW = settings(max_examples=40, deadline=None, derandomize=True)
 
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.complex64, torch.complex128])
 depths = st.one_of(st.integers(1, 12), st.floats(1.0, 100.0))
-retractions = st.sampled_from(["svd", "orthographic", "layers"])
+retractions = st.sampled_from(["svd", "orthographic", "splitting", "layers"])
 
 
 @st.composite

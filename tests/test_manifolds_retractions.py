@@ -1,7 +1,8 @@
-"""The three retractions: what they compute, their orders, the bridge to layers, rank loss."""
+"""The retractions: what they compute, their orders, the bridge to layers, rank loss."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from manifold_oracles import Case, Geodesic, dot, generator, randn, relative, unitary
@@ -10,7 +11,7 @@ from deeplin import DeepLinear, init
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
 from deeplin.manifolds.check import check_retraction, check_transport
 
-ALL = ["svd", "orthographic", "layers"]
+ALL = ["svd", "orthographic", "splitting", "layers"]
 
 
 def unit(u):
@@ -101,7 +102,7 @@ def test_orders_against_an_integrated_geodesic(depth, psd):
     u = unit(family(2, depth).proju(case.W, randn(3, 3, seed=9)))
     steps = (0.2, 0.1, 0.05, 0.025)
     curve = {t: geodesic(u, t, steps=max(2, round(30 * t))) for t in steps}
-    for retraction in ALL if depth > 1 else ALL[:2]:
+    for retraction in ALL if depth > 1 else ALL[:3]:
         manifold = family(2, depth, retraction)
         errors = [torch.linalg.vector_norm(manifold.retr(case.W, t * u) - curve[t]) for t in steps]
         if psd and depth == 2 and retraction == "layers":
@@ -256,8 +257,28 @@ def test_a_start_of_lower_rank_is_an_error(retraction):
         FixedRank(2, 2, retraction).retr(torch.zeros(5, 4), torch.zeros(5, 4))
 
 
-def test_orthographic_and_layers_are_differentiable_in_the_step():
-    for retraction in ("orthographic", "layers"):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("size", [0.1, 3.0])
+def test_splitting_is_a_step_of_subspace_iteration(size, dtype):
+    """From orth((W + ξ)V), by numpy's QR of dense matrices; no farther from W + ξ than ‖V_p‖."""
+    case = Case.build(7, 6, r=3, dtype=dtype)
+    V = torch.linalg.svd(case.W)[2][:3].mH
+    u = size * case.project(randn(7, 6, seed=5, dtype=dtype))
+    Q = torch.from_numpy(np.linalg.qr(((case.W + u) @ V).numpy())[0])
+    y = FixedRank(3, 1, "splitting").retr(case.W, u)
+    assert relative(y, Q @ (Q.mH @ (case.W + u))) < 1e-13
+    outside = u @ (torch.eye(6, dtype=dtype) - V @ V.mH)
+    assert torch.linalg.norm(y - case.W - u) <= torch.linalg.norm(outside)
+    cone = Case.build(6, 6, r=2, dtype=dtype, psd=True)
+    u = 0.1 * PSDFixedRank(2).proju(cone.W, randn(6, 6, seed=5, dtype=dtype))
+    U = torch.linalg.eigh(cone.W).eigenvectors[:, -2:]
+    Q = torch.from_numpy(np.linalg.qr(((cone.W + u) @ U).numpy())[0])
+    y = PSDFixedRank(2, 1, "splitting").retr(cone.W, u)
+    assert relative(y, Q @ (Q.mH @ (cone.W + u) @ Q) @ Q.mH) < 1e-13
+
+
+def test_all_but_svd_are_differentiable_in_the_step():
+    for retraction in ALL[1:]:
         manifold = FixedRankFactored(5, 4, 2, 3, retraction)
         x = manifold.random(dtype=torch.float64, generator=generator(1))
         u = (0.1 * manifold.proju(x, randn(*x.shape, seed=1))).requires_grad_()

@@ -20,8 +20,8 @@ F64 = torch.float64
 PAIRS = [
     (depth, retraction)
     for depth in (1, 2, 3.5, 10)
-    for retraction in ("svd", "orthographic", "layers")
-    if retraction != "layers" or depth in (2, 10)
+    for retraction in ("svd", "orthographic", "splitting", "layers")
+    if depth in {"layers": (2, 10), "splitting": (1,)}.get(retraction, (1, 2, 3.5, 10))
 ]
 POINT, VECTOR, NUMBER = "point", "vector", "number"
 
@@ -209,7 +209,7 @@ def test_points_are_constants_of_the_derivative():
                 assert float(J.abs().max()) == 0
 
 
-@pytest.mark.parametrize("retraction", ["svd", "orthographic", "layers"])
+@pytest.mark.parametrize("retraction", ["svd", "orthographic", "splitting", "layers"])
 def test_shortened_steps_are_the_same_under_transforms(retraction):
     """One matrix of the batch each: usual, −W (halved), far out (a safe length), not finite."""
     for manifold, shape in manifolds(2, retraction):

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from deeplin.nn import FixedRankLinear
+from deeplin.optim import RiemannianSGD
 
 
 def layer_of(rank=3, seed=0, **options):
@@ -61,6 +62,68 @@ def test_a_step_is_that_of_the_metric_on_the_dense_gradient(depth):
         errors.append(float((new.weight.detach() - W.detach() + h * moved).norm()) / h)
     assert errors[1] < 0.6 * errors[0]  # O(h): it falls with the step
     assert errors[1] < 0.01 * float(moved.norm())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7,), (20, 7), (2, 3, 7)])
+def test_the_gradients_are_autograds(shape, bias):
+    """Through factor_pair, whose gradients are written nowhere; (GV, GᴴU, UᴴGV) of the dense G."""
+    layer = layer_of(bias=bias)
+    layer.factors.data[-3:] = torch.randn(3, 3, dtype=torch.float64)  # any core
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *layer.parameters()]
+    weights = torch.randn(*shape[:-1], 9, dtype=torch.float64)
+    found = torch.autograd.grad((weights * layer(x).sin()).sum(), wanted)
+    A, B = layer.manifold.factor_pair(layer.factors)
+    y = nn.functional.linear(x, A @ B.mT, layer.bias)
+    expected = torch.autograd.grad((weights * y.sin()).sum(), wanted)
+    for one, other in zip(found, expected, strict=True):
+        assert float((one - other).norm() / other.norm()) < 1e-14
+    W = layer.weight.detach().requires_grad_()
+    G = torch.autograd.grad((weights * nn.functional.linear(x, W, layer.bias).sin()).sum(), W)[0]
+    U, _, V = layer.manifold.unpack_tensor(layer.factors.detach())
+    dense = torch.cat([G @ V, G.mT @ U, U.mT @ G @ V])
+    assert float((found[1] - dense).norm() / dense.norm()) < 1e-14
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    layer = layer_of()
+    layer.bias.requires_grad_(False)
+    layer(torch.randn(4, 7, dtype=torch.float64)).sum().backward()
+    assert layer.factors.grad is not None
+    assert layer.bias.grad is None
+    frozen = layer_of().requires_grad_(False)
+    x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    frozen(x).sum().backward()
+    torch.testing.assert_close(x.grad, frozen.weight.sum(0).expand(4, 7), rtol=0, atol=1e-13)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.randn(3, 14, dtype=torch.float64))
+
+
+def test_it_can_be_differentiated_twice_forwards_and_in_batches():
+    """A penalty on the input's gradient, a forward derivative, one gradient for each sample."""
+    layer = layer_of()
+    x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    A, B = layer.manifold.factor_pair(layer.factors)
+    grads = []
+    for y in (layer(x), nn.functional.linear(x, A @ B.mT, layer.bias)):
+        (slope,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        grads.append(torch.autograd.grad(slope.square().sum(), [x, *layer.parameters()]))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+    v = torch.randn(4, 7, dtype=torch.float64)
+    with torch.autograd.forward_ad.dual_level():
+        y = layer(torch.autograd.forward_ad.make_dual(x, v))
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(tangent, v @ layer.weight.mT, rtol=0, atol=1e-13)
+
+    def loss(factors, row):
+        return torch.func.functional_call(layer, {"factors": factors}, row).sin().sum()
+
+    factors = layer.factors.detach().as_subclass(torch.Tensor)
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(factors, x.detach())
+    layer(x).sin().sum().backward()
+    torch.testing.assert_close(each.sum(0), layer.factors.grad, rtol=1e-12, atol=1e-13)
 
 
 def test_from_linear_is_the_best_approximation():
@@ -191,7 +254,7 @@ def test_on_the_digits_it_learns_what_dense_layers_do():
             nn.ReLU(),
             nn.Linear(512, 10),
         )
-        optimizer = geoopt.optim.RiemannianSGD(net.parameters(), lr=0.1, momentum=0.9)
+        optimizer = RiemannianSGD(net.parameters(), lr=0.1, momentum=0.9)
         for _ in range(15):
             for rows in train[torch.randperm(len(train))].split(64):
                 optimizer.zero_grad()

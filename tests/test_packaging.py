@@ -47,6 +47,11 @@ def test_the_wheel_holds_the_package_and_its_configurations(wheel):
     found = {Path(name) for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == code | conf
     assert {"deeplin/py.typed", "deeplin/conf/train.yaml"} <= set(wheel.namelist())
+    sources = {name for name in wheel.namelist() if name.endswith(".c")}
+    assert {Path(name).parent.as_posix() for name in sources} == {
+        "deeplin/sampled",
+        "deeplin/integrators/compiled",
+    }
 
 
 def test_the_wheel_says_whose_it_is(wheel):
@@ -80,6 +85,7 @@ def test_the_sdist_holds_what_its_tests_need(tmp_path):
     needed = {p.relative_to(ROOT).as_posix() for name in folders for p in files_of(ROOT / name)}
     needed |= {"pyproject.toml", "constraints.txt", "README.md", "CITATION.cff", "CHANGELOG.md"}
     assert needed <= held
+    assert {"deeplin/sampled/products.c", "deeplin/integrators/compiled/layer_steps.c"} <= held
     assert not [n for n in held - needed if n.startswith(("runs/", "build/")) and ".git" not in n]
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from deeplin.linalg import hermitian_part
+from deeplin.linalg import hermitian_part, plus_tall_times
 
 __all__ = ["Point", "Tangent", "project_matrix", "project_packed", "project_products", "transport"]
 
@@ -110,10 +110,11 @@ def project_products(
     if point.hermitian:
         ZU = (ZV + ZhU) / 2
         core = point.U.mH @ ZU
-        Up = ZU - point.U @ core
+        Up = plus_tall_times(ZU, point.U, core, alpha=-1)
         return Tangent(hermitian_part(core), Up, Up)
     core = point.U.mH @ ZV
-    return Tangent(core, ZV - point.U @ core, ZhU - point.V @ (point.V.mH @ ZhU))
+    Up = plus_tall_times(ZV, point.U, core, alpha=-1)
+    return Tangent(core, Up, plus_tall_times(ZhU, point.V, point.V.mH @ ZhU, alpha=-1))
 
 
 def project_matrix(point: Point, Z: Inexact[Tensor, "*batch m n"]) -> Tangent:
@@ -133,10 +134,10 @@ def project_packed(point: Point, Zu: Tensor, Zv: Tensor, Zs: Tensor) -> Tangent:
 
     Cost: O((m + n) r²).
     """
-    Up = Zu - point.U @ (point.U.mH @ Zu)
+    Up = plus_tall_times(Zu, point.U, point.U.mH @ Zu, alpha=-1)
     if point.hermitian:
         return Tangent(hermitian_part(Zs), Up, Up)
-    return Tangent(Zs, Up, Zv - point.V @ (point.V.mH @ Zv))
+    return Tangent(Zs, Up, plus_tall_times(Zv, point.V, point.V.mH @ Zv, alpha=-1))
 
 
 def transport(start: Point, end: Point, tangent: Tangent) -> Tangent:
@@ -148,8 +149,13 @@ def transport(start: Point, end: Point, tangent: Tangent) -> Tangent:
     """
     right = start.V.mH @ end.V
     left = right if start.hermitian else start.U.mH @ end.U
-    ZV = start.U @ (tangent.M @ right + tangent.Vp.mH @ end.V) + tangent.Up @ right
+    # P_end(ξ) from ξV' = U a + U_p VᴴV' and ξᴴU' = V b + V_p UᴴU'.
+    a = tangent.M @ right + tangent.Vp.mH @ end.V
+    up_left = tangent.Up.mH @ end.U
+    core = left.mH @ a + up_left.mH @ right
+    Up = plus_tall_times(start.U @ a, tangent.Up, right)
+    Up = plus_tall_times(Up, end.U, core, alpha=-1)
     if start.hermitian:
-        return project_products(end, ZV, ZV)
-    ZhU = start.V @ (tangent.M.mH @ left + tangent.Up.mH @ end.U) + tangent.Vp @ left
-    return project_products(end, ZV, ZhU)
+        return Tangent(hermitian_part(core), Up, Up)
+    Vp = plus_tall_times(start.V @ (tangent.M.mH @ left + up_left), tangent.Vp, left)
+    return Tangent(core, Up, plus_tall_times(Vp, end.V, core.mH, alpha=-1))

@@ -180,6 +180,11 @@ def as_metric(depth: float | Metric) -> Metric:
     return depth if isinstance(depth, Metric) else DepthMetric(depth)
 
 
+def _is_embedded(metric: Metric) -> bool:
+    """Whether 𝒜_W is the projection itself: no spectrum is needed."""
+    return isinstance(metric, DepthMetric) and metric.depth == 1
+
+
 def _core(point: Point, M: Tensor, factors: Tensor) -> Tensor:
     """P (factors ∘ (PᴴMQ)) Qᴴ: an entrywise action in the singular basis of S."""
     P, _, Q = point.spectrum
@@ -206,8 +211,10 @@ def metric_operator(point: Point, tangent: Tangent, metric: Metric) -> Tangent:
 
     Source: BRTW (8), BRTW (22). 𝒜_W annihilates the normal space (BRTW Lemma 8), so that
         𝒜_W(Z) = 𝒜_W(P_W Z).
-    Cost: O((m + n) r² + r³), whatever the depth.
+    Cost: O((m + n) r² + r³), whatever the depth; none at depth 1, where 𝒜_W(ξ) = ξ.
     """
+    if _is_embedded(metric):
+        return tangent
     sigma = point.spectrum[1]
     return _act(point, tangent, metric.core(sigma), metric.side(sigma))
 
@@ -220,6 +227,8 @@ def metric_inverse(point: Point, tangent: Tangent, metric: Metric) -> Tangent:
     Raises: ValueError where depth ∞ is no metric.
     """
     metric.require(point)
+    if _is_embedded(metric):
+        return tangent
     sigma = point.spectrum[1]
     side = metric.side(sigma)
     inverse_side = torch.where(side > 0, 1 / side, 0.0)  # 0 only where there are no sides

@@ -1,7 +1,8 @@
-"""Three retractions onto rank-r matrices, in factored form: svd, orthographic, layers.
+"""Retractions onto rank-r matrices, in factored form: svd, orthographic, splitting, layers.
 
-Each step function returns the new point and, per matrix of the batch, whether it has rank r (and
-is positive definite on its range, at a Hermitian point). ``retract`` shortens the step where not.
+Each step function returns the new point and, per matrix of the batch, whether it is finite and has
+rank r (and is positive definite on its range, at a Hermitian point). ``retract`` shortens the step
+where not.
 
 Order with respect to a metric: R(tξ) and the geodesic of that metric agree up to O(t^{order+1}).
 
@@ -10,6 +11,7 @@ retraction      depth          order
 ==============  =============  ==========================================
 svd             1 / other      2 / 1
 orthographic    1 / other      2 / 1
+splitting       1 / other      2 / 1
 layers          integer ≥ 2    2; Hermitian points at depth 2: exact (Exp)
 ==============  =============  ==========================================
 """
@@ -30,6 +32,7 @@ from deeplin.geometry.metric import DepthMetric, Metric
 from deeplin.linalg import (
     hermitian_part,
     orthonormal_factor,
+    plus_tall_times,
     psd_tangent_step,
     tangent_step,
     values_known,
@@ -42,11 +45,12 @@ __all__ = [
     "layers_step",
     "orthographic_step",
     "retract",
+    "splitting_step",
     "svd_step",
     "validate_retraction",
 ]
 
-RETRACTIONS = ("svd", "orthographic", "layers")
+RETRACTIONS = ("svd", "orthographic", "splitting", "layers")
 _HALVINGS = 4
 
 Step = tuple[Point, Tensor]
@@ -74,12 +78,12 @@ def validate_retraction(retraction: str, metric: Metric) -> str:
 
 def _keeps_rank(values: Tensor, point: Point, tangent: Tangent) -> Tensor:
     """Whether the least of the values is above the round-off of what they were computed from."""
+    least, most = values.aminmax(dim=-1)
     scale = torch.maximum(
-        values.amax(-1),
-        torch.linalg.matrix_norm(point.S) + torch.linalg.matrix_norm(tangent.M),
+        most, torch.linalg.matrix_norm(point.S) + torch.linalg.matrix_norm(tangent.M)
     )
-    floor = values.shape[-1] * torch.finfo(values.dtype).eps * scale
-    return (values.amin(-1) > floor) & torch.isfinite(values).all(-1)
+    # False, too, where a value is inf or nan: then the scale is inf, or the least is nan.
+    return least > values.shape[-1] * torch.finfo(values.dtype).eps * scale
 
 
 def svd_step(point: Point, tangent: Tangent) -> Step:
@@ -138,7 +142,8 @@ def orthographic_step(point: Point, tangent: Tangent) -> Step:
         L = torch.where(kept[..., None, None], L, _identity_like(L))
         sides = point.U + torch.cholesky_solve(tangent.Up.mH, L).mH
         U, R = orthonormal_factor(sides)
-        return Point(U, hermitian_part(R @ T @ R.mH), U), kept
+        S = hermitian_part(R @ T @ R.mH)
+        return Point(U, S, U), kept & torch.isfinite(S).all(-1).all(-1)
     Q, R = torch.linalg.qr(T)
     kept = _keeps_rank(R.diagonal(dim1=-2, dim2=-1).abs(), point, tangent)
     R_safe = torch.where(kept[..., None, None], R, _identity_like(R))
@@ -147,7 +152,36 @@ def orthographic_step(point: Point, tangent: Tangent) -> Step:
     right = torch.linalg.solve_triangular(R_safe, Q.mH @ tangent.Vp.mH, upper=True).mH
     U, R_left = orthonormal_factor(point.U + left)
     V, R_right = orthonormal_factor(point.V + right)
-    return Point(U, R_left @ T @ R_right.mH, V), kept
+    S = R_left @ T @ R_right.mH
+    return Point(U, S, V), kept & torch.isfinite(S).all(-1).all(-1)
+
+
+def splitting_step(point: Point, tangent: Tangent) -> Step:
+    """One step of subspace iteration from V: U'U'ᴴ(W + ξ), U' a basis of the range of (W + ξ)V.
+
+    The projector-splitting retraction, by two thin QR and products: K = (W + ξ)V = U'R, then
+    (W + ξ)ᴴU' = VRᴴ + V_p UᴴU' = V'S'ᴴ. Nothing is inverted, and no singular value is too small:
+    R(ξ) is as far from W + ξ as ‖V_p‖ at most. At a Hermitian point U'(U'ᴴ(W + ξ)U')U'ᴴ, positive
+    definite unless the step is long. The new S is triangular (Hermitian). Order 2 for the embedded
+    metric (depth 1), order 1 for the others.
+
+    Source: [AO15], the retraction of the splitting of [LO14].
+    Cost: O((m + n) r²), the least of all.
+    Accuracy: round-off relative to ‖W + ξ‖.
+    """
+    T = point.S + tangent.M
+    if point.hermitian:
+        T = hermitian_part(T)
+    U, R = torch.linalg.qr(plus_tall_times(tangent.Up, point.U, T))
+    moved = point.U.mH @ U
+    if point.hermitian:
+        S = hermitian_part(R @ moved + moved.mH @ (tangent.Up.mH @ U))
+        L, info = torch.linalg.cholesky_ex(S)
+        pivots = L.diagonal(dim1=-2, dim2=-1).real
+        return Point(U, S, U), (info == 0) & _keeps_rank(pivots**2, point, tangent)
+    V, R = torch.linalg.qr(plus_tall_times(point.V @ R.mH, tangent.Vp, moved))
+    values = R.diagonal(dim1=-2, dim2=-1).abs()
+    return Point(U, R.mH, V), _keeps_rank(values, point, tangent)
 
 
 def _identity_like(A: Tensor) -> Tensor:
@@ -199,14 +233,15 @@ def step_of(retraction: str, metric: Metric) -> Callable[[Point, Tangent], Step]
     """The step function of a retraction that is valid for the metric."""
     if retraction == "layers" and isinstance(metric, DepthMetric):
         return partial(layers_step, depth=metric.depth)
-    return {"svd": svd_step, "orthographic": orthographic_step}[retraction]
+    steps = {"svd": svd_step, "orthographic": orthographic_step, "splitting": splitting_step}
+    return steps[retraction]
 
 
 def _finite(tangent: Tangent) -> Bool[Tensor, "*batch"] | None:
     """Per matrix of the batch, whether all coordinates are finite; None where all are known to."""
     parts = (tangent.M, tangent.Up, tangent.Vp)
     # One pass over each; a sum that overflows leads to the full check.
-    if values_known() and all(bool(torch.isfinite(part.sum())) for part in parts):
+    if values_known() and bool(torch.isfinite(parts[0].sum() + parts[1].sum() + parts[2].sum())):
         return None
     checks = [torch.isfinite(part).all(-1).all(-1) for part in parts]
     return checks[0] & checks[1] & checks[2]
@@ -226,9 +261,10 @@ def _safe_length(point: Point, tangent: Tangent, layers: float) -> Float[Tensor,
     """A power of two t ≤ 1/(2Nμ), μ = ‖S⁻¹M‖ + ‖MS⁻¹‖, for which R(tξ) has σ_r ≥ σ_r(W)/2.
 
     S + tM = S(I + tS⁻¹M) has such a σ_r, and so has every matrix of which it is the part
-    Uᴴ(W + tξ)V: that is svd and orthographic, N = 1. In the singular basis of S the layers are
-    Σ^{1/N}(I + tE_j) with |E_j|_{ab} ≤ |M_ab|/min(σ_a, σ_b), hence ‖E_j‖ ≤ μ, and of their product
-    (1 − 1/(2N))^N ≥ ½ is left. At a Hermitian point the same holds for the eigenvalues.
+    Uᴴ(W + tξ)V: that is svd, orthographic and splitting, N = 1. In the singular basis of S the
+    layers are Σ^{1/N}(I + tE_j) with |E_j|_{ab} ≤ |M_ab|/min(σ_a, σ_b), hence ‖E_j‖ ≤ μ, and of
+    their product (1 − 1/(2N))^N ≥ ½ is left. At a Hermitian point the same holds for the
+    eigenvalues, but for those of splitting, which can ask for a shorter step still.
     """
     S, M = point.S.detach(), tangent.M.detach()
     left = torch.linalg.solve_ex(S, M).result
@@ -265,13 +301,17 @@ def retract(point: Point, tangent: Tangent, retraction: str, metric: Metric) -> 
     and torch.compile, that of eight on a batch.
     """
     step = step_of(retraction, metric)
+    if values_known():
+        new, kept = step(point, tangent)
+        if bool(kept.all()):  # so all was finite
+            return Landing(new, None, None)
     finite = _finite(tangent)
     if finite is not None:
         tangent = _where_finite(tangent, finite)
-    if values_known():
-        new, kept = step(point, tangent)
-        if bool(kept.all()):
-            return Landing(new, finite, None)
+        if values_known():
+            new, kept = step(point, tangent)
+            if bool(kept.all()):
+                return Landing(new, finite, None)
     layers = metric.depth if retraction == "layers" and isinstance(metric, DepthMetric) else 1
     with torch.no_grad():
         safe = _safe_length(point, tangent, layers)

@@ -52,19 +52,20 @@ def tall_times(
 
 
 def plus_tall_times(
-    C: Inexact[Tensor, "*batch m n"],
-    A: Inexact[Tensor, "*batch m k"],
-    B: Inexact[Tensor, "*batch k n"],
+    C: Inexact[Tensor, "*#batch m n"],
+    A: Inexact[Tensor, "*#batch m k"],
+    B: Inexact[Tensor, "*#batch k n"],
     *,
     beta: float = 1.0,
     alpha: float = 1.0,
 ) -> Inexact[Tensor, "*batch m n"]:
     """βC + αAB in the layout of `tall_times`, in one pass over C unless the batch has many dims."""
-    if C.ndim == A.ndim == B.ndim == 3:
+    if C.ndim == A.ndim == B.ndim == 3 and C.shape[0] == A.shape[0] == B.shape[0]:
         return torch.baddbmm(C.mT, B.mT, A.mT, beta=beta, alpha=alpha).mT
-    if C.ndim == A.ndim == B.ndim == 2 and A.is_contiguous():
+    if C.ndim == A.ndim == B.ndim == 2 and (A.is_contiguous() or C.is_contiguous()):
         return torch.addmm(C, A, B, beta=beta, alpha=alpha)
-    return tall_times(A, B).mul_(alpha).add_(C, alpha=beta)
+    product = tall_times(A, B)
+    return (product if alpha == 1 else alpha * product) + (C if beta == 1 else beta * C)
 
 
 def _is_batch_last(A: Tensor) -> bool:

@@ -63,6 +63,10 @@ class FactoredManifold(LowRankManifold):
         Zu, Zs, Zv = self._parts(u)
         return project_packed(point, Zu, Zv, Zs)
 
+    def _coordinates(self, point: Point, u: Tensor) -> Tangent:
+        Up, M, Vp = self._split(working(u))
+        return Tangent(M, Up, Up if self._hermitian else Vp)
+
     def _parts(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The rows of a vector. Raises: ValueError for another number of columns than r."""
         if u.shape[-1] != self.rank:  # they would broadcast; a wrong number of rows does not

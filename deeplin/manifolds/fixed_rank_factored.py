@@ -69,10 +69,12 @@ class FixedRankFactored(FactoredManifold):
             )
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        U, V, S = x.split([self.m, self.n, self.rank], dim=-2)
+        U, V, S = torch.split_with_sizes(x, [self.m, self.n, self.rank], -2)
         return U, S, V
 
     def _stack(self, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+        if U.ndim == S.ndim == V.ndim == 2:
+            return torch.cat([U, V, S])
         batch = torch.broadcast_shapes(U.shape[:-2], S.shape[:-2], V.shape[:-2])
         return torch.cat([part.expand(*batch, *part.shape[-2:]) for part in (U, V, S)], dim=-2)
 

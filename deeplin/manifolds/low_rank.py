@@ -173,6 +173,45 @@ class LowRankManifold(StoredManifold):
                 stacklevel=3,
             )
 
+    def _coordinates(self, point: Point, u: Tensor) -> Tangent:
+        """Those of a vector that is known to be tangent."""
+        return self._tangent(point, u)
+
+    def descend(
+        self,
+        x: Tensor,
+        grad: Tensor,
+        buffer: Tensor | None = None,
+        *,
+        lr: float,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One step of gradient descent with momentum: the new point, and the buffer moved there.
+
+        b ← μb + (1 − δ)𝒜_W(∇f), x ← R_x(−ηb), with Nesterov's −η(𝒜_W(∇f) + μb), b ← P_x(b): what
+        geoopt's RiemannianSGD does with egrad2rgrad and retr_transp, in one pass, under
+        ``torch.no_grad()``. ``grad`` is what autograd leaves in ``x.grad``; ``buffer`` is tangent
+        at x, as the one returned is at the new point.
+
+        Raises: as ``retr``.
+        """
+        point = self._point(x)
+        direction = velocity = self._gradient(point, grad)
+        if buffer is not None:
+            kept = self._coordinates(point, buffer)
+            direction = velocity = _combined(direction, 1 - dampening, kept, momentum)
+            if nesterov:
+                direction = _combined(self._gradient(point, grad), 1.0, velocity, momentum)
+        step = direction.scaled(-lr)
+        new, finite, full = retractions.retract(point, step, self.retraction, self.metric)
+        self._judge_step(point, step, finite, full)
+        moved = None
+        if buffer is not None:
+            moved = self._like(x, self._store_tangent(new, transport(point, new, velocity)))
+        return self._like(x, self._store_point(new)), moved
+
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """Falls back to ``retr``: the geodesics of this metric have no closed form.
 
@@ -226,3 +265,14 @@ class LowRankManifold(StoredManifold):
         tangent = self._tangent(point, u)
         result = hessian.hessian_vector_product(point, loss, tangent, self.metric)
         return self._like(x, self._store_tangent(point, result))
+
+
+def _combined(first: Tangent, a: float, second: Tangent, b: float) -> Tangent:
+    """aξ + bη at one point."""
+
+    def parts(one: Tensor, other: Tensor) -> Tensor:
+        return torch.add(one if a == 1 else a * one, other, alpha=b)
+
+    Up = parts(first.Up, second.Up)
+    Vp = Up if first.Vp is first.Up else parts(first.Vp, second.Vp)
+    return Tangent(parts(first.M, second.M), Up, Vp)

@@ -3,18 +3,90 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from deeplin.geometry.coordinates import Point
 from deeplin.geometry.metric import Metric
 from deeplin.geometry.points import nearest_point
-from deeplin.linalg import random_orthogonal, working, working_dtype
+from deeplin.linalg import random_orthogonal, values_known, working, working_dtype
 from deeplin.manifolds import FixedRankFactored
 
 __all__ = ["FixedRankLinear"]
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether reverse mode alone is asked for: no transform, trace, autocast, forward mode."""
+    return (
+        values_known()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled(x.device.type)
+        and forward_ad._current_level < 0
+    )
+
+
+def _through_pair(
+    x: Tensor, factors: Tensor, bias: Tensor | None, manifold: FixedRankFactored
+) -> Tensor:
+    """xWᵀ + b with W = ABᵀ, by operations that autograd and all transforms follow."""
+    A, B = manifold.factor_pair(factors)
+    return nn.functional.linear(nn.functional.linear(x, B.mT), A, bias)
+
+
+class _Apply(torch.autograd.Function):
+    """`_through_pair` with its derivative written out: what depends on r alone is r×r.
+
+    With g = ∂f/∂y, h = xV and p = gU, the factors get GV = gᵀh, GᵀU = xᵀp and UᵀGV = pᵀh.
+    """
+
+    @staticmethod
+    def forward(ctx, x, factors, bias, manifold):
+        U, S, V = manifold.unpack_tensor(factors.detach())
+        rows = x.reshape(-1, x.shape[-1])
+        h = rows @ V
+        ctx.manifold, ctx.parts = manifold, (U, S, V)  # views of factors
+        ctx.save_for_backward(x, factors, bias, h)
+        core = h @ S.mT
+        y = core @ U.mT if bias is None else torch.addmm(bias, core, U.mT)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, factors, bias, h = ctx.saved_tensors
+        (grad,), wanted = grads, ctx.needs_input_grad
+        if torch.is_grad_enabled():  # to be differentiated again
+            return _again(grad, (x, factors, bias), wanted, ctx.manifold)
+        U, S, V = ctx.parts
+        rows, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        p = g @ U
+        of_x = of_factors = of_bias = None
+        if wanted[0]:
+            of_x = ((p @ S) @ V.mT).reshape(x.shape)
+        if wanted[1]:
+            of_factors = torch.cat([g.mT @ h, rows.mT @ p, p.mT @ h])
+        if wanted[2]:
+            of_bias = g.sum(0)
+        return of_x, of_factors, of_bias, None
+
+
+def _again(
+    grad: Tensor,
+    inputs: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    manifold: FixedRankFactored,
+) -> tuple[Tensor | None, ...]:
+    """The same derivatives, from operations that can be differentiated."""
+    x, factors, bias = inputs
+    assert x is not None
+    assert factors is not None
+    y = _through_pair(x, factors, bias, manifold)
+    asked = [part for part, want in zip(inputs, wanted, strict=False) if want and part is not None]
+    found = iter(torch.autograd.grad(y, asked, grad, create_graph=True))
+    return (*(next(found) if want else None for want in wanted[:3]), None)
 
 
 class FixedRankLinear(nn.Module):
@@ -27,6 +99,10 @@ class FixedRankLinear(nn.Module):
     At the start U, V are Haar-distributed and all singular values √(m/3r), m the outputs: an input
     of covariance I leaves with the variance 1/3 that nn.Linear's own start gives; the bias is drawn
     as there.
+
+    The gradient of `factors` is (GV, GᴴU, UᴴGV), G = ∂f/∂W, accurate however small σ_r is; it is
+    written at once, with the products of two thin nn.Linear (m×r and r×n) and r×r ones. A step is
+    by the retraction "splitting", the cheapest, or by another of FixedRankFactored.
 
     Source: BRTW §4 (metric); [KL07] (coordinates).
     Shapes: x (*batch, in_features) -> (*batch, out_features); factors (m + n + r, r).
@@ -54,12 +130,15 @@ class FixedRankLinear(nn.Module):
         depth: float | Metric = 1,
         bias: bool = True,
         *,
+        retraction: str = "splitting",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.manifold = FixedRankFactored(out_features, in_features, rank, depth)
+        self.manifold = FixedRankFactored(
+            out_features, in_features, rank, depth, retraction, gradient="taped"
+        )
         dtype = torch.get_default_dtype() if dtype is None else dtype
         U, V = (
             random_orthogonal(rows, rank, dtype=working_dtype(dtype), device=device).to(dtype)
@@ -85,11 +164,22 @@ class FixedRankLinear(nn.Module):
         return self.manifold.to_dense(self.factors)
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        U, S, V = self.manifold.unpack_tensor(self.factors)
-        return nn.functional.linear(nn.functional.linear(x, V.mT), U @ S, self.bias)
+        if not (torch.is_grad_enabled() and self.factors.requires_grad):
+            U, S, V = self.manifold.unpack_tensor(self.factors.detach())
+            return nn.functional.linear(nn.functional.linear(x, V.mT), U @ S, self.bias)
+        if _is_plain(x):
+            return _Apply.apply(x, self.factors, self.bias, self.manifold)
+        return _through_pair(x, self.factors, self.bias, self.manifold)
 
     @classmethod
-    def from_linear(cls, layer: nn.Linear, rank: int, depth: float | Metric = 1) -> FixedRankLinear:
+    def from_linear(
+        cls,
+        layer: nn.Linear,
+        rank: int,
+        depth: float | Metric = 1,
+        *,
+        retraction: str = "splitting",
+    ) -> FixedRankLinear:
         """The layer whose weight is the best approximation of rank r of another's, with its bias.
 
         Source: HLZ Definition 2.3 (Eckart, Young).
@@ -103,6 +193,7 @@ class FixedRankLinear(nn.Module):
             rank,
             depth,
             bias=layer.bias is not None,
+            retraction=retraction,
             device=W.device,
             dtype=W.dtype,
         )
@@ -145,6 +236,7 @@ class FixedRankLinear(nn.Module):
             rank,
             self.manifold.metric,
             bias=self.bias is not None,
+            retraction=self.manifold.retraction,
             device=self.factors.device,
             dtype=self.factors.dtype,
         )

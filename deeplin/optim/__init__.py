@@ -1,5 +1,6 @@
-"""Riemannian solvers of second order, as torch.optim.Optimizers, for any geoopt manifold."""
+"""Riemannian optimizers, as torch.optim.Optimizers, for any geoopt manifold."""
 
+from deeplin.manifolds.optimizers import RiemannianSGD
 from deeplin.optim.conjugate_gradient import ConjugateGradient
 from deeplin.optim.directions import (
     Products,
@@ -15,6 +16,7 @@ __all__ = [
     "ConjugateGradient",
     "Minimum",
     "Products",
+    "RiemannianSGD",
     "TrustRegion",
     "continuation",
     "continuation_start",

@@ -248,9 +248,9 @@ OPTIONS: Mapping[str, Option] = {
         number("a number >= 1 or inf", lambda x: x >= 1) | null,
     ),
     "manifold.retraction": Option(
-        "svd: to the nearest point; orthographic; layers: what steps of the layers do; auto: the "
-        "layers' where the depth is a whole number >= 2, else svd",
-        choice("auto", "svd", "orthographic", "layers"),
+        "svd: to the nearest point; orthographic; splitting: the cheapest; layers: what steps of "
+        "the layers do; auto: the layers' where the depth is a whole number >= 2, else svd",
+        choice("auto", "svd", "orthographic", "splitting", "layers"),
     ),
     "manifold.metric": Option(
         "another metric than a depth's, made by a file of conf/ of your own", kinds.mapping | null

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import nn
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
@@ -15,6 +16,8 @@ with warnings.catch_warnings():
 
 from benchmarks import line, ratio
 from deeplin.manifolds import FixedRankFactored
+from deeplin.nn import FixedRankLinear
+from deeplin.optim import RiemannianSGD
 from deeplin.problems import MatrixCompletion
 
 
@@ -117,3 +120,54 @@ def batch_pymanopt() -> float:
 def depth_cost() -> float:
     """A gradient step at depth 64 over one at depth 2: nothing grows with the depth."""
     return ratio(our_step((), 500, 400, 5, 2), our_step((), 500, 400, 5, 64), 31)
+
+
+def training_step(net: nn.Sequential, optimizer: torch.optim.Optimizer, batch: int):
+    """Forward, backward and step on images of the digits' size."""
+    x, labels = torch.randn(batch, 64), torch.randint(10, (batch,))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def layer_cost(batch: int, depth: float) -> float:
+    """A step of 64→512→512→10 with two FixedRankLinear over one with two thin nn.Linear each."""
+    hidden = (64, 512), (512, 512)
+
+    def net(pair) -> nn.Sequential:
+        inner = [part for sizes in hidden for part in (*pair(*sizes), nn.ReLU())]
+        return nn.Sequential(*inner, nn.Linear(512, 10))
+
+    def thin(n: int, m: int) -> tuple[nn.Module, ...]:
+        return nn.Linear(n, 16, bias=False), nn.Linear(16, m)
+
+    ours = net(lambda n, m: (FixedRankLinear(n, m, 16, depth),))
+    theirs = net(thin)
+    optimizers = (
+        RiemannianSGD(ours.parameters(), lr=1e-3, momentum=0.9),
+        torch.optim.SGD(theirs.parameters(), lr=1e-3, momentum=0.9),
+    )
+    steps = [training_step(*pair, batch) for pair in zip((ours, theirs), optimizers, strict=True)]
+    return 1 / ratio(*steps, 31)
+
+
+@line("layer-cost", "times", at_most=2)
+def layer_cost_small() -> float:
+    """FixedRankLinear over two thin nn.Linear, 64→512→512→10 of rank 16, batch 64: a whole step."""
+    return layer_cost(64, 1)
+
+
+@line("layer-cost-depth2", "times", at_most=2)
+def layer_cost_depth() -> float:
+    """The same with the metric of depth 2, which takes an r×r SVD."""
+    return layer_cost(64, 2)
+
+
+@line("layer-cost-1024", "times", at_most=2)
+def layer_cost_large() -> float:
+    """The same at depth 1 and batch 1024."""
+    return layer_cost(1024, 1)
