@@ -72,7 +72,7 @@ HLZ = (
     M(
         "HLZ Lemma 2.1(3)",
         COORDINATES,
-        "Up = Zu - point.U @ (point.U.mH @ Zu)",
+        "Up = plus_tall_times(Zu, point.U, point.U.mH @ Zu, alpha=-1)",
         "Up = Zu",
     ),
     M(
@@ -82,7 +82,12 @@ HLZ = (
         "nearest = W - 0.29 * U[:, 2:] @",
     ),
     M("HLZ Lemma 2.1(4)", TESTS, "E *= 0.299 /", "E *= 0.3 /"),
-    M("HLZ Lemma 2.2", COORDINATES, "ZhU - point.V @ (point.V.mH @ ZhU))", "ZhU)"),
+    M(
+        "HLZ Lemma 2.2",
+        COORDINATES,
+        "plus_tall_times(ZhU, point.V, point.V.mH @ ZhU, alpha=-1))",
+        "ZhU)",
+    ),
     M(
         "HLZ Definition 2.3",
         "deeplin/geometry/retractions.py",

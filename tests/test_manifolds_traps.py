@@ -11,6 +11,7 @@ from manifold_oracles import generator, randn
 
 from deeplin.manifolds import FixedRank, FixedRankFactored, PSDFixedRank, PSDFixedRankFactored
 from deeplin.nn import FixedRankLinear
+from deeplin.optim import RiemannianSGD
 
 F64 = torch.float64
 MANIFOLDS = [
@@ -130,9 +131,31 @@ def test_a_step_that_diverges_is_called_so_with_what_was_seen(step):
     assert "projx" not in said
 
 
+def test_growth_to_the_limits_of_the_numbers_is_called_divergence():
+    """As a learning rate of 10 brings it: W keeps its rank, and its squares are no numbers."""
+    with pytest.raises(
+        RuntimeError, match=r"the iteration diverges: W has grown to .* float32 \(σ"
+    ):
+        stepped([3e19, 3e18], 1e18)
+
+
 def test_a_point_of_lower_rank_is_called_so():
     with pytest.raises(RuntimeError, match=r"x must have rank 2, and has not in float32.*projx"):
         stepped([1.0, 1e-12], 1e-3)
+
+
+def test_what_float16_makes_of_adams_eps_is_said():
+    """1e-8 is 0 there: geoopt divides a gradient of 0 by a root of 0."""
+    man = FixedRankFactored(6, 5, 2, 1)
+    p = man.parameter(man.random(dtype=torch.float16, generator=generator(0)))
+    start = p.detach().clone()
+    p.grad = torch.zeros_like(start)
+    with pytest.warns(RuntimeWarning, match=r"float16 .*eps=1e-08.* is 0.*eps=1e-4"):
+        geoopt.optim.RiemannianAdam([p], lr=0.1).step()
+    assert float((man.to_dense(p) - man.to_dense(start)).detach().abs().max()) < 4e-3
+    p.grad = torch.zeros_like(start)
+    geoopt.optim.RiemannianAdam([p], lr=0.1, eps=1e-4).step()
+    assert float((man.to_dense(p) - man.to_dense(start)).detach().abs().max()) < 4e-3
 
 
 def test_a_step_that_is_not_finite_says_how_large_W_is():
@@ -195,3 +218,31 @@ def test_a_layer_of_low_precision_learns(dtype):
     assert losses[-1] < 1e-3 * losses[0]
     assert FixedRankLinear.from_linear(layer.to_linear(), 2).factors.dtype == dtype
     assert layer.with_rank(3).factors.dtype == dtype
+
+
+# -- geoopt's Scaled -------------------------------------------------------------------------------
+
+
+def test_a_scaled_manifold_takes_the_numbers_of_a_point():
+    """As geoopt's, it scales lengths: steps are s times shorter."""
+    man = FixedRankFactored(6, 5, 2, 1)
+    scaled = geoopt.Scaled(man, 2.0)
+    x = man.random(dtype=F64, generator=generator(0))
+    with pytest.raises(ValueError, match="Manifolds do not match"):
+        geoopt.ManifoldParameter(x, manifold=scaled)
+    ends = []
+    for optimizer, manifold, lr in (
+        (geoopt.optim.RiemannianSGD, man, 0.05),
+        (geoopt.optim.RiemannianSGD, scaled, 0.1),
+        (RiemannianSGD, scaled, 0.1),
+    ):
+        p = geoopt.ManifoldParameter(x.detach().clone(), manifold=manifold)
+        assert p.manifold is manifold
+        steps = optimizer([p], lr=lr)
+        for _ in range(3):
+            steps.zero_grad()
+            (man.to_dense(p) - torch.ones(6, 5, dtype=F64)).square().sum().backward()
+            steps.step()
+        ends.append(man.to_dense(p).detach())
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=0, atol=1e-13)

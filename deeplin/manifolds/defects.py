@@ -66,7 +66,8 @@ def largest_value(point: Point) -> str:
 def lost_rank(point: Point, tangent: Tangent, kept: Tensor, rank: int) -> str:
     """Why no step, however short, keeps the rank: W has not got it. With what was measured.
 
-    A step longer than W itself is one of an iteration that diverges; else W was handed over so.
+    A W that has it is too large for its squares, and a step longer than W itself is one of an
+    iteration that diverges, too; else W was handed over so.
     """
     kind = str(point.S.dtype).removeprefix("torch.")
     remedy = (
@@ -83,6 +84,8 @@ def lost_rank(point: Point, tangent: Tangent, kept: Tensor, rank: int) -> str:
     worst = int((values[..., -1] / values[..., 0]).nan_to_num(nan=0.0).argmin())
     first, last, step = (float(v[worst]) for v in (values[..., 0], values[..., -1], length))
     seen = f"σ_1 = {first:.3g}, σ_{rank} = {last:.3g}, a step of norm {step:.3g}"
+    if last > rank * torch.finfo(values.dtype).eps * first:
+        return f"the iteration diverges: W has grown to the limits of {kind} ({seen}): {remedy}."
     if not step <= float(torch.linalg.vector_norm(values[worst])):  # NaN, too
         return f"the iteration diverges, and W has lost rank {rank} to {kind} ({seen}): {remedy}."
     return (

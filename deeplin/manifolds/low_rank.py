@@ -155,20 +155,30 @@ class LowRankManifold(StoredManifold):
         tangent = self._tangent(point, u)
         new, finite, kept = retractions.retract(point, tangent, self.retraction, self.metric)
         if values_known():
-            self._judge_step(point, tangent, finite, kept)
+            self._judge_step(x, point, tangent, finite, kept)
         return self._like(x, self._store_point(new))
 
     def _judge_step(
-        self, point: Point, tangent: Tangent, finite: Tensor | None, kept: Tensor | None
+        self,
+        x: Tensor,
+        point: Point,
+        tangent: Tangent,
+        finite: Tensor | None,
+        kept: Tensor | None,
     ) -> None:
         """Says what a step met; outside of every transform."""
         if kept is not None and not bool(kept.all()):
             raise RuntimeError(f"retr: {lost_rank(point, tangent, kept, self.rank)}")
         if finite is not None and not bool(finite.all()):
+            half = (
+                "; in float16 the usual eps=1e-08 of RiemannianAdam is 0: give it eps=1e-4"
+                if x.dtype == torch.float16
+                else ""
+            )
             warnings.warn(
                 f"retr: the step holds nan or inf, and left those matrices where they are "
                 f"({largest_value(point)}): look at the loss and its gradient; where the loss has "
-                "grown, the iteration diverges: take a smaller learning rate.",
+                f"grown, the iteration diverges: take a smaller learning rate{half}.",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -206,7 +216,7 @@ class LowRankManifold(StoredManifold):
                 direction = _combined(self._gradient(point, grad), 1.0, velocity, momentum)
         step = direction.scaled(-lr)
         new, finite, full = retractions.retract(point, step, self.retraction, self.metric)
-        self._judge_step(point, step, finite, full)
+        self._judge_step(x, point, step, finite, full)
         moved = None
         if buffer is not None:
             moved = self._like(x, self._store_tangent(new, transport(point, new, velocity)))

@@ -151,8 +151,8 @@ def layer_cost(batch: int, depth: float) -> float:
         RiemannianSGD(ours.parameters(), lr=1e-3, momentum=0.9),
         torch.optim.SGD(theirs.parameters(), lr=1e-3, momentum=0.9),
     )
-    steps = [training_step(*pair, batch) for pair in zip((ours, theirs), optimizers, strict=True)]
-    return 1 / ratio(*steps, 31)
+    own, other = optimizers
+    return 1 / ratio(training_step(ours, own, batch), training_step(theirs, other, batch), 31)
 
 
 @line("layer-cost", "times", at_most=2)
