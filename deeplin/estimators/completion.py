@@ -98,7 +98,7 @@ class LowRankCompletion(
         self,
         rank=10,
         *,
-        biases=True,
+        biases: bool | float = True,
         reg=0.0,
         depth=1,
         method="cg",

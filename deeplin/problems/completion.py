@@ -267,10 +267,11 @@ class MatrixCompletion(Problem):
 
         Cost: as `egrad_times`.
         """
-        batch = torch.broadcast_shapes(A.shape[:-2], self.values.shape[:-1])
         entries = _weighted(sampled.sample(self._pattern, left, right), self._weights)
-        batch = torch.broadcast_shapes(batch, entries.shape[:-1])
-        return self._times(entries.expand(*batch, -1), P, Q)
+        if not A.ndim == self.values.ndim + 1 == entries.ndim + 1 == 2:
+            batches = A.shape[:-2], self.values.shape[:-1], entries.shape[:-1]
+            entries = entries.expand(*torch.broadcast_shapes(*batches), -1)
+        return self._times(entries, P, Q)
 
     def _one_pass(self, *tensors: Tensor) -> bool:
         data = (self._values,) if self._weights is None else (self._values, self._weights)

@@ -268,49 +268,65 @@ def _second_order(shape: tuple[int, int], oversampling: float, condition: float)
     return taken
 
 
-@line("recovery", "share", at_least=0.5)
+@line("recovery", "share", at_least=0.3)
 def recovery() -> float:
-    """The share of all cells of a table of recovered instances, which is told.
+    """The share of recovered instances in all cells of a table, which is told.
 
-    60×50 of rank 3, ten truths a cell on one set of places: oversampling 1.05 to 4, condition 1 to
-    1e5, depths 1, 2, 3, conjugate gradients (at most 500 steps) and trust regions (at most 100)
-    from the spectral start; recovered is an error of W below 1e-3.
+    60×50 of rank 3, ten truths a cell on one set of places with three at least in each row and
+    column: oversampling 1.05 to 4, condition 1 to 1e5, depths 1, 2, 3; conjugate gradients, at most
+    500 steps, and trust regions, at most 40 of 60 products, from the spectral start. Recovered is
+    an error of W below 1e-3.
     """
+    options = {
+        "cg": {"max_iter": 500},
+        "trust_region": {"max_iter": 40, "most": 60},
+    }
     shares = []
-    for method, most in (("cg", 500), ("trust_region", 100)):
+    for method in options:
         for depth in (1, 2, 3):
-            print(f"{method}, depth {depth}", file=sys.stderr)
+            print(f"{method}, depth {depth}; condition 1, 10, 1e3, 1e5", file=sys.stderr)
             for oversampling in (1.05, 1.5, 2, 3, 4):
                 row = [
-                    _recovered(oversampling, condition, method, depth, most)
+                    _recovered(oversampling, condition, method, depth, options[method])
                     for condition in (1, 10, 1e3, 1e5)
                 ]
                 shares += row
                 cells = " ".join(f"{share:5.1f}" for share in row)
-                print(f"  oversampling {oversampling:<5} {cells}", file=sys.stderr)
+                print(f"  oversampling {oversampling:<5} {cells}", file=sys.stderr, flush=True)
     return float(np.mean(shares))
 
 
 def _recovered(
-    oversampling: float, condition: float, method: str, depth: float, most: int
+    oversampling: float, condition: float, method: str, depth: float, options: dict
 ) -> float:
+    shape, rank = (60, 50), 3
     generator = torch.Generator().manual_seed(0)
-    pattern, _ = MatrixCompletion.planted(
-        (60, 50), 3, oversampling=oversampling, generator=generator
-    )
+    rows, cols = _places(shape, rank, round(oversampling * (sum(shape) - rank) * rank), generator)
     draws = [
-        planted_factors((60, 50), 3, condition=condition, generator=generator, dtype=F64)
+        planted_factors(shape, rank, condition=condition, generator=generator, dtype=F64)
         for _ in range(10)
     ]
     truth = torch.stack([(U * sigma) @ V.mT for U, sigma, V in draws])
-    known = MatrixCompletion(
-        pattern.rows, pattern.cols, truth[:, pattern.rows, pattern.cols], (60, 50)
-    )
+    known = MatrixCompletion(rows, cols, truth[:, rows, cols], shape)
     found = minimize(
-        known, spectral_start(known, 3), method=method, depth=depth, tol=1e-8, max_iter=most
+        known, spectral_start(known, rank), method=method, depth=depth, tol=1e-8, **options
     )
     error = torch.linalg.matrix_norm(found.point.dense() - truth)
     return float((error < 1e-3 * torch.linalg.matrix_norm(truth)).double().mean())
+
+
+def _places(
+    shape: tuple[int, int], least: int, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """So many places at random, of each row and column at least as many as the rank asks for."""
+    order = torch.rand(shape, generator=generator)
+    known = torch.zeros(shape, dtype=torch.bool)
+    known.scatter_(1, order.argsort(1)[:, :least], True)
+    known.scatter_(0, order.argsort(0)[:least], True)
+    rest = order.masked_fill(known, -1.0).flatten()
+    known.view(-1)[rest.topk(count - int(known.sum())).indices] = True
+    rows, cols = known.nonzero(as_tuple=True)
+    return rows, cols
 
 
 @line("completion-large", "s", at_most=60, alone=True)
