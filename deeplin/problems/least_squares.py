@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Self
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
@@ -111,13 +112,21 @@ class LeastSquares(Problem):
         return problem
 
     @classmethod
-    def from_batches(cls, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> LeastSquares:
+    def from_batches(
+        cls,
+        batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+        group: dist.ProcessGroup | None = None,
+    ) -> LeastSquares:
         """The problem of all samples of a stream, in one pass, for data larger than memory.
 
+        With a `group` of torch.distributed the samples are spread over its processes: each gives
+        its own batches, of which one may have none, and all get the problem of all samples.
+
         Shapes: each batch is (x, y) with x (b, d_x), y (b, d_y), or x alone for an autoencoder.
+        Cost: a pass over the samples; over processes one all-reduce of (d_x + d_y) d_x numbers.
         Accuracy: moments are summed in float64 and returned in the samples' own dtype.
         """
-        C, B, yy, m = moments_of_stream(batches)
+        C, B, yy, m = moments_of_stream(batches, group)
         return cls.from_moments(C, B, yy, m)
 
     # -- loss and gradient ---------------------------------------------------------------------

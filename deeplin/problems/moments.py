@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
@@ -15,9 +16,11 @@ __all__ = ["check_matrix", "check_sizes", "moments_of_stream", "of_one_dtype"]
 
 
 def moments_of_stream(
-    batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+    batches: Iterable[Tensor | tuple[Tensor, Tensor]], group: dist.ProcessGroup | None = None
 ) -> tuple[Inexact[Tensor, "d_x d_x"], Inexact[Tensor, "d_y d_x"], Float[Tensor, ""], int]:
     """(C, B, yy, m) = (XXᴴ, YXᴴ, ‖Y‖², number of samples) of all batches, B = C for Y = X.
+
+    With a group, of the batches of all its processes, the same on each.
 
     Shapes: each batch is (x, y) with x (b, d_x), y (b, d_y), or x alone for an autoencoder.
     Accuracy: summed in float64 or complex128; C and B are returned in the samples' own dtype.
@@ -47,11 +50,55 @@ def moments_of_stream(
         B.addmm_(y.mT, x.conj())
         yy += 2 * half_square(y, (-2, -1))
         m += x.shape[0]
+    if group is not None:
+        C, B, yy, m, autoencoder, dtype = _over_processes(C, B, yy, m, autoencoder, dtype, group)
     if C is None or B is None or yy is None:
         raise ValueError("from_batches needs at least one batch; the stream was empty.")
     C, B = C.to(dtype), (C if autoencoder else B).to(dtype)
     check_sizes(C, B, yy)
     return C, B, yy, m
+
+
+def _over_processes(
+    C: Tensor | None,
+    B: Tensor | None,
+    yy: Tensor | None,
+    m: int,
+    autoencoder: bool,
+    dtype: torch.dtype,
+    group: dist.ProcessGroup,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, int, bool, torch.dtype]:
+    """Their sums over a group's processes, one of which may have had no batch.
+
+    Cost: one all-reduce of (d_x + d_y) d_x + 1 numbers, after one of their sizes.
+    """
+    sizes = None if B is None else (tuple(B.shape), autoencoder, dtype)
+    gathered: list = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, (sizes, m), group=group)
+    known = [own for own, _ in gathered if own is not None]
+    if not known:
+        return None, None, None, 0, autoencoder, dtype
+    if len({shape for shape, _, _ in known}) > 1:
+        raise ValueError(
+            "the samples of all processes must have the same numbers of columns; got (d_y, d_x) = "
+            f"{', '.join(str(shape) for shape, _, _ in known)}."
+        )
+    (d_y, d_x), _, dtype = known[0]
+    for _, _, other in known:
+        dtype = torch.promote_types(dtype, other)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    device = torch.device("cpu") if C is None else C.device
+    if C is None and dist.get_backend(group) == "nccl":
+        device = torch.device("cuda")
+    sums = torch.zeros((d_x + d_y) * d_x + 1, dtype=wide, device=device)
+    if C is not None and B is not None and yy is not None:
+        sums = torch.cat([part.to(wide).flatten() for part in (C, B, yy)])
+    # As pairs of real numbers: not every backend adds complex ones.
+    dist.all_reduce(torch.view_as_real(sums) if wide.is_complex else sums, group=group)
+    C, B, yy = sums[: d_x * d_x], sums[d_x * d_x : -1], sums[-1].real
+    count = sum(number for _, number in gathered)
+    tied = all(own for _, own, _ in known)
+    return C.reshape(d_x, d_x), B.reshape(d_y, d_x), yy, count, tied, dtype
 
 
 def of_one_dtype(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
