@@ -41,7 +41,7 @@ from deeplin.runner.following import (
 )
 from deeplin.runner.methods import unstable_step
 from deeplin.runner.named_flows import FLOWS, choose_flow
-from deeplin.runner.observables import flow_observables, with_factors
+from deeplin.runner.observables import Known, Observables, flow_observables, with_factors
 from deeplin.runner.schema import check
 from deeplin.runner.targets import make, options_of
 from deeplin.runner.terminal import slow
@@ -159,16 +159,18 @@ def build(cfg: DictConfig) -> Experiment:
             most_steps = math.ceil(t1 / stepper.stretch)
     batch = flow.batch_shape(state)
     limits, optima = prediction.limits(batch), prediction.optima(problem, batch)
-    observe = flow_observables(flow, problem, limits, state, optima, prediction.modes(batch))
-    if cfg.log.factors:
-        observe = with_factors(observe, flow)
-    stops: list[Stop] = []
-    if at.on is not None:
-        from deeplin.runner.solvers import AtRest, solver_of, with_solver  # geoopt, as its target
+    modes, stops = prediction.modes(batch), ()
 
-        if (solver := solver_of(stepper)) is not None:
-            observe = with_solver(observe, solver, stepper)
-            stops.append(AtRest(solver))
+    def observables(known: Callable[[], Known] = dict) -> Observables:
+        seen = flow_observables(flow, problem, limits, state, optima, modes, known)
+        return with_factors(seen, flow) if cfg.log.factors else seen
+
+    if at.on is None:
+        observe = observables()
+    else:
+        from deeplin.runner.solvers import observed  # geoopt, for such runs alone
+
+        observe, stops = observed(stepper, observables)
     notes = [*source.notes, *prediction.told, *told]
 
     def forecast() -> Forecast | None:
@@ -200,7 +202,7 @@ def build(cfg: DictConfig) -> Experiment:
         forecast,
         at.on,
         most_steps,
-        tuple(stops),
+        stops,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from deeplin.problems.spectrum import Spectrum
 
 __all__ = [
     "KEPT_ASIDE",
+    "Known",
     "Observables",
     "effective_rank",
     "factors",
@@ -33,6 +34,7 @@ _BLOCK = 2**16
 
 
 Observables = Callable[[float, Sequence[Tensor]], dict[str, Tensor]]
+Known = Mapping[str, Tensor]
 
 
 def layer_observables(
@@ -67,7 +69,7 @@ def layer_observables(
         noise = max(d_y, d_x) * torch.finfo(s.dtype).eps * s[..., :1]
         tied = len(layers) == 2 and d_y == d_x
         return {
-            **seen_of(layers),
+            **seen_of(layers, {}),
             "gradient_norm": sum(G_j.abs().square().sum((-2, -1)) for G_j in gradients) ** 0.5,
             "balancedness_gap": gap_norm(layers),
             "singular_values": s,
@@ -80,7 +82,7 @@ def layer_observables(
 
 def _matrix_observables(
     problem: Problem, limit: Tensor | None, best: Tensor | None
-) -> Callable[[Sequence[Tensor]], dict[str, Tensor]]:
+) -> Callable[[Sequence[Tensor], Known], dict[str, Tensor]]:
     """The function of matrices whose product is W -> what depends on W alone.
 
     Under `layer_observables`' names. Where no optimum is known W is not formed, but by a loss that
@@ -124,12 +126,13 @@ def _matrix_observables(
         blocks = [observe(*parts) for parts in zip(W.split(size), *of_each, strict=False)]
         return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
-    def of_product(matrices: Sequence[Tensor]) -> dict[str, Tensor]:
+    def of_product(matrices: Sequence[Tensor], known: Known) -> dict[str, Tensor]:
         parts = halves(matrices) if optimum is None and limit is None and best is None else None
         if parts is None:
             return in_blocks(end_to_end(matrices))
         A, B = parts[0], parts[1].mH
-        return {"loss": problem.pair_loss(A, B), **problem.report_pair(A, B)}
+        loss = known["loss"] if "loss" in known else problem.pair_loss(A, B)
+        return {"loss": loss, **problem.report_pair(A, B)}
 
     return of_product
 
@@ -151,6 +154,7 @@ def flow_observables(
     y0: State,
     optimum: Tensor | None = None,
     mode: Tensor | None = None,
+    known: Callable[[], Known] = dict,
 ) -> Observables:
     """The function (t, state) -> observables of any flow of W, under `layer_observables`' names.
 
@@ -160,6 +164,8 @@ def flow_observables(
     square real W of full rank `sign_det`, the sign of det W, 0 where round-off hides it. Given the
     P of `Prediction.mode`, `along_slowest_mode`: |⟨P, W − limit⟩|/‖P‖_F. Where no optimum is known
     the `effective_rank` of W.
+
+    - `known`: loss and gradient norm of the state that is observed, where a method knows them
     """
     start, sign_of = flow.conserved(y0), _sign_of_determinant(flow, y0)
     layers = layer_observables(problem, limit, optimum)
@@ -179,13 +185,15 @@ def flow_observables(
             drift["along_slowest_mode"] = along.abs() / torch.linalg.matrix_norm(mode)
         if isinstance(flow, LayerFlow):
             return with_effective_rank(layers(t, y) | drift)
+        found = known()
+        norm = found["gradient_norm"] if "gradient_norm" in found else flow.gradient_norm(y)
         largest = y[0].real.new_zeros(flow.batch_shape(y))
         for name, change in drift.items():
             if name.startswith("drift_"):
                 largest = torch.maximum(largest, change)
         seen = {
-            **seen_of(factors(flow, y)),
-            "gradient_norm": flow.gradient_norm(y),
+            **seen_of(factors(flow, y), found),
+            "gradient_norm": norm,
             "largest_drift": largest,
             "singular_values": flow.singular_values(y),
             "rank": flow.rank(y),

@@ -5,14 +5,14 @@ geoopt, which takes a second to import, is loaded with this module, for runs on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deeplin.integrators import OptimizerStepper, Stepper
-from deeplin.loop import History, Kind, Result
+from deeplin.loop import History, Kind, Result, Stop
 from deeplin.manifolds import FixedRankFactored
 from deeplin.network import DeepLinear, init
 from deeplin.optim import ConjugateGradient, TrustRegion, rank_increase
@@ -20,10 +20,18 @@ from deeplin.optim.solver import Solver
 from deeplin.problems.contract import Problem
 from deeplin.problems.data import Data
 from deeplin.runner.methods import MakeOptimizer
-from deeplin.runner.observables import Observables
+from deeplin.runner.observables import Known, Observables
 from deeplin.runner.riemannian import OnManifold
 
-__all__ = ["AtRest", "continuation_start", "solver_of", "solver_steps", "with_solver"]
+__all__ = [
+    "AtRest",
+    "continuation_start",
+    "known_to",
+    "observed",
+    "solver_of",
+    "solver_steps",
+    "with_solver",
+]
 
 
 def solver_steps(on: OnManifold, source: Data, *, optimizer: MakeOptimizer) -> OptimizerStepper:
@@ -74,6 +82,31 @@ class AtRest:
             f"stagnated at t = {record.t:.6g}: no step of {type(self.solver).__name__} decreases "
             f"the loss any more, at gradient norm {norm:.2g}.",
         )
+
+
+def observed(
+    stepper: Stepper, observables: Callable[..., Observables]
+) -> tuple[Observables, tuple[Stop, ...]]:
+    """What is seen along a run on a manifold, and the stops that its method brings.
+
+    - `observables`: a function of what a method knows (`flow_observables`)
+    """
+    solver = solver_of(stepper)
+    if solver is None:
+        return observables(), ()
+    seen = observables(known_to(solver, stepper))
+    return with_solver(seen, solver, stepper), (AtRest(solver),)
+
+
+def known_to(solver: Solver, stepper: Stepper) -> Callable[[], Known]:
+    """What a solver knows of the one matrix where it is, after a step: loss and gradient norm."""
+
+    def known() -> Known:
+        if stepper.step == 0 or stepper.batch:
+            return {}
+        return {"loss": solver.loss.clone(), "gradient_norm": solver.gradient_norm.clone()}
+
+    return known
 
 
 def with_solver(observe: Observables, solver: Solver, stepper: Stepper) -> Observables:
