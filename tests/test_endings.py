@@ -39,6 +39,7 @@ CONTROLLED = [DormandPrince(), RKC(), Rosenbrock()]
 
 def test_every_end_but_those_asked_for_has_a_status_of_its_own():
     asked = {Kind.TIME, Kind.STEPS, Kind.CONVERGED, Kind.NEAR_LOWER_RANK, Kind.STAGNATED}
+    asked |= {Kind.PAST_BEST}
     assert {kind for kind in Kind if kind.status == 0} == asked
     others = [kind.status for kind in Kind if kind not in asked]
     assert len(set(others)) == len(others)
