@@ -17,6 +17,7 @@ from deeplin.runner.build import build
 from deeplin.runner.run import run
 
 SMALL = ["problem=completion", "problem.shape=[40,30]", "network.rank=2"]
+PLANTED = [*SMALL, "problem.condition=3", "problem.oversampling=4"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,10 +39,8 @@ def ended(folder, *words):
 def runs(configurations, tmp_path_factory):
     """The same matrix by both methods."""
     folder = tmp_path_factory.mktemp("completion")
-    words = [*SMALL, "problem.condition=10", "problem.oversampling=4"]
-    return {
-        m: (ended(folder / m, *words, f"method={m}"), folder / m) for m in ("cg", "trust_region")
-    }
+    methods = ("cg", "trust_region")
+    return {m: (ended(folder / m, *PLANTED, f"method={m}"), folder / m) for m in methods}
 
 
 def test_singular_values_far_apart_are_found_rank_by_rank(tmp_path):
@@ -72,7 +71,7 @@ def test_a_random_matrix_is_found(method, runs):
     assert loaded.history["train_rmse"][-1] == pytest.approx(
         np.sqrt(np.mean(known**2)), rel=1e-3, abs=1e-14
     )
-    # exp of the entropy of sigma/sum, of the equal ratios from sigma_1 to sigma_1/10
+    # exp of the entropy of sigma/sum, of the equal ratios from sigma_1 to sigma_1/3
     p = sigma / sigma.sum()
     entropy = -np.sum(p * np.log(p))
     assert loaded.history["effective_rank"][-1] == pytest.approx(np.exp(entropy), rel=1e-7)
@@ -155,7 +154,7 @@ def test_layers_factorise_the_matrix(tmp_path):
     """Deep matrix factorisation: hidden layers of 8, from a small start the rank stays near 2."""
     words = ["problem=completion", "problem.shape=[20,20]", "problem.rank=2", "network.rank=8"]
     words += ["problem.oversampling=2.5", "method=sgd", "init=gaussian", "init.std=0.1"]
-    words += ["stop.max_steps=400", "method.t1=1e9"]
+    words += ["stop.max_steps=60", "method.t1=1e9"]
     experiment = made(*words)
     assert experiment.on is None
     assert experiment.network.widths == (20, 8, 8, 20)
@@ -172,23 +171,63 @@ def test_a_rank_that_the_entries_cannot_hold_is_refused():
     assert "\n" not in str(refusal.value)
 
 
-def test_steps_go_on_after_a_resumption_to_the_same_bytes(tmp_path):
-    """A run cut after 4 steps and continued has the checkpoint of one that went through."""
-    for method in ("cg", "trust_region"):
-        words = [*SMALL, f"method={method}", "problem.test=0.1"]
-        ended(tmp_path / f"{method}1", *words)
-        ended(tmp_path / f"{method}2", *words, "stop.max_steps=3")
-        ended(tmp_path / f"{method}2", *words)
-        whole, part = (deeplin.load(tmp_path / f"{method}{i}") for i in (1, 2))
-        assert torch.equal(whole.W, part.W)
-        for name, values in whole.history.items():
-            assert np.array_equal(values, part.history[name]), name
+@pytest.mark.parametrize("method", ["cg", "trust_region"])
+def test_steps_go_on_after_a_resumption_to_the_same_bytes(method, runs, tmp_path):
+    """A run cut after 3 steps and continued shows what one that went through did."""
+    words = [*PLANTED, f"method={method}"]
+    ended(tmp_path / "run", *words, "stop.max_steps=3")
+    ended(tmp_path / "run", *words)
+    whole, part = deeplin.load(runs[method][1]), deeplin.load(tmp_path / "run")
+    assert all(map(torch.equal, whole.factors, part.factors))
+    for name, values in whole.history.items():
+        assert np.array_equal(values, part.history[name]), name
 
 
-def test_a_drive_ends_where_no_step_decreases_the_loss():
-    experiment = made(*SMALL, "method=trust_region", "stop.grad_norm=null")
+def test_a_run_ends_where_no_step_decreases_the_loss():
+    experiment = made(*SMALL, "problem.shape=[12,10]", "problem.oversampling=2", "method=cg")
     result, _ = drive(
-        experiment.stepper, 200.0, observe=experiment.observe, stop=experiment.stops,
-        record_at=range(1, 200),
-    )  # fmt: skip
-    assert result.kind in ("stagnated", "time")
+        experiment.stepper,
+        1000.0,
+        observe=experiment.observe,
+        stop=experiment.stops,
+        record_at=range(20, 1000, 20),
+    )
+    assert result.kind == "stagnated"
+    assert "no step of ConjugateGradient decreases the loss" in result.sentence
+
+
+NOISY = ["problem=completion", "problem.shape=[40,30]", "problem.rank=1", "network.rank=3"]
+NOISY += ["problem.noise=1", "problem.oversampling=7", "problem.test=0.2", "stop.held_out=4"]
+NOISY += ["init=orthogonal"]
+
+
+def test_an_early_stop_gives_what_predicts_best(tmp_path):
+    """By hand: the record of the least test error, four before the end; also when it was cut."""
+    _, summary = ended(tmp_path / "run", *NOISY)
+    run = deeplin.load(tmp_path / "run")
+    errors = run.history["test_rmse"]
+    best = int(errors.argmin())
+    assert summary["result_kind"] == "past_best"
+    assert best == len(errors) - 5
+    assert 0 < best == summary["best_step"]
+    assert summary["best_test_rmse"] == errors[best]
+    assert "is predicted worse again" in summary["verdict"]
+    i, j, values, _ = run.problem.held_out
+    predicted = run.predict(torch.stack([i, j], 1))
+    assert np.sqrt(np.mean((predicted - values.numpy()) ** 2)) == pytest.approx(errors[best])
+    ended(tmp_path / "cut", *NOISY, f"stop.max_steps={best + 2}")
+    ended(tmp_path / "cut", *NOISY)
+    again = deeplin.load(tmp_path / "cut")
+    assert all(map(torch.equal, run.factors, again.factors))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["stop.held_out=3"], r"held out: add problem.test=0.1"),
+        (["stop.held_out=3", "problem.test=0.1", "repeats=2"], "got repeats=2: use repeats=1"),
+    ],
+)
+def test_an_early_stop_says_what_it_goes_by(words, told):
+    with pytest.raises(ValueError, match=told):
+        made(*SMALL, *words)
