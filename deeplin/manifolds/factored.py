@@ -88,7 +88,7 @@ class FactoredManifold(LowRankManifold):
     def _readable(self, x: Tensor) -> Tensor:
         """x for `unpack_tensor`. Raises: RuntimeError where a taped gradient would be lost."""
         if self.gradient == "taped":
-            if x.requires_grad and torch.is_grad_enabled():
+            if torch.is_grad_enabled() and x.requires_grad:
                 raise RuntimeError(
                     f"unpack_tensor of a {self.name} with gradient='taped' carries no gradient: "
                     "write the loss with A, B = x.manifold.factor_pair(x), W = ABᴴ; to look at the "

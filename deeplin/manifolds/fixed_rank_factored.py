@@ -69,7 +69,7 @@ class FixedRankFactored(FactoredManifold):
             )
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        U, V, S = torch.split_with_sizes(x, [self.m, self.n, self.rank], -2)
+        U, V, S = x.split_with_sizes([self.m, self.n, self.rank], -2)
         return U, S, V
 
     def _stack(self, U: Tensor, S: Tensor, V: Tensor) -> Tensor:

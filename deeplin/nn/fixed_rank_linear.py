@@ -164,12 +164,13 @@ class FixedRankLinear(nn.Module):
         return self.manifold.to_dense(self.factors)
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        if not (torch.is_grad_enabled() and self.factors.requires_grad):
-            U, S, V = self.manifold.unpack_tensor(self.factors.detach())
-            return nn.functional.linear(nn.functional.linear(x, V.mT), U @ S, self.bias)
-        if _is_plain(x):
-            return _Apply.apply(x, self.factors, self.bias, self.manifold)
-        return _through_pair(x, self.factors, self.bias, self.manifold)
+        if torch.is_grad_enabled():
+            if not _is_plain(x):  # asked first: torch 2.6 traces no requires_grad of a subclass
+                return _through_pair(x, self.factors, self.bias, self.manifold)
+            if self.factors.requires_grad:
+                return _Apply.apply(x, self.factors, self.bias, self.manifold)
+        U, S, V = self.manifold.unpack_tensor(self.factors.detach())
+        return nn.functional.linear(nn.functional.linear(x, V.mT), U @ S, self.bias)
 
     @classmethod
     def from_linear(
