@@ -289,7 +289,7 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(processes, tmp_path, 
     assert whole.exitcode == 0
     length = summary(tmp_path / "whole")["seconds"]
     moments = random.Random(7)
-    for i in range(3):
+    for i in range(2):
         folder = tmp_path / f"killed{i}"
         process = start(processes, words, folder)
         wait_for_checkpoint(folder, process)

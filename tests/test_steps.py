@@ -155,7 +155,7 @@ def test_the_limit_of_a_run_is_of_steps(tmp_path):
 
 def test_every_kind_of_result_has_a_sentence_of_its_own():
     meanings = [kind.meaning for kind in Kind]
-    assert len(set(meanings)) == len(Kind) == 8
+    assert len(set(meanings)) == len(Kind) == 9
     assert all(meaning[0].isupper() and meaning.endswith(".") for meaning in meanings)
     assert Kind("diverged") is Kind.DIVERGED
     assert json.loads(json.dumps(Result(Kind.TIME, "end.").kind)) == "time"

