@@ -151,17 +151,22 @@ def test_noise_and_the_share_held_out_are_judged(tmp_path):
 
 
 def test_layers_factorise_the_matrix(tmp_path):
-    """Deep matrix factorisation: hidden layers of 8, from a small start the rank stays near 2."""
+    """Deep matrix factorisation: hidden layers of 8 find the matrix of rank 2, from a small start.
+
+    Zeros at the unknown entries, or most matrices of rank 8 that fit, are off by about a half.
+    """
     words = ["problem=completion", "problem.shape=[20,20]", "problem.rank=2", "network.rank=8"]
-    words += ["problem.oversampling=2.5", "method=sgd", "init=gaussian", "init.std=0.1"]
-    words += ["stop.max_steps=60", "method.t1=1e9"]
+    words += ["problem.oversampling=4", "method=sgd", "init=gaussian", "init.std=0.1"]
+    words += ["stop.max_steps=2000", "method.t1=1e9", "log.records=50"]
     experiment = made(*words)
     assert experiment.on is None
     assert experiment.network.widths == (20, 8, 8, 20)
     _, summary = ended(tmp_path / "run", *words)
     assert summary["verdict"].startswith("Nothing is predicted for this loss")
-    seen = deeplin.load(tmp_path / "run").history["effective_rank"]
-    assert 1 <= seen.min() <= 8
+    assert summary["relative_error"] < 0.03
+    seen = deeplin.load(tmp_path / "run").history["effective_rank"]  # of the truth: 2
+    assert seen[0] > 4
+    assert 1.9 < seen[-1] < 2.3
 
 
 def test_a_rank_that_the_entries_cannot_hold_is_refused():

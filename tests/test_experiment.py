@@ -248,8 +248,8 @@ def test_folders_of_another_format_are_refused_in_one_sentence(tmp_path, capsys)
 # -- killed runs -----------------------------------------------------------------------------------
 
 METHODS = {
-    "sgd": ["method=sgd", "method.dt=0.004", "method.t1=4", "method.batch_size=7"],
-    "rk4": ["method=rk4", "method.dt=0.004", "method.t1=4"],
+    "sgd": ["method=sgd", "method.dt=0.004", "method.t1=2", "method.batch_size=7"],
+    "rk4": ["method=rk4", "method.dt=0.004", "method.t1=2"],
 }
 CHECKPOINTS = ["log.checkpoint_seconds=0.03", "stop.grad_norm=null", "log.records=60"]
 

@@ -85,7 +85,17 @@ TOGETHER = ["brtw/fig01 brtw/fig02", "brtw/fig09 brtw/fig12"]
 ALONE = [name for name in SUBJECTS if name not in " ".join(TOGETHER).split()]
 
 
-@pytest.mark.parametrize("names", [*TOGETHER, *ALONE])
+# More than ten seconds each; `reproduce.py --quick` runs them, too.
+LONG = ["brtw/fig09 brtw/fig12", "brtw/fig03", "brtw/fig04", "brtw/teacher", "bridge"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(names, marks=[pytest.mark.slow] if names in LONG else [])
+        for names in (*TOGETHER, *ALONE)
+    ],
+)
 def test_quick(names, tmp_path, capsys):
     """`--quick` of each: figures, data and report are written, and no verdict is unexpected."""
     arguments = [*names.split(), "--quick", "--processes", "1", "--root", str(tmp_path)]
