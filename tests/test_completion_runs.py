@@ -169,6 +169,21 @@ def test_layers_factorise_the_matrix(tmp_path):
     assert 1.9 < seen[-1] < 2.3
 
 
+def test_rows_that_the_entries_do_not_determine_are_told():
+    words = ["problem=completion", "problem.shape=[30,20]", "problem.rank=2", "network.rank=2"]
+    experiment = made(*words, "problem.oversampling=1.05")
+    problem = experiment.data.problem
+    few = [
+        np.bincount(i, minlength=d)
+        for i, d in zip((problem.rows, problem.cols), (30, 20), strict=True)
+    ]
+    rows, cols = (int((count < 2).sum()) for count in few)
+    assert rows or cols
+    told = " and ".join(f"{c} {name}" for c, name in ((rows, "rows"), (cols, "columns")) if c)
+    assert f"{told} with fewer than 2 known entries" in " ".join(experiment.notes)
+    assert "fewer than" not in " ".join(made(*SMALL).notes)
+
+
 def test_a_rank_that_the_entries_cannot_hold_is_refused():
     words = ["problem=completion", "problem.shape=[20,20]", "problem.rank=2", "network.rank=9"]
     with pytest.raises(ValueError, match=r"152 known .* rank 9: .* 279 dim.*rank=4 or") as refusal:

@@ -109,9 +109,10 @@ def build(cfg: DictConfig) -> Experiment:
     check_fits(cfg, list(cfg.method.get("_flows_", FLOWS)))
     if manifold is not None:
         method, at = cfg.method, followed_on(manifold, source, network)
+        chosen = [] if at.noted is None else [at.noted]
     else:
         method, at, chosen = _chosen(cfg, network, problem)
-        source = replace(source, notes=(*source.notes, *chosen))
+    source = replace(source, notes=(*source.notes, *chosen))
     flow, state, prediction = at.flow, at.state, at.prediction
     _check_rank(min(widths), problem, prediction, method.t1)
     t1, told = _end_time(method.t1, prediction, problem, flow, state)

@@ -64,7 +64,8 @@ def followed(
 
 def followed_on(manifold: DictConfig, source: Data, network: DeepLinear) -> Followed:
     """The flow of a manifold's metric from the product of a network."""
-    from deeplin.runner.riemannian import OnManifold  # geoopt, for such runs alone
+    # geoopt, for such runs alone
+    from deeplin.runner.riemannian import OnManifold, undetermined
 
     on = make(options_of(manifold, "name"), "manifold", source=source, network=network)
     if not isinstance(on, OnManifold):
@@ -73,7 +74,8 @@ def followed_on(manifold: DictConfig, source: Data, network: DeepLinear) -> Foll
             f"{type(on).__name__}."
         )
     prediction = _predicted(source.problem, on.flow, on.state)
-    return Followed("manifold", on.flow, on.state, prediction, None, on)
+    noted = undetermined(source.problem, on.manifold.rank)
+    return Followed("manifold", on.flow, on.state, prediction, noted, on)
 
 
 def _predicted(problem: Problem, flow: Flow, state: State) -> Prediction:

@@ -35,6 +35,7 @@ __all__ = [
     "gradient_steps",
     "iterations",
     "psd_fixed_rank",
+    "undetermined",
 ]
 
 Low = FixedRank | FixedRankFactored | PSDFixedRank | PSDFixedRankFactored
@@ -199,6 +200,21 @@ def _check_determined(problem: Problem, rank: int) -> None:
             f"{rank * (m + n - rank)} dimensions: {instead}; or, with no limit of the rank but a "
             "small start, the layers of a network, method=sgd init=gaussian."
         )
+
+
+def undetermined(problem: Problem, rank: int) -> str | None:
+    """A sentence where rows or columns have fewer known entries than the rank: any W may fit."""
+    if not isinstance(problem, MatrixCompletion):
+        return None
+    known = zip((problem.rows, problem.cols), problem.shape, ("rows", "columns"), strict=True)
+    few = {
+        name: int((torch.bincount(index, minlength=size) < rank).sum())
+        for index, size, name in known
+    }
+    if not any(few.values()):
+        return None
+    told = " and ".join(f"{count} {name}" for name, count in few.items() if count)
+    return f"{told} with fewer than {rank} known entries: these do not determine W there"
 
 
 def _retraction(name: str, flow: DLRAFlow) -> str:
