@@ -48,20 +48,14 @@ def continuation(
     Cost: a `minimize` for each rank, and some products of ∇f with 6 columns.
     Raises: ValueError for a rank that does not fit, `share` outside [0, 1]; as `minimize`.
     """
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-
-    def solved(start: Point, tol: float) -> Minimum:
-        return minimize(
-            problem, start, method=method, depth=depth, tol=tol, max_iter=max_iter, **options
-        )
-
+    options = {"method": method, "depth": depth, "max_iter": max_iter, **options}
     start = None
-    for found, following in _grown(problem, rank, solved, tol, share, max_iter, generator):
+    for found, following in _grown(problem, rank, tol, share, generator, options):
         start = following
         if found is not None:
             yield found
     if start is not None:
-        yield solved(start, tol)
+        yield minimize(problem, start, tol=tol, **options)
 
 
 def continuation_start(
@@ -81,15 +75,9 @@ def continuation_start(
     Cost, source, raises: as `continuation`; ValueError where W_k, k < r, is a minimizer over all
         matrices.
     """
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-
-    def solved(start: Point, tol: float) -> Minimum:
-        return minimize(
-            problem, start, method=method, depth=depth, tol=tol, max_iter=max_iter, **options
-        )
-
+    options = {"method": method, "depth": depth, "max_iter": max_iter, **options}
     start = None
-    for found, following in _grown(problem, rank, solved, 0.0, share, max_iter, generator):
+    for found, following in _grown(problem, rank, 0.0, share, generator, options):
         start = following
         if found is not None and start is None:
             k = found.point.S.shape[-1]
@@ -104,11 +92,10 @@ def continuation_start(
 def _grown(
     problem: Problem,
     rank: int,
-    solved: Callable[[Point, float], Minimum],
     tol: float,
     share: float,
-    max_iter: int,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
+    options: dict,
 ) -> Iterator[tuple[Minimum | None, Point | None]]:
     """(W_{k−1}, the start of rank k), k = 1, …; ends with None for it where −∇f(W_{k−1}) vanishes.
 
@@ -117,23 +104,26 @@ def _grown(
     m, n = problem.shape
     most = int(number("continuation", "rank", rank, 1, min(m, n)))
     share = number("continuation", "share", share, 0, 1)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     point = spectral_start(problem, 1, generator=generator)
     tol = max(tol, _ROUND_OFF * _size_at_0(problem, point))
     yield None, point
     missing = 0.0
     for _ in range(most - 1):
-        found, before = solved(point, max(tol, share * missing)), float("inf")
+        goal, before = max(tol, share * missing), float("inf")
         while True:
-            point, missing = with_next_pair(problem, found.point, generator=generator)
-            norm = float(found.gradient_norm)
-            if norm <= max(tol, share * missing) or found.iterations == max_iter or norm >= before:
+            found = minimize(problem, point, tol=goal, **options)
+            following, missing = with_next_pair(problem, found.point, generator=generator)
+            norm, most_taken = float(found.gradient_norm), found.iterations == options["max_iter"]
+            if norm <= max(tol, share * missing) or most_taken or norm >= before:
                 break
+            point, before = found.point, norm
             goal = max(tol, min(share * missing, 0.1 * norm))
-            before, found = norm, solved(found.point, goal)
         if missing <= tol:
             yield found, None
             return
-        yield found, point
+        yield found, following
+        point = following
 
 
 def _size_at_0(problem: Problem, point: Point) -> float:
