@@ -179,8 +179,9 @@ def test_rows_that_the_entries_do_not_determine_are_told():
     ]
     rows, cols = (int((count < 2).sum()) for count in few)
     assert rows or cols
-    told = " and ".join(f"{c} {name}" for c, name in ((rows, "rows"), (cols, "columns")) if c)
-    assert f"{told} with fewer than 2 known entries" in " ".join(experiment.notes)
+    named = [f"{rows} row{'s' * (rows > 1)}"] * (rows > 0)
+    named += [f"{cols} column{'s' * (cols > 1)}"] * (cols > 0)
+    assert f"{' and '.join(named)} with fewer than 2 known entries" in " ".join(experiment.notes)
     assert "fewer than" not in " ".join(made(*SMALL).notes)
 
 

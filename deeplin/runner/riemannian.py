@@ -206,15 +206,17 @@ def undetermined(problem: Problem, rank: int) -> str | None:
     """A sentence where rows or columns have fewer known entries than the rank: any W may fit."""
     if not isinstance(problem, MatrixCompletion):
         return None
-    known = zip((problem.rows, problem.cols), problem.shape, ("rows", "columns"), strict=True)
+    sides = zip((problem.rows, problem.cols), problem.shape, ("row", "column"), strict=True)
     few = {
         name: int((torch.bincount(index, minlength=size) < rank).sum())
-        for index, size, name in known
+        for index, size, name in sides
     }
-    if not any(few.values()):
+    told = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in few.items() if count]
+    if not told:
         return None
-    told = " and ".join(f"{count} {name}" for name, count in few.items() if count)
-    return f"{told} with fewer than {rank} known entries: these do not determine W there"
+    return (
+        f"{' and '.join(told)} with fewer than {rank} known entries, which do not determine W there"
+    )
 
 
 def _retraction(name: str, flow: DLRAFlow) -> str:
