@@ -57,7 +57,9 @@ def conclude(
         follows_no_flow=_follows_no_flow(experiment.stepper),
     )
     if draw:
-        figure = figures.convergence(history, prediction, title)
+        counts = isinstance(experiment.stepper, OptimizerStepper) and experiment.stepper.counts
+        time = "steps" if counts else "flow time t"
+        figure = figures.convergence(history, prediction, title, time=time)
         _show("convergence", figures.rendered(figure), folder, log)
     if passed and len(passed[verdict.shown]) > 1:
         shown = f"{title}, repeat {verdict.shown + 1}" if len(passed) > 1 else title

@@ -22,8 +22,10 @@ BLUE, ORANGE, GREEN = COLOURS[:3]
 GREY = "#555555"
 
 
-def convergence(history: History, prediction: Prediction, title: str) -> Figure:
-    """Four panels over flow time: loss, distance to the limit, singular values, conservation."""
+def convergence(
+    history: History, prediction: Prediction, title: str, *, time: str = "flow time t"
+) -> Figure:
+    """Four panels over `time`: loss, distance to the limit, singular values, conservation."""
     figure = Figure(figsize=(10, 7), dpi=130, layout="constrained")
     axes = figure.subplots(2, 2)
     t = history.t.numpy()
@@ -32,7 +34,7 @@ def convergence(history: History, prediction: Prediction, title: str) -> Figure:
     _singular_values(axes[1, 0], t, history, prediction)
     _conservation(axes[1, 1], t, history)
     for ax in axes.flat:
-        ax.set_xlabel("flow time t")
+        ax.set_xlabel(time)
         ax.margins(x=0.01)
         ax.grid(alpha=0.25, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)

@@ -146,5 +146,5 @@ def continuation_start(
         point = rank_increase.continuation_start(
             problem, min(net.widths), share=share, generator=generator
         )
-    P, s, Q = point.spectrum
-    init.balanced_factors_(net, point.U @ P, s, point.V @ Q)
+    s = torch.linalg.diagonal(point.S).real
+    init.balanced_factors_(net, point.U, s, point.V)
