@@ -66,7 +66,7 @@ BRTW = (
     M(
         "BRTW Lemma 7",
         "deeplin/geometry/coordinates.py",
-        "plus_tall_times(ZhU, point.V, point.V.mH @ ZhU, alpha=-1))",
+        "plus_tall_times(ZhU, point.V, other, alpha=-1))",
         "ZhU)",
     ),
     M("BRTW Lemma 8", METRIC, "1 / metric.core(sigma), inverse", "metric.core(sigma), inverse"),

@@ -72,7 +72,7 @@ HLZ = (
     M(
         "HLZ Lemma 2.1(3)",
         COORDINATES,
-        "Up = plus_tall_times(Zu, point.U, point.U.mH @ Zu, alpha=-1)",
+        "Up = plus_tall_times(Zu, point.U, left, alpha=-1)",
         "Up = Zu",
     ),
     M(
@@ -85,7 +85,7 @@ HLZ = (
     M(
         "HLZ Lemma 2.2",
         COORDINATES,
-        "plus_tall_times(ZhU, point.V, point.V.mH @ ZhU, alpha=-1))",
+        "plus_tall_times(ZhU, point.V, other, alpha=-1))",
         "ZhU)",
     ),
     M(

@@ -156,8 +156,13 @@ def christoffel_terms(point: Point, xi: Tangent, gradient: Tangent, metric: Metr
     Source: ours.
     Cost: O((m + n) r² + r³), with about 50·r³ values of c.
     Accuracy: round-off for ξ = 𝒜_W(Z), as steps are; ε·σ_1/σ_r relative for any ξ.
-    Raises: ValueError where depth ∞ is no metric.
+    Raises: ValueError where depth ∞ is no metric, and at a point that processes share.
     """
+    if point.group is not None:
+        raise ValueError(
+            "Hessians at a point that processes share are known for the embedded metric alone; got "
+            f"{metric}: take depth=1, or conjugate gradients."
+        )
     metric.require(point)
     P, sigma, Q = point.spectrum
     xi, p = (Tangent(P.mH @ v.M @ Q, v.Up @ Q, v.Vp @ P) for v in (xi, gradient))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Inexact
 from torch import Tensor
 
-from deeplin.linalg import hermitian_part, plus_tall_times
+from deeplin.linalg import adjoint_products, gather_rows, hermitian_part, plus_tall_times, sum_over
 
 __all__ = ["Point", "Tangent", "project_matrix", "project_packed", "project_products", "transport"]
 
@@ -23,6 +24,8 @@ class Point:
     functions of this package then keep it, and its tangent vectors, Hermitian. The pair
     (U, S, V) is a gauge: (UP, PᴴSR, VR) is the same W for unitary P, R.
 
+    With a `group` its processes share the rows of U, and those of V; S is the same on each.
+
     Shapes: U (*batch, m, r), S (*batch, r, r), V (*batch, n, r).
     """
 
@@ -30,6 +33,7 @@ class Point:
     S: Inexact[Tensor, "*batch r r"]
     V: Inexact[Tensor, "*batch n r"]
     _spectrum: Spectrum | None = field(default=None, init=False, repr=False, compare=False)
+    group: dist.ProcessGroup | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
     def hermitian(self) -> bool:
@@ -53,13 +57,23 @@ class Point:
 
     def with_spectrum(self, spectrum: Spectrum) -> Point:
         """The same point, which takes `spectrum` as given."""
-        point = Point(self.U, self.S, self.V)
+        point = Point(self.U, self.S, self.V, group=self.group)
         object.__setattr__(point, "_spectrum", spectrum)
         return point
 
     def dense(self) -> Inexact[Tensor, "*batch m n"]:
         """The matrix W = U S Vᴴ itself."""
-        return (self.U @ self.S) @ self.V.mH
+        whole = self.gathered()
+        return (whole.U @ whole.S) @ whole.V.mH
+
+    def gathered(self) -> Point:
+        """The same point with all rows of U and V on each process."""
+        if self.group is None:
+            return self
+        rows = torch.tensor([len(self.U), len(self.V)], device=self.S.device)
+        m, n = sum_over(self.group, rows)[0].tolist()
+        U, V = gather_rows(self.U, m, self.group), gather_rows(self.V, n, self.group)
+        return Point(U, self.S, V)
 
 
 def _spectrum(S: Inexact[Tensor, "*batch r r"], hermitian: bool) -> Spectrum:
@@ -112,9 +126,9 @@ def project_products(
         core = point.U.mH @ ZU
         Up = plus_tall_times(ZU, point.U, core, alpha=-1)
         return Tangent(hermitian_part(core), Up, Up)
-    core = point.U.mH @ ZV
+    core, other = adjoint_products((point.U, ZV), (point.V, ZhU), group=point.group)
     Up = plus_tall_times(ZV, point.U, core, alpha=-1)
-    return Tangent(core, Up, plus_tall_times(ZhU, point.V, point.V.mH @ ZhU, alpha=-1))
+    return Tangent(core, Up, plus_tall_times(ZhU, point.V, other, alpha=-1))
 
 
 def project_matrix(point: Point, Z: Inexact[Tensor, "*batch m n"]) -> Tangent:
@@ -134,10 +148,12 @@ def project_packed(point: Point, Zu: Tensor, Zv: Tensor, Zs: Tensor) -> Tangent:
 
     Cost: O((m + n) r²).
     """
-    Up = plus_tall_times(Zu, point.U, point.U.mH @ Zu, alpha=-1)
+    right_side = [] if point.hermitian else [(point.V, Zv)]
+    left, *right = adjoint_products((point.U, Zu), *right_side, group=point.group)
+    Up = plus_tall_times(Zu, point.U, left, alpha=-1)
     if point.hermitian:
         return Tangent(hermitian_part(Zs), Up, Up)
-    return Tangent(Zs, Up, plus_tall_times(Zv, point.V, point.V.mH @ Zv, alpha=-1))
+    return Tangent(Zs, Up, plus_tall_times(Zv, point.V, right[0], alpha=-1))
 
 
 def transport(start: Point, end: Point, tangent: Tangent) -> Tangent:
@@ -147,11 +163,13 @@ def transport(start: Point, end: Point, tangent: Tangent) -> Tangent:
 
     Cost: O((m + n) r²).
     """
-    right = start.V.mH @ end.V
-    left = right if start.hermitian else start.U.mH @ end.U
+    left_side = [] if start.hermitian else [(start.U, end.U)]
+    right, vp_right, up_left, *other = adjoint_products(
+        (start.V, end.V), (tangent.Vp, end.V), (tangent.Up, end.U), *left_side, group=end.group
+    )
+    left = other[0] if other else right
     # P_end(ξ) from ξV' = U a + U_p VᴴV' and ξᴴU' = V b + V_p UᴴU'.
-    a = tangent.M @ right + tangent.Vp.mH @ end.V
-    up_left = tangent.Up.mH @ end.U
+    a = tangent.M @ right + vp_right
     core = left.mH @ a + up_left.mH @ right
     Up = plus_tall_times(start.U @ a, tangent.Up, right)
     Up = plus_tall_times(Up, end.U, core, alpha=-1)

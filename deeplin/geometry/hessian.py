@@ -11,6 +11,7 @@ from torch import Tensor
 from deeplin.geometry.connection import christoffel_terms
 from deeplin.geometry.coordinates import Point, Tangent, project_products
 from deeplin.geometry.metric import DepthMetric, Metric, metric_operator
+from deeplin.linalg import adjoint_products
 
 __all__ = [
     "Matrix",
@@ -51,11 +52,12 @@ def embedded_hessian(
     if point.hermitian:
         GVp = (GVp + GhUp) / 2
     left = torch.linalg.solve(point.S.mH, GVp, left=False)
-    Up = H.Up + left - point.U @ (point.U.mH @ left)
     if point.hermitian:
+        Up = H.Up + left - point.U @ (point.U.mH @ left)
         return Tangent(H.M, Up, Up)
     right = torch.linalg.solve(point.S, GhUp, left=False)
-    return Tangent(H.M, Up, H.Vp + right - point.V @ (point.V.mH @ right))
+    Q, P = adjoint_products((point.U, left), (point.V, right), group=point.group)
+    return Tangent(H.M, H.Up + left - point.U @ Q, H.Vp + right - point.V @ P)
 
 
 def hessian_of_products(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent
-from deeplin.linalg import expm1_ratio, hermitian_part, power_divided_difference
+from deeplin.linalg import expm1_ratio, hermitian_part, power_divided_difference, sum_over
 
 __all__ = [
     "DepthMetric",
@@ -258,10 +258,12 @@ def metric_inner(
     M_second = M_first if first is second else P.mH @ second.M @ Q
     least = math.ulp(0.0) if sigma.dtype == torch.float64 else 1.5e-45  # not 0/0 where c is less
     core = ((M_first.conj() * M_second).real / metric.core(sigma).clamp(min=least)).sum((-2, -1))
-    if point.U.shape[-2] == point.V.shape[-2] == sigma.shape[-1]:  # there are no sides
+    no_sides = point.U.shape[-2] == point.V.shape[-2] == sigma.shape[-1]
+    if no_sides and point.group is None:
         return core
     sides = product(first.Up, second.Up, Q).sum(-2)
     sides = 2 * sides if point.hermitian else sides + product(first.Vp, second.Vp, P).sum(-2)
+    (sides,) = sum_over(point.group, sides)
     return core + (sides / metric.side(sigma).clamp(min=least)).sum(-1)
 
 

@@ -30,10 +30,13 @@ from torch import Tensor
 from deeplin.geometry.coordinates import Point, Tangent, project_products
 from deeplin.geometry.metric import DepthMetric, Metric
 from deeplin.linalg import (
+    adjoint_products,
     hermitian_part,
     orthonormal_factor,
     plus_tall_times,
     psd_tangent_step,
+    sum_over,
+    tall_qr,
     tangent_step,
     values_known,
 )
@@ -110,9 +113,9 @@ def svd_step(point: Point, tangent: Tangent) -> Step:
             U, S = psd_tangent_step(U, hermitian_part(T), Up, diagonal=True)
             V = U
         else:
-            U, S, V = tangent_step(U, T, V, Up, Vp, diagonal=True)
+            U, S, V = tangent_step(U, T, V, Up, Vp, diagonal=True, group=point.group)
         values = S.diagonal(dim1=-2, dim2=-1).real
-        return Point(U, S, V), _keeps_rank(values, point, tangent)
+        return Point(U, S, V, group=point.group), _keeps_rank(values, point, tangent)
 
 
 def _zero_unless_finite(core: Tensor) -> Tensor:
@@ -150,10 +153,10 @@ def orthographic_step(point: Point, tangent: Tangent) -> Step:
     # U_p T⁻¹ = (U_p R⁻¹) Qᴴ and V_p T⁻ᴴ = (R⁻¹ Qᴴ V_pᴴ)ᴴ
     left = torch.linalg.solve_triangular(R_safe, tangent.Up, upper=True, left=False) @ Q.mH
     right = torch.linalg.solve_triangular(R_safe, Q.mH @ tangent.Vp.mH, upper=True).mH
-    U, R_left = orthonormal_factor(point.U + left)
-    V, R_right = orthonormal_factor(point.V + right)
+    U, R_left = orthonormal_factor(point.U + left, group=point.group)
+    V, R_right = orthonormal_factor(point.V + right, group=point.group)
     S = R_left @ T @ R_right.mH
-    return Point(U, S, V), kept & torch.isfinite(S).all(-1).all(-1)
+    return Point(U, S, V, group=point.group), kept & torch.isfinite(S).all(-1).all(-1)
 
 
 def splitting_step(point: Point, tangent: Tangent) -> Step:
@@ -172,16 +175,16 @@ def splitting_step(point: Point, tangent: Tangent) -> Step:
     T = point.S + tangent.M
     if point.hermitian:
         T = hermitian_part(T)
-    U, R = torch.linalg.qr(plus_tall_times(tangent.Up, point.U, T))
-    moved = point.U.mH @ U
+    U, R = tall_qr(plus_tall_times(tangent.Up, point.U, T), point.group)
+    (moved,) = adjoint_products((point.U, U), group=point.group)
     if point.hermitian:
         S = hermitian_part(R @ moved + moved.mH @ (tangent.Up.mH @ U))
         L, info = torch.linalg.cholesky_ex(S)
         pivots = L.diagonal(dim1=-2, dim2=-1).real
         return Point(U, S, U), (info == 0) & _keeps_rank(pivots**2, point, tangent)
-    V, R = torch.linalg.qr(plus_tall_times(point.V @ R.mH, tangent.Vp, moved))
+    V, R = tall_qr(plus_tall_times(point.V @ R.mH, tangent.Vp, moved), point.group)
     values = R.diagonal(dim1=-2, dim2=-1).abs()
-    return Point(U, R.mH, V), _keeps_rank(values, point, tangent)
+    return Point(U, R.mH, V, group=point.group), _keeps_rank(values, point, tangent)
 
 
 def _identity_like(A: Tensor) -> Tensor:
@@ -213,7 +216,8 @@ def layers_step(point: Point, tangent: Tangent, depth: float) -> Step:
 
     def end(basis: Tensor, core: Tensor, perpendicular: Tensor) -> tuple[Tensor, Tensor]:
         layer = basis @ (torch.diag_embed(root).to(core.dtype) + core * start[..., None, :])
-        return orthonormal_factor(layer + perpendicular * side[..., None, :])
+        factor = layer + perpendicular * side[..., None, :]
+        return orthonormal_factor(factor, group=point.group)
 
     U, R_left = end(point.U @ P, B, tangent.Up @ Q)
     V, R_right = (U, R_left) if point.hermitian else end(point.V @ Q, B.mH, tangent.Vp @ P)
@@ -226,7 +230,7 @@ def layers_step(point: Point, tangent: Tangent, depth: float) -> Step:
     S = hermitian_part(S) if point.hermitian else S
     core = _zero_unless_finite(S.detach())
     values = torch.linalg.eigvalsh(core) if point.hermitian else torch.linalg.svdvals(core)
-    return Point(U, S, V), _keeps_rank(values, point, tangent)
+    return Point(U, S, V, group=point.group), _keeps_rank(values, point, tangent)
 
 
 def step_of(retraction: str, metric: Metric) -> Callable[[Point, Tangent], Step]:
@@ -237,14 +241,18 @@ def step_of(retraction: str, metric: Metric) -> Callable[[Point, Tangent], Step]
     return steps[retraction]
 
 
-def _finite(tangent: Tangent) -> Bool[Tensor, "*batch"] | None:
+def _finite(point: Point, tangent: Tangent) -> Bool[Tensor, "*batch"] | None:
     """Per matrix of the batch, whether all coordinates are finite; None where all are known to."""
     parts = (tangent.M, tangent.Up, tangent.Vp)
     # One pass over each; a sum that overflows leads to the full check.
-    if values_known() and bool(torch.isfinite(parts[0].sum() + parts[1].sum() + parts[2].sum())):
-        return None
+    if values_known():
+        total = parts[0].sum() + parts[1].sum() + parts[2].sum()
+        if bool(torch.isfinite(sum_over(point.group, total)[0])):
+            return None
     checks = [torch.isfinite(part).all(-1).all(-1) for part in parts]
-    return checks[0] & checks[1] & checks[2]
+    finite = checks[0] & checks[1] & checks[2]
+    # Where a process has a nan, all must take the same way.
+    return finite if point.group is None else sum_over(point.group, (~finite).double())[0] == 0
 
 
 def _where_finite(tangent: Tangent, finite: Bool[Tensor, "*batch"]) -> Tangent:
@@ -305,7 +313,7 @@ def retract(point: Point, tangent: Tangent, retraction: str, metric: Metric) -> 
         new, kept = step(point, tangent)
         if bool(kept.all()):  # so all was finite
             return Landing(new, None, None)
-    finite = _finite(tangent)
+    finite = _finite(point, tangent)
     if finite is not None:
         tangent = _where_finite(tangent, finite)
         if values_known():
@@ -322,7 +330,7 @@ def retract(point: Point, tangent: Tangent, retraction: str, metric: Metric) -> 
         length = torch.where(kept, lengths, 0.0).amax(0)
     new, kept = step(point, tangent.scaled(length[..., None, None]))
     S = torch.where(kept[..., None, None], new.S, math.nan)
-    return Landing(Point(new.U, S, new.V), finite, kept)
+    return Landing(Point(new.U, S, new.V, group=point.group), finite, kept)
 
 
 def inverse_orthographic(start: Point, end: Point) -> Tangent:
@@ -333,9 +341,10 @@ def inverse_orthographic(start: Point, end: Point) -> Tangent:
     Source: [AM12], §4.
     Cost: O((m + n) r²).
     """
-    YV = end.U @ (end.S @ (end.V.mH @ start.V))
+    right, left = adjoint_products((end.V, start.V), (end.U, start.U), group=start.group)
+    YV = end.U @ (end.S @ right)
     if start.hermitian:
         moved = project_products(start, YV, YV)
     else:
-        moved = project_products(start, YV, end.V @ (end.S.mH @ (end.U.mH @ start.U)))
+        moved = project_products(start, YV, end.V @ (end.S.mH @ left))
     return Tangent(moved.M - start.S, moved.Up, moved.Vp)

@@ -16,14 +16,26 @@ from deeplin.linalg.products import (
     product_svdvals,
     tall_times,
 )
+from deeplin.linalg.shards import (
+    adjoint_products,
+    check_rows,
+    gather_rows,
+    own_rows,
+    scatter_rows,
+    sum_over,
+    tall_qr,
+)
 from deeplin.linalg.subspace import leading_svd
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step
 from deeplin.linalg.values import values_known
 
 __all__ = [
+    "adjoint_products",
     "batch_last",
     "chain",
+    "check_rows",
     "expm1_ratio",
+    "gather_rows",
     "graded_svd",
     "halves",
     "hermitian_part",
@@ -32,12 +44,16 @@ __all__ = [
     "leading_svd",
     "matmul",
     "orthonormal_factor",
+    "own_rows",
     "plus_tall_times",
     "power_divided_difference",
     "product_svd",
     "product_svdvals",
     "psd_tangent_step",
     "random_orthogonal",
+    "scatter_rows",
+    "sum_over",
+    "tall_qr",
     "tall_times",
     "tangent_step",
     "values_known",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Inexact
 from torch import Tensor
 
+from deeplin.linalg.shards import adjoint_products, tall_qr
 from deeplin.linalg.values import values_known
 
 __all__ = ["orthonormal_factor", "random_orthogonal"]
@@ -33,7 +35,10 @@ def random_orthogonal(
 
 
 def orthonormal_factor(
-    A: Inexact[Tensor, "*batch m r"], *, cholesky: bool | None = None
+    A: Inexact[Tensor, "*batch m r"],
+    *,
+    cholesky: bool | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Inexact[Tensor, "*batch m r"], Inexact[Tensor, "*batch r r"]]:
     """The thin QR decomposition A = QR of a tall matrix with diag R > 0, hence unique.
 
@@ -42,35 +47,37 @@ def orthonormal_factor(
     which needs products and triangular solves only: slower on a CPU, faster on CUDA for batches of
     small matrices. ``cholesky=None`` chooses by the device; Householder's QR takes over for the
     whole batch when a matrix of it is too ill-conditioned for the other, or rank-deficient; it is
-    used always where that cannot be looked at, under torch.func and torch.compile.
+    used always where that cannot be looked at, under torch.func and torch.compile. With a `group`
+    each process has some rows of A and gets those of Q: by Cholesky QR from the sum of AᴴA.
 
     Source: CholeskyQR2: [YNYF15].
     Shapes: A (*batch, m, r) with m >= r, real or complex.
     Cost: O(m r²).
     Accuracy: ‖QᴴQ − I‖ and ‖A − QR‖/‖A‖ at round-off, on either path.
     """
-    wanted = A.device.type != "cpu" if cholesky is None else cholesky
+    wanted = A.device.type != "cpu" or group is not None if cholesky is None else cholesky
     if not (wanted and values_known()):
-        return _positive_qr(A)
-    Q, R_first, safe = _cholesky_qr(A)
+        return _positive_qr(A, group)
+    Q, R_first, safe = _cholesky_qr(A, group)
     if safe:
-        Q, R_second, safe = _cholesky_qr(Q)
+        Q, R_second, safe = _cholesky_qr(Q, group)
         if safe:
             return Q, R_second @ R_first
-    return _positive_qr(A)
+    return _positive_qr(A, group)
 
 
-def _positive_qr(A: Tensor) -> tuple[Tensor, Tensor]:
+def _positive_qr(A: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Householder's thin QR with the signs (phases) moved so that diag R ≥ 0."""
-    Q, R = torch.linalg.qr(A)
+    Q, R = tall_qr(A, group)
     diagonal = R.diagonal(dim1=-2, dim2=-1)
     phase = torch.where(diagonal == 0, torch.ones_like(diagonal), torch.sgn(diagonal))
     return Q * phase[..., None, :], R * phase.conj()[..., :, None]
 
 
-def _cholesky_qr(A: Tensor) -> tuple[Tensor, Tensor, bool]:
+def _cholesky_qr(A: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, bool]:
     """One pass A = QR with R from the Cholesky factor of AᴴA, and whether it is safe to use."""
-    L, info = torch.linalg.cholesky_ex(A.mH @ A)
+    (gram,) = adjoint_products((A, A), group=group)
+    L, info = torch.linalg.cholesky_ex(gram)
     pivots = L.diagonal(dim1=-2, dim2=-1).real
     limit = 30 * torch.finfo(A.dtype).eps ** 0.5
     safe = (info == 0) & (pivots.amin(-1) > limit * pivots.amax(-1))

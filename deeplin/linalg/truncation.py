@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Inexact
 from torch import Tensor
 
 from deeplin.linalg.hermitian import hermitian_part
 from deeplin.linalg.products import plus_tall_times, tall_times
+from deeplin.linalg.shards import adjoint_products, tall_qr
 from deeplin.linalg.values import values_known
 
 __all__ = ["psd_tangent_step", "tangent_step"]
@@ -29,6 +31,7 @@ def tangent_step(
     Vp: Inexact[Tensor, "*batch n r"],
     *,
     diagonal: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(U', S', V'): the nearest matrix of rank r to UTVᴴ + U_pVᴴ + UV_pᴴ.
 
@@ -38,7 +41,8 @@ def tangent_step(
     iteration in disguise, so that it converges to the dominant subspaces, at the rate
     (σ_{r+1}/σ_r)². What has not converged, is not proved dominant, or is too steep for an
     orthonormal basis by one Cholesky factor goes through QR and SVD, matrix by matrix; under
-    torch.func and torch.compile, where no result may decide on the next operation, all do.
+    torch.func and torch.compile, where no result may decide on the next operation, all do. With a
+    `group` each process has some rows of U, V, U_p, V_p and gets those of U', V'.
 
     Source: the nearest matrix is HLZ Definition 2.3; the iteration is ours.
     Shapes: U', V' as U, V with orthonormal columns; S' (*batch, r, r), with `diagonal` that of the
@@ -47,8 +51,8 @@ def tangent_step(
     Accuracy: round-off relative to ‖T‖ + ‖U_p‖ + ‖V_p‖; NaN where the core overflows.
     """
     if not values_known():
-        return _by_svd(U, T, V, Up, Vp)
-    Q_U, Q_V = Up.mH @ Up, Vp.mH @ Vp
+        return _by_svd(U, T, V, Up, Vp, group)
+    Q_U, Q_V = adjoint_products((Up, Up), (Vp, Vp), group=group)
     H_V, H_U, converged, settled = T, T.mH, _never(T), _settled(T)
     for i in range(_ITERATIONS):
         H_U = T.mH + _right_solve(Q_U, H_V)
@@ -58,8 +62,8 @@ def tangent_step(
             if bool(converged.all()):
                 break
     Z_U, Z_V = _inverse(H_V), _inverse(H_U)
-    B_U, L_U, t_U = _basis(U, Up, Z_U)
-    B_V, L_V, t_V = _basis(V, Vp, Z_V)
+    B_U, L_U, t_U = _basis(U, Up, Z_U, group)
+    B_V, L_V, t_V = _basis(V, Vp, Z_V, group)
     S = torch.linalg.solve_triangular(L_V, (L_U.mH @ H_V).mH, upper=False).mH
     # Dominant: what the core has beside S' is Y_U S' Y_Vᴴ up to unitary factors, at most
     # ‖Y_U‖‖Y_V‖σ_1(S'), and σ_r(S') ≥ 1/(‖L_V‖‖H_V^{-1}‖).
@@ -75,7 +79,7 @@ def tangent_step(
     new_U, new_V = _orthonormal(B_U, L_U, P), _orthonormal(B_V, L_V, Q)
     if not bool(fine.all()):
         rare = ~fine
-        new_U[rare], S[rare], new_V[rare] = _by_svd(*(A[rare] for A in (U, T, V, Up, Vp)))
+        new_U[rare], S[rare], new_V[rare] = _by_svd(*(A[rare] for A in (U, T, V, Up, Vp)), group)
     return new_U, S, new_V
 
 
@@ -108,7 +112,7 @@ def psd_tangent_step(
             converged = settled(H - previous)
             if bool(converged.all()):
                 break
-    B, L, t = _basis(U, Up, _inverse(H))
+    B, L, t = _basis(U, Up, _inverse(H), None)
     S = hermitian_part(torch.linalg.solve_triangular(L, (L.mH @ H).mH, upper=False).mH)
     positive = torch.linalg.cholesky_ex(S).info == 0
     fine = converged & positive & (t < _STEEP)
@@ -142,10 +146,13 @@ def _never(T: Tensor) -> Bool[Tensor, "*batch"]:
     return torch.zeros(T.shape[:-2], dtype=torch.bool, device=T.device)
 
 
-def _basis(U: Tensor, Up: Tensor, Z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _basis(
+    U: Tensor, Up: Tensor, Z: Tensor, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(B, L, ‖Y‖²) for B = U + Y, Y = U_pZ ⟂ U, and BᴴB = LLᴴ."""
     B = plus_tall_times(U, Up, Z)
-    L = torch.linalg.cholesky_ex(B.mH @ B).L
+    (gram,) = adjoint_products((B, B), group=group)
+    L = torch.linalg.cholesky_ex(gram).L
     square = (torch.linalg.matrix_norm(L).square() - L.shape[-1]).clamp_(min=0)
     return B, L, square
 
@@ -175,11 +182,16 @@ def _core(T: Tensor, R_left: Tensor, R_right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_svd(
-    U: Tensor, T: Tensor, V: Tensor, Up: Tensor, Vp: Tensor
+    U: Tensor,
+    T: Tensor,
+    V: Tensor,
+    Up: Tensor,
+    Vp: Tensor,
+    group: dist.ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r = T.shape[-1]
-    Q_L, R_L = torch.linalg.qr(torch.cat([U, Up], -1))
-    Q_R, R_R = torch.linalg.qr(torch.cat([V, Vp], -1))
+    Q_L, R_L = tall_qr(torch.cat([U, Up], -1), group)
+    Q_R, R_R = tall_qr(torch.cat([V, Vp], -1), group)
     core, unknown = _core(T, R_L, R_R)
     P, s, Qh = torch.linalg.svd(core, full_matrices=False)
     S = torch.diag_embed(s[..., :r] + unknown).to(T.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from deeplin.geometry.coordinates import Point, Tangent, project_packed
 from deeplin.geometry.metric import Metric, gradient_from_partials, metric_operator
 from deeplin.geometry.points import nearest_point
-from deeplin.linalg import hermitian_part, orthonormal_factor, working
+from deeplin.linalg import adjoint_products, hermitian_part, orthonormal_factor, working
 from deeplin.manifolds.defects import check_numbers, spectrum_defect
 from deeplin.manifolds.low_rank import LowRankManifold
 
@@ -57,7 +57,9 @@ class FactoredManifold(LowRankManifold):
     def _point(self, x: Tensor) -> Point:
         wide = working(x.detach())
         # Frames that were rounded to bfloat16 or float16 are orthonormal to that only.
-        return Point(*self._split(wide)) if wide.dtype == x.dtype else self._projection(x)
+        if wide.dtype != x.dtype:
+            return self._projection(x)
+        return Point(*self._split(wide), group=self.group)
 
     def _tangent(self, point: Point, u: Tensor) -> Tangent:
         Zu, Zs, Zv = self._parts(u)
@@ -132,7 +134,7 @@ class FactoredManifold(LowRankManifold):
         U, _, _ = self._split(x.detach())
         if self._hermitian:
             GV = GhU = (GV + GhU) / 2
-        return self._stack(GV, U.mH @ GV, GhU)
+        return self._stack(GV, adjoint_products((U, GV), group=self.group)[0], GhU)
 
     def to_dense(self, x: Tensor) -> Inexact[Tensor, "*batch m n"]:
         """The matrix W itself, differentiable.
@@ -152,11 +154,11 @@ class FactoredManifold(LowRankManifold):
 
     def _projection(self, x: Tensor) -> Point:
         U, S, V = self._split(working(x.detach()))
-        U, R = orthonormal_factor(U)
+        U, R = orthonormal_factor(U, group=self.group)
         if self._hermitian:
             return Point(U, hermitian_part(R @ S @ R.mH), U)
-        V, R_right = orthonormal_factor(V)
-        return Point(U, R @ S @ R_right.mH, V)
+        V, R_right = orthonormal_factor(V, group=self.group)
+        return Point(U, R @ S @ R_right.mH, V, group=self.group)
 
     def from_dense(self, W: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch k r"]:
         """The packed factors of the nearest (semidefinite) matrix of rank r, with S diagonal.
@@ -238,7 +240,7 @@ class FactoredManifold(LowRankManifold):
         point = Point(*self._split(x))
         frames = {"U": point.U} if self._hermitian else {"U": point.U, "V": point.V}
         for name, frame in frames.items():
-            gram = frame.mH @ frame
+            (gram,) = adjoint_products((frame, frame), group=self.group)
             eye = torch.eye(self.rank, dtype=gram.dtype, device=gram.device)
             defect = (gram - eye).abs().max().item()
             if defect > tolerance:

@@ -68,6 +68,11 @@ class FixedRankFactored(FactoredManifold):
                 f"rank={rank} for m={m}, n={n}."
             )
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n), of the matrices."""
+        return self.m, self.n
+
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         U, V, S = x.split_with_sizes([self.m, self.n, self.rank], -2)
         return U, S, V

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import geoopt
 import torch
+import torch.distributed as dist
 from geoopt.manifolds.base import Manifold
 from geoopt.utils import size2shape
 from torch import Tensor
@@ -31,6 +32,8 @@ class StoredManifold(Manifold):
     ndim = 2
     reversible = False
     _hermitian = False
+    group: dist.ProcessGroup | None = None
+    """The processes that share the rows of a point; None: this one has them all."""
 
     def __init__(self, rank: int, depth: float | Metric, retraction: str) -> None:
         super().__init__()

@@ -1,0 +1,128 @@
+"""Tall matrices of which each process of a group holds some rows: sums, products, bases.
+
+Of `count` rows process i has those from i·b on, b = ⌈count/p⌉ of them or what is left, as
+`torch.chunk` and DTensor's Shard(0) cut them. Without a group one process has all rows, and nothing
+here costs anything. Every process of the group must come to every call.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Inexact
+from torch import Tensor
+
+__all__ = [
+    "adjoint_products",
+    "check_rows",
+    "gather_rows",
+    "own_rows",
+    "scatter_rows",
+    "sum_over",
+    "tall_qr",
+]
+
+
+def own_rows(count: int, group: dist.ProcessGroup | None) -> slice:
+    """Which of so many rows are this process's."""
+    if group is None:
+        return slice(0, count)
+    block = -(-count // dist.get_world_size(group))
+    begin = min(count, dist.get_rank(group) * block)
+    return slice(begin, min(count, begin + block))
+
+
+def check_rows(name: str, count: int, group: dist.ProcessGroup) -> None:
+    """Raises: ValueError where a process of the group would have none of so many rows."""
+    processes = dist.get_world_size(group)
+    block = -(-count // processes)
+    if block * (processes - 1) >= count:
+        raise ValueError(
+            f"each of {processes} processes must have one of {name} = {count} rows, in blocks of "
+            f"{block}: take at most {-(-count // block)} processes."
+        )
+
+
+def _real(A: Tensor) -> Tensor:
+    """As pairs of real numbers: not every backend adds complex ones."""
+    return torch.view_as_real(A) if A.is_complex() else A
+
+
+def sum_over(group: dist.ProcessGroup | None, *parts: Tensor) -> tuple[Tensor, ...]:
+    """The sums over the processes of tensors of one dtype, the same bits on each.
+
+    Cost: one all-reduce for all of them.
+    """
+    if group is None:
+        return parts
+    joint = torch.cat([part.flatten() for part in parts])
+    dist.all_reduce(_real(joint), group=group)
+    pieces = joint.split([part.numel() for part in parts])
+    return tuple(piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True))
+
+
+def adjoint_products(
+    *pairs: tuple[Inexact[Tensor, "..."], Inexact[Tensor, "..."]],
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor, ...]:
+    """AᴴB of each pair (A, B) of tall matrices whose rows the processes share.
+
+    Shapes: A (*batch, m, k), B (*batch, m, l), m the rows of this process.
+    Cost: one all-reduce of all the k×l matrices.
+    """
+    return sum_over(group, *(A.mH @ B for A, B in pairs))
+
+
+def tall_qr(A: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """A = QR by Householder, of the rows of all processes: R of each, then of these one below the
+    other.
+
+    Shapes: A (*batch, m, r), m the rows of this process, those of all together at least r.
+    Cost: O(m r²), a gather of an r×r matrix from each process, and O(p r³).
+    Accuracy: Q orthonormal to round-off whatever A is.
+    """
+    Q, R = torch.linalg.qr(A)
+    if group is None:
+        return Q, R
+    k, r = R.shape[-2:]
+    own = R.new_zeros((*R.shape[:-2], r, r))
+    own[..., :k, :] = R
+    all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather([_real(part) for part in all_of_them], _real(own), group=group)
+    P, R = torch.linalg.qr(torch.cat(all_of_them, -2))
+    first = dist.get_rank(group) * r
+    return Q @ P[..., first : first + k, :], R
+
+
+def gather_rows(A: Tensor, count: int, group: dist.ProcessGroup | None) -> Tensor:
+    """All `count` rows, on each process, of a matrix of which each gives its own."""
+    if group is None:
+        return A
+    processes = dist.get_world_size(group)
+    block = -(-count // processes)
+    whole = A.new_empty((processes * block, A.shape[-1]))
+    dist.all_gather(
+        [_real(part) for part in whole.chunk(processes)], _real(_filled(A, block)), group=group
+    )
+    return whole[:count]
+
+
+def scatter_rows(A: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """This process's rows of the sum of the matrices that the processes give, all rows each."""
+    if group is None:
+        return A
+    processes = dist.get_world_size(group)
+    block, rows = -(-len(A) // processes), own_rows(len(A), group)
+    parts = _filled(A, processes * block).chunk(processes)
+    own = torch.empty_like(parts[0])
+    dist.reduce_scatter(_real(own), [_real(part) for part in parts], group=group)
+    return own[: rows.stop - rows.start]
+
+
+def _filled(A: Tensor, count: int) -> Tensor:
+    """A with rows of zeros below, so many in all, row by row in memory."""
+    if len(A) == count:
+        return A.contiguous()
+    wide = A.new_zeros((count, A.shape[-1]))
+    wide[: len(A)] = A
+    return wide
