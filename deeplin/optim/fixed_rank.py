@@ -11,6 +11,7 @@ from torch import Tensor
 from deeplin.geometry import retractions
 from deeplin.geometry.coordinates import Point, Tangent, project_products, transport
 from deeplin.geometry.metric import DepthMetric, metric_inner, metric_operator
+from deeplin.linalg import sum_over
 from deeplin.manifolds import FixedRankFactored
 
 __all__ = ["TangentFixedRank"]
@@ -38,7 +39,7 @@ class TangentFixedRank:
     def point(self, x: Tensor) -> Point:
         """The factors of a stored point."""
         U, V, S = self._split(x)
-        return Point(U, S, V)
+        return Point(U, S, V, group=self._manifold.group)
 
     def tangent(self, u: Tensor) -> Tangent:
         """The coordinates of a stored tangent vector."""
@@ -56,8 +57,15 @@ class TangentFixedRank:
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor, keepdim: bool) -> Float[Tensor, "*batch 1 1"]:
         """g_W(u, v)."""
-        if self._embedded:
+        if self._embedded and self._manifold.group is None:
             value = torch.linalg.vecdot(u.flatten(-2), v.flatten(-2)).real
+        elif self._embedded:
+            r = self._manifold.rank  # the rows of M are on every process
+            sides, core = (
+                torch.linalg.vecdot(a.flatten(-2), b.flatten(-2)).real
+                for a, b in ((u[..., :-r, :], v[..., :-r, :]), (u[..., -r:, :], v[..., -r:, :]))
+            )
+            value = core + sum_over(self._manifold.group, sides)[0]
         else:
             value = metric_inner(self.point(x), self.tangent(u), self.tangent(v), self.metric)
         return value[..., None, None]

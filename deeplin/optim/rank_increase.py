@@ -101,6 +101,11 @@ def _grown(
 
     That is to `tol`, or to the round-off of ∇f(0).
     """
+    if problem.group is not None:
+        raise ValueError(
+            "continuation takes a problem that one process has; got one of the "
+            f"group {problem.group}: minimise from spectral_start(problem, rank)."
+        )
     m, n = problem.shape
     most = int(number("continuation", "rank", rank, 1, min(m, n)))
     share = number("continuation", "share", share, 0, 1)

@@ -58,10 +58,16 @@ class Solver(torch.optim.Optimizer):
                 f" the first on {type(manifold).__name__}: leave problem out and step with a "
                 "closure."
             )
-        if problem.shape != (manifold.m, manifold.n):
+        if problem.shape != manifold.shape:
             raise ValueError(
                 f"the problem and the parameter must have one shape; got {problem.shape} and "
-                f"{(manifold.m, manifold.n)}."
+                f"{manifold.shape}."
+            )
+        if problem.group is not manifold.group:
+            raise ValueError(
+                "the rows of the problem and of the parameter must be spread over the same "
+                f"processes; got group = {problem.group} and {manifold.group}: take a "
+                "ShardedCompletion and a point on ShardedFixedRank of one group, or neither."
             )
 
     @property

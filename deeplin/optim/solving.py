@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deeplin.geometry import Metric
 from deeplin.geometry.coordinates import Point
-from deeplin.manifolds import FixedRankFactored
+from deeplin.manifolds import FixedRankFactored, ShardedFixedRank
 from deeplin.optim.conjugate_gradient import ConjugateGradient
 from deeplin.optim.solver import Solver, number
 from deeplin.optim.trust_region import TrustRegion
@@ -56,7 +56,8 @@ def minimize(
     """A minimizer of f on the matrices of the rank of `start`, from there.
 
     `ConjugateGradient` or `TrustRegion` on `FixedRankFactored`, step by step until ‖grad f‖ <= tol
-    or no step decreases f, for each matrix of a batch, or for `max_iter` steps.
+    or no step decreases f, for each matrix of a batch, or for `max_iter` steps. On
+    `ShardedFixedRank` where the problem and the start are spread over processes.
 
     Source: as the solvers.
     Shapes: those of the start's factors.
@@ -80,8 +81,7 @@ def minimize(
             f"minimize: method must be one of {', '.join(map(repr, METHODS))}; got {method!r}."
         )
     most = int(number("minimize", "max_iter", max_iter, 1, 1e9))
-    m, n = problem.shape
-    manifold = FixedRankFactored(m, n, start.S.shape[-1], depth)
+    manifold = _manifold(problem.shape, start, depth)
     x = manifold.parameter(manifold.pack_point(start.U, start.S, start.V))
     solver = METHODS[method]([x], problem=problem, tol=tol, **options)
     loss, iterations = torch.zeros(()), 0
@@ -95,6 +95,13 @@ def minimize(
     return Minimum(_point(manifold, x), loss, norm, norm <= tol, iterations, solver.evaluations)
 
 
+def _manifold(shape: tuple[int, int], start: Point, depth: float | Metric) -> FixedRankFactored:
+    rank = start.S.shape[-1]
+    if start.group is None:
+        return FixedRankFactored(*shape, rank, depth)
+    return ShardedFixedRank(*shape, rank, depth, group=start.group)
+
+
 def _point(manifold: FixedRankFactored, x: Tensor) -> Point:
     U, S, V = manifold.unpack_tensor(x.detach().as_subclass(Tensor))
-    return Point(U, S, V)
+    return Point(U, S, V, group=manifold.group)

@@ -1,5 +1,6 @@
 """Losses of a matrix W, their Euclidean gradients, and what is known of their optima."""
 
+from deeplin.linalg import own_rows
 from deeplin.problems.approximation import MatrixApproximation
 from deeplin.problems.classification import LogisticRegression
 from deeplin.problems.completion import MatrixCompletion
@@ -10,6 +11,7 @@ from deeplin.problems.readers import from_file, from_frame
 from deeplin.problems.ridge import Ridge
 from deeplin.problems.robust import RobustCompletion
 from deeplin.problems.sensing import MatrixSensing
+from deeplin.problems.sharded import ShardedCompletion
 from deeplin.problems.spectral import spectral_start
 from deeplin.problems.spectrum import Spectrum
 
@@ -23,10 +25,12 @@ __all__ = [
     "Problem",
     "Ridge",
     "RobustCompletion",
+    "ShardedCompletion",
     "Spectrum",
     "autoencoder",
     "from_file",
     "from_frame",
     "from_loss",
+    "own_rows",
     "spectral_start",
 ]

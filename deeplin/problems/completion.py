@@ -237,13 +237,28 @@ class MatrixCompletion(Problem):
 
         Source: [KMO10], §1.2, where such rows are left out.
         """
-        pattern, entries = self._pattern, self._slope(self._values, self._weights)
+        of_rows, of_columns = self.weights_of_each()
+        return self.evened(like, (of_rows, of_rows.mean()), (of_columns, of_columns.mean()))
+
+    def weights_of_each(self) -> tuple[Float[Tensor, " m"], Float[Tensor, " n"]]:
+        """The sum of the weights of each row and of each column; without weights how many known."""
+        pattern = self._pattern
         w = torch.ones_like(pattern.rows, dtype=self.values.real.dtype)
         w = w if self._weights is None else self._weights
-        for index, size in zip((pattern.rows, pattern.cols), self.shape, strict=True):
-            of_each = w.new_zeros(size).index_add(0, index, w)
-            most = 2 * of_each.mean()
-            entries = entries * (most / of_each.clamp(min=most))[index]
+        m, n = self.shape
+        return (
+            w.new_zeros(m).index_add(0, pattern.rows, w),
+            w.new_zeros(n).index_add(0, pattern.cols, w),
+        )
+
+    def evened(
+        self, like: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """`back_projection` where the weights of each row, and of each column, and the means of
+        these are given."""
+        pattern, entries = self._pattern, self._slope(self._values, self._weights)
+        for index, (of_each, mean) in ((pattern.rows, rows), (pattern.cols, columns)):
+            entries = entries * (2 * mean / of_each.clamp(min=2 * mean))[index]
         entries = entries.to(like.dtype)
         return (
             partial(sampled.sparse_times, pattern, entries),

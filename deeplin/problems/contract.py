@@ -11,6 +11,7 @@ from numbers import Integral
 from typing import Literal, Self, cast
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
@@ -102,6 +103,8 @@ class Problem(ABC):
     """
 
     shape: tuple[int, int] = cast(tuple[int, int], _Shape())
+    group: dist.ProcessGroup | None = None
+    """The processes that share the rows of factors; None: this one has them all."""
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)

@@ -9,6 +9,7 @@ from typing import Literal
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from deeplin.linalg import adjoint_products
 from deeplin.problems.autograd import half_square
 from deeplin.problems.contract import Problem
 
@@ -31,6 +32,7 @@ class Ridge(Problem):
         if not 0 <= reg < math.inf:
             raise ValueError(f"Ridge: reg must be a finite number >= 0; got {reg!r}.")
         self.problem, self.reg, self.shape = problem, float(reg), problem.shape
+        self.group = problem.group
 
     @property
     def field(self) -> Literal["real", "complex"]:
@@ -66,12 +68,13 @@ class Ridge(Problem):
         self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]
     ) -> Float[Tensor, "*#batch"]:
         """f(ABᴴ) + ½λ‖ABᴴ‖²."""
-        return self.problem.pair_loss(A, B) + 0.5 * self.reg * _square(A, B)
+        return self.problem.pair_loss(A, B) + 0.5 * self.reg * self._square(A, B)
 
     def _with(self, scale: float, A: Tensor, B: Tensor, P: Tensor, Q: Tensor, products) -> tuple:
         """The products of a matrix E, and of scale·ABᴴ added to it."""
         EP, EhQ = products
-        return EP + scale * (A @ (B.mH @ P)), EhQ + scale * (B @ (A.mH @ Q))
+        BhP, AhQ = adjoint_products((B, P), (A, Q), group=self.group)
+        return EP + scale * (A @ BhP), EhQ + scale * (B @ AhQ)
 
     def egrad_times(
         self, A: Tensor, B: Tensor, P: Tensor, Q: Tensor
@@ -104,7 +107,7 @@ class Ridge(Problem):
     def quadratic_along(self, left: Tensor, right: Tensor) -> Float[Tensor, "*#batch"] | None:
         """The problem's, and λ‖ξ‖²."""
         found = self.problem.quadratic_along(left, right)
-        return None if found is None else found + self.reg * _square(left, right)
+        return None if found is None else found + self.reg * self._square(left, right)
 
     def hessian_times(
         self, A: Tensor, B: Tensor, left: Tensor, right: Tensor, P: Tensor, Q: Tensor
@@ -121,7 +124,7 @@ class Ridge(Problem):
         """The problem's and λ."""
         return self.problem.pair_curvature(A, B) + self.reg
 
-
-def _square(A: Tensor, B: Tensor) -> Tensor:
-    """‖ABᴴ‖² = tr(AᴴA BᴴB)."""
-    return ((A.mH @ A) * (B.mH @ B).mT).sum((-2, -1)).real
+    def _square(self, A: Tensor, B: Tensor) -> Tensor:
+        """‖ABᴴ‖² = tr(AᴴA BᴴB)."""
+        AhA, BhB = adjoint_products((A, A), (B, B), group=self.group)
+        return (AhA * BhB.mT).sum((-2, -1)).real

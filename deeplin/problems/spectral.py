@@ -9,7 +9,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point
-from deeplin.linalg import leading_svd
+from deeplin.linalg import leading_svd, own_rows, sum_over
 from deeplin.problems.contract import Problem
 
 __all__ = ["spectral_start"]
@@ -28,6 +28,9 @@ def spectral_start(
     Of a completion −∇f(0) is the matrix of the known entries, zeros elsewhere; its rows and columns
     with very many of them are weighed down (`MatrixCompletion.back_projection`). t is the exact
     step along the quadratic model of f at 0: mn/p, in the mean, for p entries known at random.
+
+    Of a problem that processes share each gets its own rows; what the iteration starts from is
+    drawn whole on each.
 
     Source: completion: [KMO10], §1.2, where t is mn/p.
     Shapes: a point of factors (*batch, m, r), (*batch, r, r), (*batch, n, r), *batch that of the
@@ -54,7 +57,8 @@ def spectral_start(
         (n, columns), dtype=like.dtype, device=generator.device, generator=generator
     )
     times, adjoint_times = problem.back_projection(like)
-    U, sigma, V = leading_svd(times, adjoint_times, start.to(like.device), rank, rtol=rtol)
+    start = start.to(like.device)[own_rows(n, problem.group)]
+    U, sigma, V = leading_svd(times, adjoint_times, start, rank, rtol=rtol, group=problem.group)
     found = (sigma > max(m, n) * torch.finfo(sigma.dtype).eps * sigma[..., :1]).sum(-1).min()
     if int(found) < rank:
         raise ValueError(
@@ -62,16 +66,18 @@ def spectral_start(
             f"rank={max(1, int(found))}, or start at random."
         )
     left = U * sigma[..., None, :]
-    zero = left.new_zeros((*left.shape[:-2], m, 1)), left.new_zeros((*left.shape[:-2], n, 1))
+    zero = torch.zeros_like(U[..., :1]), torch.zeros_like(V[..., :1])
     slope = -(problem.egrad_times(*zero, V, U)[0] * left.conj()).real.sum((-2, -1))
+    (slope,) = sum_over(problem.group, slope)
     curvature = problem.quadratic_along(left, V)
     if curvature is None:
         H = problem.hessian_times(*zero, left, V, V, U)[0]
-        curvature = (H * left.conj()).real.sum((-2, -1))
+        (curvature,) = sum_over(problem.group, (H * left.conj()).real.sum((-2, -1)))
     t = slope / curvature
     # Along the data a convex loss falls and bends up; of another one the length says nothing.
     t = torch.where(torch.isfinite(t) & (t > 0), t, 1.0)
-    return Point(U, torch.diag_embed(t[..., None] * sigma).to(U.dtype), V)
+    S = torch.diag_embed(t[..., None] * sigma).to(U.dtype)
+    return Point(U, S, V, group=problem.group)
 
 
 def _like(problem: Problem, dtype: torch.dtype | None) -> Inexact[Tensor, ""]:
