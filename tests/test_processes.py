@@ -1,60 +1,48 @@
-"""Several processes of torch.distributed: the samples of all of them are those of one."""
+"""Several processes of torch.distributed: what all of them have is what one would have."""
 
 import multiprocessing
 
 import pytest
 import torch
 import torch.distributed as dist
+from process_jobs import (
+    AFTER,
+    CASES,
+    PROCESSES,
+    RANK,
+    SHAPE,
+    held,
+    known_entries,
+    network,
+    samples,
+    solved,
+    stepped,
+    trained,
+    work,
+)
 
-from deeplin import LeastSquares
-
-PROCESSES = 3
-
-
-def samples(dtype):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(90, 5, dtype=dtype, generator=generator)
-    return x, torch.randn(90, 2, dtype=dtype, generator=generator)
-
-
-def batches_of(rank, dtype, tied):
-    """Of unequal lengths; the last process has none."""
-    x, y = samples(dtype)
-    for a, b in [(0, 20), (20, 31)] if rank == 0 else [(31, 90)] if rank == 1 else []:
-        yield x[a:b] if tied else (x[a:b], y[a:b])
-
-
-def work(rank, port, queue):
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES
-    )
-    found = {}
-    for dtype in (torch.float64, torch.float32, torch.complex128):
-        for tied in (False, True):
-            problem = LeastSquares.from_batches(batches_of(rank, dtype, tied), dist.group.WORLD)
-            moments = (problem.C.numpy(), problem.B.numpy(), float(problem.yy), problem.m)
-            found[str(dtype), tied] = (*moments, problem.is_autoencoder)
-    for columns in (None, 4 + rank):
-        wrong = [] if columns is None else [torch.ones(9, columns)]
-        try:
-            LeastSquares.from_batches(wrong, dist.group.WORLD)
-        except ValueError as error:
-            found[columns is None] = str(error)
-    queue.put((rank, found))
-    dist.destroy_process_group()
+from deeplin.manifolds import FixedRankFactored
+from deeplin.optim import ConjugateGradient
 
 
 @pytest.fixture(scope="module")
-def found():
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["process_jobs"])
     queue = context.Queue()
     store = dist.TCPStore("127.0.0.1", 0, PROCESSES, is_master=True, wait_for_workers=False)
     port = store.port
     del store
-    processes = [context.Process(target=work, args=(i, port, queue)) for i in range(PROCESSES)]
+    arguments = [(rank, port, queue, str(folder)) for rank in range(PROCESSES)]
+    processes = [context.Process(target=work, args=each) for each in arguments]
     for process in processes:
         process.start()
-    seen = dict(queue.get(timeout=120) for _ in processes)
+    seen = dict(queue.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
     return seen
@@ -69,15 +57,125 @@ def test_all_processes_have_the_problem_of_all_samples(found, dtype, tied):
     labels = y.to(torch.complex128 if dtype.is_complex else torch.float64).numpy()
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     for rank in range(PROCESSES):
-        C, B, yy, m, autoencoder = found[rank][str(dtype), tied]
+        C, B, yy, m, autoencoder = found[rank]["moments"][str(dtype), tied]
         assert abs(C - wide.T @ wide.conj()).max() <= tolerance * abs(C).max()
         assert abs(B - labels.T @ wide.conj()).max() <= tolerance * abs(C).max()
         assert yy == pytest.approx((abs(labels) ** 2).sum(), rel=tolerance)
         assert (m, autoencoder) == (90, tied)
-        assert (found[0][str(dtype), tied][0] == C).all()
+        assert (found[0]["moments"][str(dtype), tied][0] == C).all()
 
 
 def test_what_does_not_go_together_is_said_by_each(found):
     for rank in range(PROCESSES):
-        assert "needs at least one batch" in found[rank][True]
-        assert "must have the same numbers of columns; got (d_y, d_x) =" in found[rank][False]
+        said = found[rank]["moments"]
+        assert "needs at least one batch" in said[True]
+        assert "must have the same numbers of columns; got (d_y, d_x) =" in said[False]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The cases of completion, each by one process."""
+    ends = {}
+    for name, (dtype, weighted, *options) in CASES.items():
+        problem = known_entries(dtype, weighted)
+        losses, point = solved(problem, *options)
+        ends[name] = problem, losses, point
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("name", "processes"), [("cg", 2), ("cg", 4), ("complex", 2), ("trust region", 2)]
+)
+def test_completion_is_that_of_one_process(found, alone, name, processes):
+    """Step by step, and where it ends."""
+    problem, losses, point = alone[name]
+    W = point.dense()
+    assert len(losses) > 4
+    for rank in range(processes):
+        ours = found[rank][name, processes]
+        assert len(ours["losses"]) == len(losses)
+        for a, b in zip(ours["losses"], losses, strict=True):
+            assert abs(a - b) <= 1e-9 * b + 1e-16 * losses[0]
+        assert abs(ours["W"] - W.numpy()).max() <= 1e-9 * float(W.abs().max())
+        assert ours["orthonormal"] < 1e-13
+        assert ours["loss of W"] == pytest.approx(float(problem.loss(W)), rel=1e-6, abs=1e-18)
+        size = float(problem.egrad(torch.zeros_like(W)).abs().max())
+        assert abs(ours["egrad"] - problem.egrad(W).numpy()).max() <= 1e-9 * size
+        assert ours["curvature"] == problem.curvature(W)
+        assert ours["S"] == found[0][name, processes]["S"]
+
+
+def test_memory_falls_as_the_number_of_processes(found, alone):
+    """Of entries and factors; the last block of rows is the smallest."""
+    problem, _, point = alone["cg"]
+    whole = held((problem, point.U, point.V))
+    for processes in (2, 4):
+        parts = [found[rank]["cg", processes]["bytes"] for rank in range(processes)]
+        assert max(parts) < 1.3 * whole / processes
+        assert sum(parts) > 0.99 * whole
+
+
+def test_operations_are_those_of_whole_matrices(found):
+    for rank in range(PROCESSES):
+        for error in found[rank]["operations"].values():
+            assert error < 1e-11
+        orthonormal, product, step = found[rank]["steep"]
+        assert orthonormal < 1e-14
+        assert product < 1e-13
+        assert step < 1e-13
+
+
+def test_a_checkpoint_of_four_processes_is_resumed_by_two_and_by_one(found, folder):
+    state = torch.load(folder / "checkpoint.pt")
+    manifold = FixedRankFactored(*SHAPE, RANK, 1)
+    x = manifold.parameter(state["x"])
+    solver = ConjugateGradient([x], problem=known_entries(torch.float64, False))
+    solver.load_state_dict(state["solver"])
+    by_one, uninterrupted = stepped(solver, AFTER), found[0]["checkpoint", 4]
+    assert uninterrupted[-1] < 0.1 * uninterrupted[0]
+    for losses in (by_one, found[0]["checkpoint", 2], found[1]["checkpoint", 2]):
+        assert losses == pytest.approx(uninterrupted, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("rows", "ValueError: ShardedCompletion: this process has the rows"),
+        ("processes", "take at most 3 processes"),
+        ("batch", "ShardedCompletion takes one matrix"),
+        ("autograd", "TypeError: ShardedFixedRank takes no gradients by autograd"),
+        ("tape", "RuntimeError: ShardedCompletion: autograd does not go through processes"),
+        ("continuation", "continuation takes a problem that one process has"),
+        ("depth", "finite depths alone"),
+        ("hessian", "take depth=1, or conjugate gradients"),
+        ("group", "must be spread over the same processes"),
+    ],
+)
+def test_what_shards_cannot_do_is_said_by_each(found, what, sentence):
+    for rank in range(PROCESSES):
+        assert sentence in found[rank]["refused"][what]
+
+
+def test_layers_trained_on_halves_of_each_batch_are_those_of_whole_batches(found):
+    """DistributedDataParallel over two processes, parameters after each step."""
+    steps = trained(network())
+    for rank in range(2):
+        for ours, theirs in zip(found[rank]["data parallel"], steps, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                assert abs(a - b).max() <= 1e-12 * abs(b).max()
+
+
+def test_layers_cut_over_two_processes_are_those_of_one(found):
+    """DTensors by rows and by columns in turns, parameters after each step."""
+    net = network()
+    steps = trained(net)
+    sizes = [W_j.numel() for W_j in net.weights]
+    here = [found[rank]["tensor parallel"][2] for rank in range(2)]
+    assert [a + b for a, b in zip(*here, strict=True)] == sizes
+    assert all(a < 0.7 * size for a, size in zip(here[0], sizes, strict=True))
+    for rank in range(2):
+        seen, W, _ = found[rank]["tensor parallel"]
+        for ours, theirs in zip(seen, steps, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                assert abs(a - b).max() <= 1e-12 * abs(b).max()
+        assert abs(W - net.end_to_end().detach().numpy()).max() <= 1e-12 * abs(W).max()
