@@ -1,6 +1,6 @@
 """Named measurements, each against a bound: a table on the screen, a JSON file beside the runs.
 
-    python scripts/benchmark.py                  all of them
+    python scripts/benchmark.py                  all of them, but those that must be named
     python scripts/benchmark.py adam-memory      some
     python scripts/benchmark.py --list
 
@@ -19,11 +19,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from benchmarks import LINES, Line, completion, flows, manifolds, ratings, stiff
+from benchmarks import (
+    LINES,
+    Line,
+    completion,
+    flows,
+    manifolds,
+    processes,
+    ratings,
+    stiff,
+    streams,
+)
 from threadpoolctl import threadpool_limits
 
 # Importing them registers their lines.
-SUBJECTS = (manifolds, flows, stiff, completion, ratings)
+SUBJECTS = (manifolds, flows, stiff, completion, ratings, streams, processes)
 
 
 def measured(entry: Line) -> float:
@@ -58,7 +68,7 @@ def main() -> int:
             print(f"{entry.name:<20}{(entry.measure.__doc__ or '').splitlines()[0]}")
         return 0
     results = []
-    for name in options.names or LINES:
+    for name in options.names or [key for key, entry in LINES.items() if not entry.named]:
         entry = LINES[name]
         value = measured(entry)
         fields = {k: v for k, v in asdict(entry).items() if k != "measure"}

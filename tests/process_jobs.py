@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from benchmarks.processes import bytes_of
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -136,24 +137,9 @@ def completion(group, dtype, weighted, ridge, depth, method):
         "loss of W": float(problem.loss(W)),
         "egrad": problem.egrad(W).numpy(),
         "curvature": problem.curvature(W),
-        "bytes": held((problem, point.U, point.V)),
+        "bytes": bytes_of((problem, point.U, point.V)),
         "S": point.S.numpy().tobytes(),
     }
-
-
-def held(thing, seen=None):
-    """The bytes of all tensors that a thing has, in itself and in what it has."""
-    seen = set() if seen is None else seen
-    if isinstance(thing, torch.Tensor):
-        storage = thing.untyped_storage()
-        new = storage.data_ptr() not in seen
-        seen.add(storage.data_ptr())
-        return storage.nbytes() if new else 0
-    if isinstance(thing, list | tuple | dict):
-        parts = thing.values() if isinstance(thing, dict) else thing
-        return sum(held(part, seen) for part in parts)
-    own = type(thing).__module__.startswith("deeplin")
-    return sum(held(part, seen) for part in vars(thing).values()) if own else 0
 
 
 # -- operations ------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -66,6 +67,39 @@ def test_four_constructors_agree(randn):
     stream = LeastSquares.from_batches(x[i : i + 8] for i in range(0, 40, 8))
     assert stream.is_autoencoder
     torch.testing.assert_close(stream.minimizer(2), deeplin.autoencoder(x.mT).minimizer(2))
+
+
+def test_every_kind_of_stream_gives_the_same_problem(randn, tmp_path):
+    """A DataLoader, and blocks of memory maps, which nobody reads as a whole."""
+    x, y = randn(40, 5), randn(40, 3)
+    for name, part in (("x", x), ("y", y)):
+        np.save(tmp_path / f"{name}.npy", part.numpy())
+    maps = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "xy"]
+    dataset = torch.utils.data.TensorDataset
+    loader = torch.utils.data.DataLoader
+    both = LeastSquares.from_samples(x, y)
+    for stream in (
+        loader(dataset(x, y), batch_size=7, shuffle=True),
+        zip(*(np.array_split(part, 6) for part in maps), strict=True),
+    ):
+        problem = LeastSquares.from_batches(stream)
+        torch.testing.assert_close(problem.C, both.C, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(problem.B, both.B, rtol=1e-13, atol=1e-13)
+        assert float(problem.yy) == pytest.approx(float(both.yy), rel=1e-13)
+    for stream in (loader(dataset(x), batch_size=7), np.array_split(maps[0], 6)):
+        alone = LeastSquares.from_batches(stream)
+        assert alone.is_autoencoder
+        torch.testing.assert_close(alone.C, both.C, rtol=1e-13, atol=1e-13)
+        assert float(alone.yy) == pytest.approx(float(both.C.trace()), rel=1e-13)
+
+
+def test_a_stream_that_is_tied_only_at_first_is_none_of_an_autoencoder(randn):
+    x, y = randn(20, 4), randn(20, 4)
+    y[:10] = x[:10]
+    problem = LeastSquares.from_batches([(x[:10], y[:10].clone()), (x[10:], y[10:])])
+    assert not problem.is_autoencoder
+    torch.testing.assert_close(problem.B, y.mT @ x, rtol=1e-13, atol=1e-13)
+    assert float(problem.yy) == pytest.approx(float(y.square().sum()), rel=1e-13)
 
 
 def test_from_batches_sums_in_double_precision(generator):
@@ -158,6 +192,23 @@ def test_singular_data_are_named_projected_and_whitened(randn):
             "1 of 2 entries are NaN",
         ),
         (lambda: LeastSquares.from_batches([]), ValueError, "stream was empty"),
+        (
+            lambda: LeastSquares.from_batches([torch.ones(2, 3), torch.ones(2, 4)]),
+            ValueError,
+            r"got \(d_x, d_y\) = \(4, 4\) after \(3, 3\)",
+        ),
+        (
+            lambda: LeastSquares.from_batches([(torch.ones(2, 3), torch.ones(2, 1), 0)]),
+            ValueError,
+            "a batch must be .* got 3 parts",
+        ),
+        (
+            lambda: LeastSquares.from_batches(
+                [(torch.ones(2, 3), torch.tensor([[1.0], [torch.inf]]))]
+            ),
+            ValueError,
+            "y of a batch must be finite; 1 of 2 entries",
+        ),
         (
             lambda: LeastSquares.from_moments(torch.ones(2, 3), torch.ones(1, 2), 1.0),
             ValueError,

@@ -5,13 +5,13 @@ import multiprocessing
 import pytest
 import torch
 import torch.distributed as dist
+from benchmarks.processes import bytes_of
 from process_jobs import (
     AFTER,
     CASES,
     PROCESSES,
     RANK,
     SHAPE,
-    held,
     known_entries,
     network,
     samples,
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["process_jobs"])
+    context.set_forkserver_preload(["deeplin.optim", "torch.distributed.tensor"])
     queue = context.Queue()
     store = dist.TCPStore("127.0.0.1", 0, PROCESSES, is_master=True, wait_for_workers=False)
     port = store.port
@@ -108,7 +108,7 @@ def test_completion_is_that_of_one_process(found, alone, name, processes):
 def test_memory_falls_as_the_number_of_processes(found, alone):
     """Of entries and factors; the last block of rows is the smallest."""
     problem, _, point = alone["cg"]
-    whole = held((problem, point.U, point.V))
+    whole = bytes_of((problem, point.U, point.V))
     for processes in (2, 4):
         parts = [found[rank]["cg", processes]["bytes"] for rank in range(processes)]
         assert max(parts) < 1.3 * whole / processes

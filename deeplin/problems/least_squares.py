@@ -16,7 +16,13 @@ from deeplin.problems.autograd import half_square
 from deeplin.problems.contract import Problem
 from deeplin.problems.held_out import HeldOut
 from deeplin.problems.memory import ask_for_memory
-from deeplin.problems.moments import check_matrix, check_sizes, moments_of_stream, of_one_dtype
+from deeplin.problems.moments import (
+    Stream,
+    check_matrix,
+    check_sizes,
+    moments_of_stream,
+    of_one_dtype,
+)
 from deeplin.problems.spectrum import Eigen, Spectrum, times_inverse_root
 
 __all__ = ["LeastSquares", "autoencoder"]
@@ -113,12 +119,12 @@ class LeastSquares(Problem):
 
     @classmethod
     def from_batches(
-        cls,
-        batches: Iterable[Tensor | tuple[Tensor, Tensor]],
-        group: dist.ProcessGroup | None = None,
+        cls, batches: Stream, group: dist.ProcessGroup | None = None
     ) -> LeastSquares:
         """The problem of all samples of a stream, in one pass, for data larger than memory.
 
+        A DataLoader, a generator, or the blocks of memory maps, which are read one by one:
+        ``zip(np.array_split(x, 99), np.array_split(y, 99))``, x = ``np.load(file, mmap_mode="r")``.
         With a `group` of torch.distributed the samples are spread over its processes: each gives
         its own batches, of which one may have none, and all get the problem of all samples.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Inexact
@@ -12,44 +13,61 @@ from torch import Tensor
 from deeplin.problems.autograd import half_square
 from deeplin.problems.memory import ask_for_memory
 
-__all__ = ["check_matrix", "check_sizes", "moments_of_stream", "of_one_dtype"]
+__all__ = ["Stream", "check_matrix", "check_sizes", "moments_of_stream", "of_one_dtype"]
+
+# Rows of x or of y; an array may be a memory map.
+Samples = Tensor | np.ndarray
+Stream = Iterable[Samples | Sequence[Samples]]
 
 
 def moments_of_stream(
-    batches: Iterable[Tensor | tuple[Tensor, Tensor]], group: dist.ProcessGroup | None = None
+    batches: Stream, group: dist.ProcessGroup | None = None
 ) -> tuple[Inexact[Tensor, "d_x d_x"], Inexact[Tensor, "d_y d_x"], Float[Tensor, ""], int]:
     """(C, B, yy, m) = (XXᴴ, YXᴴ, ‖Y‖², number of samples) of all batches, B = C for Y = X.
 
     With a group, of the batches of all its processes, the same on each.
 
     Shapes: each batch is (x, y) with x (b, d_x), y (b, d_y), or x alone for an autoencoder.
+    Cost: 2b(d_x + d_y)d_x operations a batch, for an autoencoder 2b·d_x²; a pass to convert what is
+        not double. That all is finite is seen in the sums.
     Accuracy: summed in float64 or complex128; C and B are returned in the samples' own dtype.
     """
     C, B, yy, m, autoencoder = None, None, None, 0, True
-    dtype = torch.get_default_dtype()
+    dtype = None
     for batch in batches:
-        x, y = batch if isinstance(batch, (tuple, list)) else (batch, batch)
-        autoencoder = autoencoder and torch.equal(x, y)
-        check_matrix("x of a batch", x)
-        check_matrix("y of a batch", y)
-        if x.shape[0] != y.shape[0]:
-            raise ValueError(
-                "x and y of a batch must have equally many rows; got "
-                f"{x.shape[0]} and {y.shape[0]}."
-            )
-        dtype = torch.promote_types(x.dtype, y.dtype)
+        x, y = given = _samples(batch)
+        tied = autoencoder and (x is y or torch.equal(x, y))
+        own = torch.promote_types(x.dtype, y.dtype)
+        dtype = own if dtype is None else torch.promote_types(dtype, own)
         wide = torch.complex128 if dtype.is_complex else torch.float64
-        x, y = x.to(wide), y.to(wide)
-        if C is None or B is None or yy is None:
+        x = x.to(wide)
+        y = x if tied else y.to(wide)
+        if C is None:
             d_x, d_y = x.shape[1], y.shape[1]
             ask_for_memory(f"XXᴴ of {d_x} columns of x", (2 * d_x + d_y) * d_x * wide.itemsize)
-            C = x.new_zeros(x.shape[1], x.shape[1])
-            B = x.new_zeros(y.shape[1], x.shape[1])
-            yy = torch.zeros((), dtype=torch.float64, device=x.device)
-        C.addmm_(x.mT, x.conj())
-        B.addmm_(y.mT, x.conj())
-        yy += 2 * half_square(y, (-2, -1))
+            C = x.new_zeros(d_x, d_x)
+        if autoencoder and not tied:  # what was tied until here has B = C
+            B = C.clone() if m else x.new_zeros(y.shape[1], x.shape[1])
+            yy = C.diagonal().real.sum()
+        d_y = len(C if B is None else B)
+        if (x.shape[1], y.shape[1]) != (len(C), d_y):
+            raise ValueError(
+                "all batches must have the same numbers of columns; got (d_x, d_y) = "
+                f"{(x.shape[1], y.shape[1])} after {(len(C), d_y)}."
+            )
+        C = C.to(wide).addmm_(x.mT, x.conj())
+        if B is not None and yy is not None:
+            B = B.to(wide).addmm_(y.mT, x.conj())
+            yy = yy + 2 * half_square(y, (-2, -1))
+        seen = C.diagonal().real.sum() + (0 if yy is None else yy)
+        if not bool(torch.isfinite(seen)):
+            for name, part in zip("xy", given, strict=True):
+                _check_finite(f"{name} of a batch", part)
+        autoencoder = tied
         m += x.shape[0]
+    if C is not None and (B is None or yy is None):
+        B, yy = C, C.diagonal().real.sum()
+    dtype = torch.get_default_dtype() if dtype is None else dtype
     if group is not None:
         C, B, yy, m, autoencoder, dtype = _over_processes(C, B, yy, m, autoencoder, dtype, group)
     if C is None or B is None or yy is None:
@@ -57,6 +75,23 @@ def moments_of_stream(
     C, B = C.to(dtype), (C if autoencoder else B).to(dtype)
     check_sizes(C, B, yy)
     return C, B, yy, m
+
+
+def _samples(batch: Samples | Sequence[Samples]) -> tuple[Tensor, Tensor]:
+    """(x, y) of a batch, x itself for y where it is alone."""
+    parts = list(batch) if isinstance(batch, tuple | list) else [batch]
+    if len(parts) not in (1, 2):
+        raise ValueError(f"a batch must be (x, y), or x alone; got {len(parts)} parts.")
+    # Of a memory map this is where the disk is read.
+    parts = [torch.from_numpy(np.array(p)) if isinstance(p, np.ndarray) else p for p in parts]
+    for name, part in zip("xy", parts, strict=False):
+        _check_kind(f"{name} of a batch", part)
+    x, y = parts[0], parts[-1]
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"x and y of a batch must have equally many rows; got {x.shape[0]} and {y.shape[0]}."
+        )
+    return x, y
 
 
 def _over_processes(
@@ -109,6 +144,10 @@ def of_one_dtype(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_matrix(name: str, A: object) -> None:
     """Raises: TypeError or ValueError unless A is a finite non-empty matrix of numbers."""
+    _check_finite(name, _check_kind(name, A))
+
+
+def _check_kind(name: str, A: object) -> Tensor:
     if not isinstance(A, Tensor) or not (A.is_floating_point() or A.is_complex()):
         given = f"dtype {A.dtype}" if isinstance(A, Tensor) else type(A).__name__
         raise TypeError(
@@ -117,6 +156,10 @@ def check_matrix(name: str, A: object) -> None:
         )
     if A.ndim != 2 or 0 in A.shape:
         raise ValueError(f"{name} must be a non-empty matrix; got shape {tuple(A.shape)}.")
+    return A
+
+
+def _check_finite(name: str, A: Tensor) -> None:
     bad = int((~torch.isfinite(A)).sum())
     if bad:
         raise ValueError(f"{name} must be finite; {bad} of {A.numel()} entries are NaN or ±inf.")

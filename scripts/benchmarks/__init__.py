@@ -11,7 +11,8 @@ from dataclasses import dataclass
 class Line:
     """A measurement: what it is called, what it measures, in which unit, and how good is enough.
 
-    `alone` ones run in a fresh process, the others with one thread.
+    `alone` ones run in a fresh process, the others with one thread; `named` ones, which take long,
+    when they are named.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Line:
     at_most: float | None = None
     at_least: float | None = None
     alone: bool = False
+    named: bool = False
 
     def holds(self, value: float) -> bool:
         return (self.at_most is None or value <= self.at_most) and (
