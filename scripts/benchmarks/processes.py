@@ -176,11 +176,8 @@ def scaling() -> float:
     last = d * SIZE * RANK * (NODES - 1) / NODES
     long = float(np.dot(_model(NODES, SIZE), (a, b, c))) + last
     say(f"and d·n·r·(p − 1)/p, V gathered: a = {a:.1e}, b = {b:.1e}, c = {c:.1e}, d = {d:.1e} s,")
-    say(
-        f"within {100 * error:.0f} %; {SIZE:.0e} square, {NODES} nodes: {long:.0f} s, {last:.0f} for V"
-    )
+    say(f"within {100 * error:.0f} %; there {long:.0f} s, of them {last:.0f} s for V")
     say(f"Models, no measurements, of {NODES} nodes that are like these processes, with a network")
-    say(
-        f"like their memory. V, of {8 * SIZE * RANK / 2**30:.1f} GB, is gathered whole on each node."
-    )
+    gigabytes = 8 * SIZE * RANK / 2**30
+    say(f"like their memory. V, of {gigabytes:.1f} GB, is gathered whole on each node.")
     return long
