@@ -256,6 +256,11 @@ def refused(group):
     whole = FixedRankFactored(m, n, RANK, 1)
     return {
         "rows": said(lambda: ShardedCompletion(other, [0], one, SHAPE, group=group)),
+        "one": said(
+            lambda: ShardedCompletion(
+                [own.start], [0], one / (dist.get_rank() != 1), SHAPE, group=group
+            )
+        ),
         "processes": said(lambda: ShardedFixedRank(5, 5, 1, group=group)),
         "batch": said(lambda: ShardedCompletion([], [], torch.ones(2, 0), SHAPE, group=group)),
         "autograd": said(by_autograd),

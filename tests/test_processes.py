@@ -141,6 +141,7 @@ def test_a_checkpoint_of_four_processes_is_resumed_by_two_and_by_one(found, fold
     ("what", "sentence"),
     [
         ("rows", "ValueError: ShardedCompletion: this process has the rows"),
+        ("one", "MatrixCompletion: values must be finite; 1 of 1 are NaN"),
         ("processes", "take at most 3 processes"),
         ("batch", "ShardedCompletion takes one matrix"),
         ("autograd", "TypeError: ShardedFixedRank takes no gradients by autograd"),
@@ -154,6 +155,7 @@ def test_a_checkpoint_of_four_processes_is_resumed_by_two_and_by_one(found, fold
 def test_what_shards_cannot_do_is_said_by_each(found, what, sentence):
     for rank in range(PROCESSES):
         assert sentence in found[rank]["refused"][what]
+    assert "process 1 of 4: " in found[0]["refused"]["one"]
 
 
 def test_layers_trained_on_halves_of_each_batch_are_those_of_whole_batches(found):

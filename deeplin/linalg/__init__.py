@@ -18,6 +18,7 @@ from deeplin.linalg.products import (
 )
 from deeplin.linalg.shards import (
     adjoint_products,
+    agreed,
     check_rows,
     gather_rows,
     own_rows,
@@ -31,6 +32,7 @@ from deeplin.linalg.values import values_known
 
 __all__ = [
     "adjoint_products",
+    "agreed",
     "batch_last",
     "chain",
     "check_rows",

@@ -7,6 +7,9 @@ here costs anything. Every process of the group must come to every call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Inexact
@@ -14,6 +17,7 @@ from torch import Tensor
 
 __all__ = [
     "adjoint_products",
+    "agreed",
     "check_rows",
     "gather_rows",
     "own_rows",
@@ -21,6 +25,31 @@ __all__ = [
     "sum_over",
     "tall_qr",
 ]
+
+Made = TypeVar("Made")
+
+
+def agreed(group: dist.ProcessGroup | None, make: Callable[[], Made]) -> Made:
+    """What each process makes of its own part.
+
+    Raises: ValueError or TypeError on all of them where one cannot, so that none waits for it.
+    """
+    if group is None:
+        return make()
+    made, error = None, None
+    try:
+        made = make()
+    except (ValueError, TypeError) as raised:
+        error = raised
+    errors: list = [None] * dist.get_world_size(group)
+    dist.all_gather_object(errors, error, group=group)
+    if error is not None:
+        raise error
+    for rank, other in enumerate(errors):
+        if other is not None:
+            raise type(other)(f"process {rank} of {len(errors)}: {other}")
+    assert made is not None
+    return made
 
 
 def own_rows(count: int, group: dist.ProcessGroup | None) -> slice:

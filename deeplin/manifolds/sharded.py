@@ -89,7 +89,7 @@ class ShardedFixedRank(FixedRankFactored):
         return _each(stored, self._stored_shape, self._gathered)
 
     def _sharded(self, x: Tensor) -> Tensor:
-        U, S, V = self._whole._split(x)
+        U, S, V = self._whole._split(x.detach().as_subclass(Tensor))
         return self._stack(U[..., self.rows, :], S, V[..., self.columns, :])
 
     def _gathered(self, x: Tensor) -> Tensor:
@@ -127,9 +127,7 @@ class ShardedFixedRank(FixedRankFactored):
         return self._whole.tangent_to_dense(self.gather(x), self.gather(u))
 
     def _own(self, x: Tensor) -> geoopt.ManifoldTensor:
-        return cast(
-            geoopt.ManifoldTensor, self._wrapped(self._sharded(x.detach().as_subclass(Tensor)))
-        )
+        return cast(geoopt.ManifoldTensor, self._wrapped(self._sharded(x)))
 
     def _gradient(self, point: Point, u: Tensor) -> Tangent:
         raise TypeError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from deeplin.geometry import Metric
@@ -101,11 +102,7 @@ def _grown(
 
     That is to `tol`, or to the round-off of ∇f(0).
     """
-    if problem.group is not None:
-        raise ValueError(
-            "continuation takes a problem that one process has; got one of the "
-            f"group {problem.group}: minimise from spectral_start(problem, rank)."
-        )
+    _require_one_process(problem)
     m, n = problem.shape
     most = int(number("continuation", "rank", rank, 1, min(m, n)))
     share = number("continuation", "share", share, 0, 1)
@@ -148,6 +145,7 @@ def with_next_pair(
     Shapes: the point has one column more.
     Cost: some products of ∇f(W) with 6 columns.
     """
+    _require_one_process(problem)
     m, n = problem.shape
     A, B = point.U @ point.S, point.V
     times = problem.egrad_at(A, B)
@@ -170,6 +168,14 @@ def with_next_pair(
     core = torch.block_diag(point.S, t.to(A.dtype).reshape(1, 1))
     X, sigma, Yh = torch.linalg.svd(R @ core @ T.mH)
     return Point(Q @ X, torch.diag(sigma).to(A.dtype), P @ Yh.mH), float(s[0])
+
+
+def _require_one_process(problem: Problem) -> None:
+    if problem.group is not None:
+        raise ValueError(
+            "continuation takes a problem that one process has; got one that "
+            f"{dist.get_world_size(problem.group)} share: minimise from spectral_start."
+        )
 
 
 def _first(times: Callable, none: Tensor) -> Callable[[Tensor], Tensor]:

@@ -118,9 +118,7 @@ class LeastSquares(Problem):
         return problem
 
     @classmethod
-    def from_batches(
-        cls, batches: Stream, group: dist.ProcessGroup | None = None
-    ) -> LeastSquares:
+    def from_batches(cls, batches: Stream, group: dist.ProcessGroup | None = None) -> LeastSquares:
         """The problem of all samples of a stream, in one pass, for data larger than memory.
 
         A DataLoader, a generator, or the blocks of memory maps, which are read one by one:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from deeplin.linalg import agreed
 from deeplin.problems.autograd import half_square
 from deeplin.problems.memory import ask_for_memory
 
@@ -32,6 +34,20 @@ def moments_of_stream(
         not double. That all is finite is seen in the sums.
     Accuracy: summed in float64 or complex128; C and B are returned in the samples' own dtype.
     """
+    C, B, yy, m, autoencoder, dtype = agreed(group, partial(_sums, batches))
+    if group is not None:
+        C, B, yy, m, autoencoder, dtype = _over_processes(C, B, yy, m, autoencoder, dtype, group)
+    if C is None or B is None or yy is None:
+        raise ValueError("from_batches needs at least one batch; the stream was empty.")
+    C, B = C.to(dtype), (C if autoencoder else B).to(dtype)
+    check_sizes(C, B, yy)
+    return C, B, yy, m
+
+
+def _sums(
+    batches: Stream,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, int, bool, torch.dtype]:
+    """(C, B, yy, m, whether Y = X in all, dtype) of this process's batches; None without any."""
     C, B, yy, m, autoencoder = None, None, None, 0, True
     dtype = None
     for batch in batches:
@@ -67,14 +83,7 @@ def moments_of_stream(
         m += x.shape[0]
     if C is not None and (B is None or yy is None):
         B, yy = C, C.diagonal().real.sum()
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    if group is not None:
-        C, B, yy, m, autoencoder, dtype = _over_processes(C, B, yy, m, autoencoder, dtype, group)
-    if C is None or B is None or yy is None:
-        raise ValueError("from_batches needs at least one batch; the stream was empty.")
-    C, B = C.to(dtype), (C if autoencoder else B).to(dtype)
-    check_sizes(C, B, yy)
-    return C, B, yy, m
+    return C, B, yy, m, autoencoder, torch.get_default_dtype() if dtype is None else dtype
 
 
 def _samples(batch: Samples | Sequence[Samples]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from deeplin.linalg import check_rows, gather_rows, own_rows, scatter_rows, sum_over
+from deeplin.linalg import agreed, check_rows, gather_rows, own_rows, scatter_rows, sum_over
 from deeplin.problems.completion import MatrixCompletion
 from deeplin.problems.contract import Problem
 
@@ -51,12 +51,22 @@ class ShardedCompletion(Problem):
         products: str = "auto",
     ):
         self.shape, self.group = shape, group
-        m, n = self.shape
         for name, count in zip("mn", self.shape, strict=True):
             check_rows(name, count, group)
-        own = self.own_rows
-        rows = torch.as_tensor(rows) - own.start
-        height = own.stop - own.start
+        self.own = agreed(
+            group, partial(self._made, torch.as_tensor(rows), cols, values, weights, products)
+        )
+
+    def _made(
+        self,
+        rows: Tensor,
+        cols: Tensor | Sequence[int],
+        values: Tensor,
+        weights: Tensor | None,
+        products: str,
+    ) -> MatrixCompletion:
+        (m, n), own = self.shape, self.own_rows
+        rows, height = rows - own.start, own.stop - own.start
         if rows.numel() and not bool(((rows >= 0) & (rows < height)).all()):
             raise ValueError(
                 f"ShardedCompletion: this process has the rows {own.start}..{own.stop - 1} of {m}, "
@@ -69,9 +79,7 @@ class ShardedCompletion(Problem):
                 "ShardedCompletion takes one matrix, values of shape (p,); got "
                 f"{tuple(values.shape)}: spread the matrices of a batch, not their rows."
             )
-        self.own = MatrixCompletion(
-            rows, cols, values, (height, n), weights=weights, products=products
-        )
+        return MatrixCompletion(rows, cols, values, (height, n), weights=weights, products=products)
 
     @property
     def own_rows(self) -> slice:
