@@ -1,5 +1,7 @@
 """What the processes of `test_processes.py` do, all of it in one set of them."""
 
+import traceback
+from datetime import timedelta
 from functools import partial
 
 import torch
@@ -27,10 +29,24 @@ CASES = {
 
 
 def work(rank, port, queue, folder):
+    """Puts (rank, what was found) into the queue, or a traceback."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=timedelta(minutes=1),
     )
+    try:
+        queue.put((rank, jobs(rank, folder)))
+        dist.barrier()
+    except Exception:
+        queue.put((rank, traceback.format_exc()))
+    dist.destroy_process_group()
+
+
+def jobs(rank, folder):
     pair, everyone = dist.new_group([0, 1]), dist.group.WORLD
     found = {"moments": moments(rank), "refused": refused(everyone)}
     found["cg", 4] = completion(everyone, *CASES["cg"])
@@ -42,9 +58,7 @@ def work(rank, port, queue, folder):
         found["checkpoint", 2] = resumed(pair, folder)
         found["data parallel"] = data_parallel(pair)
         found["tensor parallel"] = tensor_parallel(pair)
-    queue.put((rank, found))
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 # -- moments ---------------------------------------------------------------------------------------

@@ -39,10 +39,14 @@ def found(folder):
     port = store.port
     del store
     arguments = [(rank, port, queue, str(folder)) for rank in range(PROCESSES)]
-    processes = [context.Process(target=work, args=each) for each in arguments]
+    processes = [context.Process(target=work, args=each, daemon=True) for each in arguments]
     for process in processes:
         process.start()
-    seen = dict(queue.get(timeout=300) for _ in processes)
+    seen = {}
+    for _ in processes:
+        rank, found = queue.get(timeout=200)
+        assert isinstance(found, dict), f"process {rank}: {found}"
+        seen[rank] = found
     for process in processes:
         process.join()
     return seen
