@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 import torch
 import torch.distributed as dist
-from benchmarks.processes import bytes_of
+from benchmarks.processes import bytes_of, fitted
 from process_jobs import (
     AFTER,
     CASES,
@@ -117,6 +117,13 @@ def test_memory_falls_as_the_number_of_processes(found, alone):
         parts = [found[rank]["cg", processes]["bytes"] for rank in range(processes)]
         assert max(parts) < 1.3 * whole / processes
         assert sum(parts) > 0.99 * whole
+
+
+def test_a_model_of_times_is_found():
+    terms = torch.tensor([[8.0, 0, 1], [4, 1, 1], [2, 2, 1], [16, 0, 1]]).numpy()
+    coefficients, error = fitted(terms, terms @ [0.5, 0.0, 2.0])
+    assert coefficients == pytest.approx([0.5, 0.0, 2.0], abs=1e-12)
+    assert error < 1e-12
 
 
 def test_operations_are_those_of_whole_matrices(found):

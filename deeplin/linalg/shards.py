@@ -99,7 +99,7 @@ def adjoint_products(
     Shapes: A (*batch, m, k), B (*batch, m, l), m the rows of this process.
     Cost: one all-reduce of all the k×l matrices.
     """
-    return sum_over(group, *(A.mH @ B for A, B in pairs))
+    return sum_over(group, *[A.mH @ B for A, B in pairs])
 
 
 def tall_qr(A: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
