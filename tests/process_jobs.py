@@ -20,11 +20,11 @@ from deeplin.problems import MatrixCompletion, Ridge, ShardedCompletion, spectra
 F64, C128 = torch.float64, torch.complex128
 PROCESSES = 4
 SHAPE, RANK = (61, 47), 3
-# name: (dtype, weighted, ridge, depth, method)
+# name: (dtype, weighted, ridge, depth, method, most steps)
 CASES = {
-    "cg": (F64, False, 0.0, 1, "cg"),
-    "complex": (C128, True, 0.1, 2, "cg"),
-    "trust region": (F64, True, 0.0, 1, "trust_region"),
+    "cg": (F64, False, 0.0, 1, "cg", 100),
+    "complex": (C128, True, 0.1, 2, "cg", 12),
+    "trust region": (F64, True, 0.0, 1, "trust_region", 20),
 }
 
 
@@ -122,7 +122,7 @@ def shard_of(known, group):
     return ShardedCompletion(*entries, SHAPE, group=group, weights=weights)
 
 
-def solved(problem, ridge, depth, method):
+def solved(problem, ridge, depth, method, most):
     """The losses of each step, and where it came to."""
     losses = []
     whole = Ridge(problem, ridge) if ridge else problem
@@ -131,15 +131,16 @@ def solved(problem, ridge, depth, method):
         spectral_start(whole, RANK),
         method=method,
         depth=depth,
-        tol=1e-10,
+        tol=1e-8,
+        max_iter=most,
         after_each=lambda solver, point: losses.append(float(solver.loss)),
     )
     return losses, found.point
 
 
-def completion(group, dtype, weighted, ridge, depth, method):
+def completion(group, dtype, weighted, *options):
     problem = shard_of(known_entries(dtype, weighted), group)
-    losses, point = solved(problem, ridge, depth, method)
+    losses, point = solved(problem, *options)
     whole = point.gathered()
     W = point.dense()
     return {

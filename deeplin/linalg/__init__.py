@@ -19,6 +19,7 @@ from deeplin.linalg.products import (
 from deeplin.linalg.shards import (
     adjoint_products,
     agreed,
+    begun,
     check_rows,
     gather_rows,
     own_rows,
@@ -34,6 +35,7 @@ __all__ = [
     "adjoint_products",
     "agreed",
     "batch_last",
+    "begun",
     "chain",
     "check_rows",
     "expm1_ratio",

@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "adjoint_products",
     "agreed",
+    "begun",
     "check_rows",
     "gather_rows",
     "own_rows",
@@ -50,6 +51,17 @@ def agreed(group: dist.ProcessGroup | None, make: Callable[[], Made]) -> Made:
             raise type(other)(f"process {rank} of {len(errors)}: {other}")
     assert made is not None
     return made
+
+
+def begun(owner: str, group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """The group, by default that of all processes. Raises: ValueError where there is none."""
+    group = group if group is not None or not dist.is_initialized() else dist.group.WORLD
+    if group is None:
+        raise ValueError(
+            f"{owner} needs the processes of torch.distributed; none have begun: call "
+            'torch.distributed.init_process_group("gloo"), under torchrun.'
+        )
+    return group
 
 
 def own_rows(count: int, group: dist.ProcessGroup | None) -> slice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 import geoopt
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent
 from deeplin.geometry.metric import Metric
-from deeplin.linalg import check_rows, gather_rows, own_rows
+from deeplin.linalg import begun, check_rows, gather_rows, own_rows
 from deeplin.manifolds.fixed_rank_factored import FixedRankFactored
 
 __all__ = ["ShardedFixedRank"]
@@ -51,15 +51,16 @@ class ShardedFixedRank(FixedRankFactored):
         depth: float | Metric = 2,
         retraction: str = "svd",
         *,
-        group: dist.ProcessGroup,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(m, n, rank, depth, retraction)
         if self.depth == float("inf"):
             raise ValueError("ShardedFixedRank has finite depths alone; got inf: take depth=1.")
-        self._whole, self.group = FixedRankFactored(m, n, rank, depth, retraction), group
+        self._whole = FixedRankFactored(m, n, rank, depth, retraction)
+        self.group = begun(self.name, group)
         for name, count in (("m", m), ("n", n)):
-            check_rows(name, count, group)
-        self.rows, self.columns = own_rows(m, group), own_rows(n, group)
+            check_rows(name, count, self.group)
+        self.rows, self.columns = own_rows(m, self.group), own_rows(n, self.group)
         self.m, self.n = (block.stop - block.start for block in (self.rows, self.columns))
 
     @property
@@ -110,7 +111,9 @@ class ShardedFixedRank(FixedRankFactored):
         x = self._whole.random(*size, dtype=dtype, device=device, generator=generator)
         return self._own(x)
 
-    def origin(self, *size, dtype=None, device=None, seed=42) -> geoopt.ManifoldTensor:
+    def origin(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *size, dtype=None, device=None, seed=42
+    ) -> geoopt.ManifoldTensor:
         """The own rows of `FixedRankFactored.origin`."""
         return self._own(self._whole.origin(*size, dtype=dtype, device=device, seed=seed))
 
@@ -141,12 +144,14 @@ class ShardedFixedRank(FixedRankFactored):
         return f"{rows}, {columns} of {self.shape}, {super().extra_repr()}"
 
 
-def _each(tree, shape: tuple[int, int], change):
+def _each(tree: _Tree, shape: tuple[int, int], change: Callable[[Tensor], Tensor]) -> _Tree:
     """`change` of all tensors of a shape, batches beside, in dicts, lists and tuples."""
     if isinstance(tree, Tensor):
-        return change(tree) if tuple(tree.shape[-2:]) == shape else tree
-    if isinstance(tree, dict):
-        return {key: _each(part, shape, change) for key, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_each(part, shape, change) for part in tree)
-    return tree
+        changed = change(tree) if tuple(tree.shape[-2:]) == shape else tree
+    elif isinstance(tree, dict):
+        changed = {key: _each(part, shape, change) for key, part in tree.items()}
+    elif isinstance(tree, list | tuple):
+        changed = type(tree)([_each(part, shape, change) for part in tree])
+    else:
+        changed = tree
+    return cast(_Tree, changed)

@@ -93,9 +93,8 @@ def _samples(batch: Samples | Sequence[Samples]) -> tuple[Tensor, Tensor]:
         raise ValueError(f"a batch must be (x, y), or x alone; got {len(parts)} parts.")
     # Of a memory map this is where the disk is read.
     parts = [torch.from_numpy(np.array(p)) if isinstance(p, np.ndarray) else p for p in parts]
-    for name, part in zip("xy", parts, strict=False):
-        _check_kind(f"{name} of a batch", part)
-    x, y = parts[0], parts[-1]
+    x = _check_kind("x of a batch", parts[0])
+    y = _check_kind("y of a batch", parts[1]) if len(parts) > 1 else x
     if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"x and y of a batch must have equally many rows; got {x.shape[0]} and {y.shape[0]}."

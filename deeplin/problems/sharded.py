@@ -11,7 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from deeplin.linalg import agreed, check_rows, gather_rows, own_rows, scatter_rows, sum_over
+from deeplin.linalg import agreed, begun, check_rows, gather_rows, own_rows, scatter_rows, sum_over
 from deeplin.problems.completion import MatrixCompletion
 from deeplin.problems.contract import Problem
 
@@ -35,7 +35,8 @@ class ShardedCompletion(Problem):
         (m, n), of the whole. Factors as in `MatrixCompletion`, their own rows alone.
     Cost: `MatrixCompletion`'s for the own entries; a gather of an n×k matrix, and the sum of
         another, scattered, for each pair of products.
-    Raises: ValueError for rows that are another process's, and where a process would have none;
+    Raises: ValueError for rows that are another process's, and where a process would have none, on
+        all of them;
         RuntimeError where a derivative is wanted of `pair_loss`; as `MatrixCompletion`.
     """
 
@@ -46,15 +47,15 @@ class ShardedCompletion(Problem):
         values: Inexact[Tensor, " p"],
         shape: tuple[int, int],
         *,
-        group: dist.ProcessGroup,
+        group: dist.ProcessGroup | None = None,
         weights: Float[Tensor, " p"] | None = None,
         products: str = "auto",
     ):
-        self.shape, self.group = shape, group
+        self.shape, self.group = shape, begun("ShardedCompletion", group)
         for name, count in zip("mn", self.shape, strict=True):
-            check_rows(name, count, group)
+            check_rows(name, count, self.group)
         self.own = agreed(
-            group, partial(self._made, torch.as_tensor(rows), cols, values, weights, products)
+            self.group, partial(self._made, torch.as_tensor(rows), cols, values, weights, products)
         )
 
     def _made(

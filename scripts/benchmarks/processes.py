@@ -72,7 +72,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def drawn(n: int, group: dist.ProcessGroup) -> ShardedCompletion:
+def drawn(n: int, group: dist.ProcessGroup | None) -> ShardedCompletion:
     """n×n of rank 10 with 100 known entries in each row, columns at random, drawn by their rows."""
     own = own_rows(n, group)
     right = torch.randn(n, RANK, dtype=F64, generator=torch.Generator().manual_seed(0))
