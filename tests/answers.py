@@ -1,9 +1,7 @@
 """How train.py answers a command line, inside the test process; and what no answer may hold."""
 
 import contextlib
-import functools
 import io
-import pickle
 import re
 import sys
 import warnings
@@ -13,29 +11,14 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from runner import ROOT
+from runner import ROOT, Remembered
 
 from deeplin.runner import cli
 from deeplin.runner.build import build
-from deeplin.runner.configurations import Configurations, task
+from deeplin.runner.configurations import task
 
 CONF = ROOT / "conf"
 CHECK = cli.check_words
-
-
-class Remembered(Configurations):
-    """Composes each choice of groups once: what the files of conf/ hold does not change here."""
-
-    @functools.lru_cache(maxsize=500)  # noqa: B019
-    def groups(self):
-        return super().groups()
-
-    def composed(self, choices=()):
-        return pickle.loads(self._composed(tuple(choices)))
-
-    @functools.lru_cache(maxsize=500)  # noqa: B019
-    def _composed(self, choices):
-        return pickle.dumps(super().composed(choices))  # read faster than copied
 
 
 # What only a program says of itself. Messages repeat what was typed, and none of it was.

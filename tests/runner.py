@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pickle
 import runpy
 import shutil
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import deeplin.runner.run as running
 from deeplin.runner import cli
+from deeplin.runner.configurations import Configurations
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "method=rk4", "log.records=100"]
@@ -19,6 +21,21 @@ SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "method=rk4", "log
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CC", "cc").split()[0]) is None, reason="there is no C compiler"
 )
+
+
+class Remembered(Configurations):
+    """Composes each choice of groups once: what the files of conf/ hold does not change here."""
+
+    @functools.lru_cache(maxsize=500)  # noqa: B019
+    def groups(self):
+        return super().groups()
+
+    def composed(self, choices=()):
+        return pickle.loads(self._composed(tuple(choices)))
+
+    @functools.lru_cache(maxsize=500)  # noqa: B019
+    def _composed(self, choices):
+        return pickle.dumps(super().composed(choices))  # read faster than copied
 
 
 def train_with(conf: Path, *arguments: str) -> int:
@@ -41,6 +58,7 @@ def train(*arguments: str, folder: Path | None = None, draw: bool = False) -> in
     where = [] if folder is None else [f"hydra.run.dir={folder}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["scripts/train.py", *arguments, *where])
+        patch.setattr(cli, "Configurations", Remembered)
         if cli.run is running.run:
             patch.setattr(cli, "run", functools.partial(running.run, draw=draw))
         try:

@@ -94,7 +94,9 @@ def matmul(
 
     Shapes: as torch.matmul.
     """
-    if B.ndim == 2 and A.ndim > 2 and _is_batch_last(A):
+    if A.ndim == B.ndim == 2:
+        return A @ B
+    if B.ndim == 2 and _is_batch_last(A):
         product = (B.mT @ A.movedim((-2, -1), (0, 1)).flatten(2)).unflatten(-1, A.shape[:-2])
         return product.movedim((0, 1), (-2, -1))
     if A.ndim == 2 and B.ndim > 2:

@@ -59,6 +59,8 @@ class History:
     def living(self, values: Tensor) -> Tensor:
         """The entries (*batch) of the trajectories that are not lost, in one row."""
         values = values.flatten()
+        if not self.lost:
+            return values
         return values[[i for i in range(len(values)) if i not in self.lost]]
 
     def column(self, name: str) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from deeplin.loop.records import History
@@ -24,6 +26,7 @@ __all__ = [
 Stop = Callable[[History], "Result | None"]
 
 
+_NORM = "gradient_norm"
 # Records and steps that a run at rest must have stayed there.
 _AT_REST = 8
 
@@ -39,7 +42,7 @@ class GradientNormBelow:
 
     def __call__(self, history: History) -> Result | None:
         record = history.records[-1]
-        norm = max(history.living(_seen(self, history, "gradient_norm")).tolist(), default=0.0)
+        norm = max(history.living(_seen(self, history, _NORM)).tolist(), default=0.0)
         if norm > self.tol:
             return None
         return Result(
@@ -102,21 +105,18 @@ class Stagnation:
         _check(self, self.duration)
 
     def __call__(self, history: History) -> Result | None:
-        now = history.records[-1].t
-        steps = len({record.step for record in history.records[-_AT_REST:]})
-        if history.records[0].t > now - self.duration or steps < _AT_REST:
+        records = history.records
+        now, steps = records[-1].t, len({record.step for record in records[-_AT_REST:]})
+        if records[0].t > now - self.duration or steps < _AT_REST:
             return None
-        start = next(
-            i
-            for i in range(len(history.records) - _AT_REST, -1, -1)
-            if history.records[i].t <= now - self.duration
-        )
-        _seen(self, history, "loss")
-        last, recent = _seen(self, history, "gradient_norm"), History(history.records[start:])
-        first = recent.records[0].observed["gradient_norm"]
-        if bool(((first > 2 * last) | (last > 2 * first)).any()):
+        start = bisect.bisect_right(records, now - self.duration, key=lambda record: record.t) - 1
+        recent = History(records[min(start, len(records) - _AT_REST) :])
+        before, after = recent.records[0].observed["loss"], _seen(self, history, "loss")
+        apart = (after - before).abs() > self.rtol * torch.maximum(before.abs(), after.abs())
+        first, last = recent.records[0].observed[_NORM], _seen(self, history, _NORM)
+        if bool((apart | (first > 2 * last) | (last > 2 * first)).any()):
             return None  # whatever lies between
-        loss, norm = recent.column("loss"), recent.column("gradient_norm")
+        loss, norm = recent.column("loss"), recent.column(_NORM)
         moved = loss.amax(0) - loss.amin(0) > self.rtol * loss.abs().amax(0)
         moved = moved | (norm.amax(0) > 2 * norm.amin(0))
         if bool(moved.any()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -151,7 +152,8 @@ class Watch:
         """Why, for those of which what is seen is no longer finite, or the loss has risen."""
         batch, records = self.stepper.batch, self.history.records
         for name, value in seen.items():
-            if math.isfinite(value.sum().abs()):  # the quick way to see that all are
+            # The quick way to see that all are.
+            if cmath.isfinite(value.item() if value.numel() == 1 else value.sum().item()):
                 continue
             finite = torch.isfinite(value)
             if bool(finite.all()):

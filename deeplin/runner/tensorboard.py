@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -67,7 +68,7 @@ class TensorBoardLog:
             self.file.add(summary, step)
 
     def on_record(self, record: Record) -> None:
-        values: dict[str, Tensor] = {"dt": torch.tensor(record.dt)}
+        values: dict[str, tuple[float, ...]] = {"dt": (record.dt,)}
         gaps = [value for name, value in record.observed.items() if name.startswith(_GAPS)]
         largest = {"drift_largest_gap": torch.stack(gaps).amax(0)} if gaps else {}
         for name, value in (record.observed | largest).items():
@@ -76,17 +77,19 @@ class TensorBoardLog:
             if name in _LOG10 or name.startswith(("drift_", "tie_")):
                 # An exact 0 has no logarithm; what is conserved is known to round-off only.
                 least = 1e-300 if name in _LOG10[:3] else 1e-18
-                name, value = f"log10_{name}", value.abs().clamp(min=least).log10()
-            values[name] = value
+                logs = (math.log10(max(x, least)) for x in _spread(value.abs()))
+                values[f"log10_{name}"] = tuple(logs)
+            else:
+                values[name] = _spread(value)
         spectrum = record.observed["singular_values"][..., : self.singular_values]
-        sigmas = {f"{i:02d}": value for i, value in enumerate(spectrum.unbind(-1), start=1)}
+        each = enumerate(spectrum.unbind(-1), start=1)
+        sigmas = {f"{i:02d}": _spread(value) for i, value in each}
         seen: list[tuple[str, str, float]] = []
         shown = (*_FIRST, *_ERRORS)
         first = {name: value for name, value in values.items() if name in shown}
         more = {name: value for name, value in values.items() if name not in shown}
         for prefix, named in (("", first), ("more_", more), ("singular_values_", sigmas)):
-            for name, value in named.items():
-                median, *ends = _spread(value)
+            for name, (median, *ends) in named.items():
                 seen.append((prefix, name, median))
                 for kind, end in zip(("min", "max"), ends, strict=False):
                     seen.append((f"range_{prefix}", f"{name}/{kind}", end))
@@ -181,7 +184,7 @@ def _positions(record: Record) -> tuple[tuple[str, int], ...]:
 
 def _spread(value: Tensor) -> tuple[float, ...]:
     """The median over repeats and, where there are several, the range."""
-    value = value.double()
     if value.numel() == 1:
         return (float(value),)
+    value = value.double()
     return float(value.median()), float(value.min()), float(value.max())
