@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from runner import ROOT, Remembered
+from runner import ROOT
 
 from deeplin.runner import cli
 from deeplin.runner.build import build

@@ -1,10 +1,10 @@
 """Options: one schema for files, the command line, resume and Python; every fault in a sentence."""
 
 import pytest
-from answers import CONF, Remembered, answered, faults, only_built
+from answers import CONF, answered, faults, only_built
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
-from runner import SMALL, train
+from runner import SMALL, Remembered, train
 
 from deeplin.runner import cli
 from deeplin.runner.build import build

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import hydra
 import pytest
-from answers import CONF, Remembered, answered, faults, only_built
+from answers import CONF, answered, faults, only_built
 from command_lines import command_lines
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, Phase, given, settings
+from runner import Remembered
 
 from deeplin.loop import Kind
 from deeplin.runner import cli

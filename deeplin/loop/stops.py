@@ -109,11 +109,11 @@ class Stagnation:
         now, steps = records[-1].t, len({record.step for record in records[-_AT_REST:]})
         if records[0].t > now - self.duration or steps < _AT_REST:
             return None
+        after, last = _seen(self, history, "loss"), _seen(self, history, _NORM)
         start = bisect.bisect_right(records, now - self.duration, key=lambda record: record.t) - 1
         recent = History(records[min(start, len(records) - _AT_REST) :])
-        before, after = recent.records[0].observed["loss"], _seen(self, history, "loss")
+        before, first = (recent.records[0].observed[name] for name in ("loss", _NORM))
         apart = (after - before).abs() > self.rtol * torch.maximum(before.abs(), after.abs())
-        first, last = recent.records[0].observed[_NORM], _seen(self, history, _NORM)
         if bool((apart | (first > 2 * last) | (last > 2 * first)).any()):
             return None  # whatever lies between
         loss, norm = recent.column("loss"), recent.column(_NORM)
