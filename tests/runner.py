@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from hydra._internal.hydra import Hydra
 
 import deeplin.runner.run as running
 from deeplin.runner import cli
@@ -59,6 +60,9 @@ def train(*arguments: str, folder: Path | None = None, draw: bool = False) -> in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["scripts/train.py", *arguments, *where])
         patch.setattr(cli, "Configurations", Remembered)
+        if not any(word.startswith(("-", "experiment=", "hydra.")) for word in arguments):
+            # Hydra composes all once more to see whether a file asks for a sweep: none does here.
+            patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
         if cli.run is running.run:
             patch.setattr(cli, "run", functools.partial(running.run, draw=draw))
         try:
