@@ -158,8 +158,11 @@ def _run(folder: Path, source: str, tests: Sequence[str], there) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     sys.dont_write_bytecode = True
     os.chdir(folder)
-    outside = [p for p in sys.path if not Path(p or ".").resolve().is_relative_to(ROOT)]
-    sys.path[:] = [str(folder), *outside]
+    # The tree that is copied is left out, but not an environment inside of it.
+    found = [(p, Path(p or ".").resolve()) for p in sys.path]
+    installed = Path(sys.prefix).resolve()
+    kept = [p for p, at in found if at.is_relative_to(installed) or not at.is_relative_to(ROOT)]
+    sys.path[:] = [str(folder), *kept]
     import pytest
 
     plugin = _Endings(source)

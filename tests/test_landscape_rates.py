@@ -86,6 +86,16 @@ def test_a_lower_rank_and_a_batch_are_refused():
         layer_rate(problem, [W_j.expand(3, *W_j.shape) for W_j in zero])
 
 
+@pytest.mark.parametrize("shape", [(2, 6), (6, 2)])
+def test_the_narrowest_width_may_be_that_of_the_data(shape, randn):
+    d_x, d_y = shape
+    problem = deeplin.LeastSquares(randn(d_x, 30), randn(d_y, 30))
+    net = DeepLinear([d_x, 5, 4, d_y], dtype=torch.float64)
+    layers = [W_j.detach() for W_j in init.balanced_(net, problem.minimizer(2)).weights]
+    expected = local_rate(problem, problem.minimizer(2), 3)
+    assert layer_rate(problem, layers) == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_single_layer():
     problem = problem_of("teacher", 2)
     W = problem.minimizer(2) + 0
@@ -172,7 +182,7 @@ def test_the_inverse_of_a_hessian(kind, depth, randn, monkeypatch):
     monkeypatch.setattr(
         type(H), "dense", lambda self: closed.append(0) or SymmetricOperator.dense(self)
     )
-    inverse = H._inverse()
+    inverse = H.inverse(H.factored_dimension)
     assert inverse is not None
     assert bool(closed) == (kind != "teacher")
     x = randn(H.dim)

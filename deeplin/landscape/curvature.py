@@ -37,7 +37,7 @@ class RiemannianHessian(SymmetricOperator):
 
     Source: BRTW §6.3 (any metric has the same critical points); HLZ (4), corrected;
         `deeplin.geometry.connection` for the derivative of the metric.
-    Shapes: W (d_y, d_x) of numerical rank k; coordinates (*batch, k(d_y + d_x − k)), twice as many
+    Shapes: W (d_y, d_x), k its numerical rank or the `rank` given; coordinates (*batch, k(d_y + d_x − k)), twice as many
         for complex matrices.
     Cost: one full SVD; then O((d_x² + d_x d_y) k) for each application where the problem is known
         in closed form, and `Problem.hessian_products` where it is not. Off critical points
@@ -54,12 +54,13 @@ class RiemannianHessian(SymmetricOperator):
         depth: float | Metric,
         *,
         tol: float = 1e-6,
+        rank: int | None = None,
     ):
         metric, W = as_metric(depth), W.detach()
         G = problem.egrad(W)
         W = W.to(G.dtype)
         U, s, Vh = torch.linalg.svd(W, full_matrices=True)
-        k, V = int(numerical_rank(W, s)), Vh.mH
+        k, V = int(numerical_rank(W, s)) if rank is None else rank, Vh.mH
         if k == 0:
             raise ValueError("W must not be 0: M_0 is a single point and has no Hessian.")
         super().__init__(((k, k), (len(U) - k, k), (len(V) - k, k)), W.dtype, W.device)
@@ -77,6 +78,11 @@ class RiemannianHessian(SymmetricOperator):
         if self._optimum is not None and self._optimum.C is not None:
             C = V.mH @ self._optimum.C.to(W.dtype) @ V
             self._gram = C[:k, :k], C[k:, :k], C[k:, k:]
+
+    @property
+    def bases(self) -> tuple[Inexact[Tensor, "d_y d_y"], Inexact[Tensor, "d_x d_x"]]:
+        """([U, U_⊥], [V, V_⊥])."""
+        return self._U, self._V
 
     def _euclidean(self, M: Tensor, A: Tensor, B: Tensor) -> Core:
         """(UᴴHV, U_⊥ᴴHV, V_⊥ᴴHᴴU) of H = D∇f(W)[ξ]; H = ξC where f is known in closed form."""
@@ -109,16 +115,16 @@ class RiemannianHessian(SymmetricOperator):
             left, right = left + moved.Up / self._sides, right + moved.Vp / self._sides
         return self._vector((core, left, right))
 
-    def _inverse(self) -> Callable[[ndarray], ndarray] | None:
+    def inverse(self, largest: int) -> Callable[[ndarray], ndarray] | None:
         """The inverse; of a perfect fit, G = 0, by rows: ξ ↦ P_W(ξC) is (M, Bᴴ)VᴴCV, A·V_kᴴCV_k."""
         if self._gram is None or self._gradient is not None:
-            return super()._inverse()
+            return super().inverse(largest)
         C11, C21, C22 = self._gram
         whole = torch.cat([torch.cat([C11, C21.mH], -1), torch.cat([C21, C22], -1)], -2)
         least = float(torch.linalg.eigvalsh(whole)[0])
         # G moves no eigenvalue by more than 1e-9 of itself.
         if not float(self._G22.norm()) <= 1e-9 * least * float(self.sigma[-1]):
-            return super()._inverse()
+            return super().inverse(largest)
         small, whole = torch.linalg.cholesky(C11), torch.linalg.cholesky(whole)
 
         def apply(x: ndarray) -> ndarray:

@@ -118,7 +118,7 @@ class SymmetricOperator(ABC):
         start = torch.randn(self.dim, dtype=self.dtype, generator=torch.Generator().manual_seed(0))
         shape, kind = (self.dim, self.dim), start.numpy().dtype
         operator = LinearOperator(shape, matvec=apply, dtype=kind)  # pyright: ignore
-        inverse = self._inverse() if which == "SA" else None
+        inverse = self.inverse(self.factored_dimension) if which == "SA" else None
         around: dict = {"which": which}
         if inverse is not None:
             inverted = LinearOperator(shape, matvec=inverse, dtype=kind)  # pyright: ignore
@@ -140,9 +140,9 @@ class SymmetricOperator(ABC):
             torch.as_tensor(vectors[:, order], dtype=self.dtype, device=self.device),
         )
 
-    def _inverse(self) -> Callable[[ndarray], ndarray] | None:
-        """x ↦ H^{-1}x, or None if H is too large to be formed or not positive definite."""
-        if self.dim > self.factored_dimension:
+    def inverse(self, largest: int) -> Callable[[ndarray], ndarray] | None:
+        """x ↦ H^{-1}x; None for a dimension above `largest`, or if H is not positive definite."""
+        if self.dim > largest:
             return None
         L, failed = torch.linalg.cholesky_ex(self.dense())
         if bool(failed):
