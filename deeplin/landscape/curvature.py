@@ -37,8 +37,8 @@ class RiemannianHessian(SymmetricOperator):
 
     Source: BRTW §6.3 (any metric has the same critical points); HLZ (4), corrected;
         `deeplin.geometry.connection` for the derivative of the metric.
-    Shapes: W (d_y, d_x), k its numerical rank or the `rank` given; coordinates (*batch, k(d_y + d_x − k)), twice as many
-        for complex matrices.
+    Shapes: W (d_y, d_x), k its numerical rank or the `rank` given; coordinates
+        (*batch, k(d_y + d_x − k)), twice as many for complex matrices.
     Cost: one full SVD; then O((d_x² + d_x d_y) k) for each application where the problem is known
         in closed form, and `Problem.hessian_products` where it is not. Off critical points
         10·k³ evaluations of the metric's c as well.

@@ -165,7 +165,8 @@ class Prediction:
             return self
         if self.why or float(torch.linalg.matrix_norm(W - self.limit)) > self.distance_tolerance:
             return self
-        dimension = min(W_j.shape[-2] for W_j in layers) * sum(W.shape)
+        k = min(W.shape[-1], *(W_j.shape[-2] for W_j in layers))
+        dimension = k * (sum(W.shape) - k)
         if dimension > _LARGEST_EIGENPROBLEM:
             reason = f"the rate of unbalanced layers is an eigenproblem of dimension {dimension}"
             return replace(self, rate_missing=reason)
