@@ -106,6 +106,7 @@ def test_divergence_is_reported(tmp_path, capsys):
     assert "error: diverged before t =" in output.err
     assert "take a smaller dt" in output.err
     assert "No verdict" in (tmp_path / "run" / "summary.json").read_text()
+    assert (tmp_path / "run" / "status.json").read_text() == '{\n  "status": 1\n}\n'
 
 
 def test_a_folder_of_another_run_is_not_overwritten(tmp_path, capsys):

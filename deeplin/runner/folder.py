@@ -39,8 +39,8 @@ from deeplin.runner.schema import flatten
 __all__ = ["FORMAT", "Checkpoint", "Checkpointer", "Damaged", "RunFolder"]
 
 # What may lie in a folder before a run begins there: Hydra's record and log of the job, what
-# reproduce.py keeps of the output, and what a killed process left.
-_BEFORE = (".hydra", "train.log", "log.txt", LOCK)
+# reproduce.py keeps of the output, that a job could not begin, and what a killed process left.
+_BEFORE = (".hydra", "train.log", "log.txt", "status.json", LOCK)
 _EVENTS = "events.out.tfevents.{moment}.deeplin"
 
 # The last line of config.yaml.
@@ -68,6 +68,10 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
 
     @property
     def provenance(self) -> Path:
@@ -138,6 +142,23 @@ class RunFolder:
         text = f"format: {FORMAT}\n{OmegaConf.to_yaml(cfg, resolve=True)}"
         self.write_text("config.yaml", f"{text}{_digest_line(text)}")
 
+    def write_status(self, status: int, error: str = "") -> None:
+        """Save the exit status of the process that has ended here, and what stopped it at once."""
+        content = {"status": status, **({"error": error} if error else {})}
+        if self.read_status() != content:
+            self.write_json("status.json", content)
+
+    def refuse(self, error: str) -> None:
+        """Save that a job could not begin, unless the folder is that of a run, or somebody's."""
+        with contextlib.suppress(ValueError, OSError), self.held():
+            if not self.config.exists():
+                self.write_status(2, error)
+
+    def begin(self) -> None:
+        """Remove what tells of an end; to be called while it is held."""
+        for path in (self.summary, self.status):
+            path.unlink(missing_ok=True)
+
     def add_provenance(self, session: Mapping[str, object]) -> None:
         """Note where what is computed from now on comes from, after what stands there already."""
         self.write_json("provenance.json", {"sessions": [*self.sessions(), session]})
@@ -156,7 +177,8 @@ class RunFolder:
         """Remove what the run has written, and nothing else; to be called while it is held."""
         written = [*self.path.glob(_EVENTS.format(moment="*")), *self.path.glob("figures/*.png")]
         # The configuration last: it says that the rest is ours.
-        for path in (*written, self.checkpoint, self.summary, self.provenance, self.config):
+        told = (self.status, self.summary, self.provenance)
+        for path in (*written, self.checkpoint, *told, self.config):
             path.unlink(missing_ok=True)
 
     # -- reading -------------------------------------------------------------------------------
@@ -185,6 +207,16 @@ class RunFolder:
     def read_summary(self) -> dict[str, object]:
         """How the run ended. Raises ValueError for a file that is no summary."""
         return self._read_json(self.summary, "result", "result_kind", "verdict")
+
+    def read_status(self) -> dict[str, object]:
+        """The exit status of the last process here, as `write_status` has it.
+
+        Empty while one is at work, and where the last one was killed.
+        """
+        try:
+            return self._read_json(self.status, "status")
+        except (FileNotFoundError, Damaged):
+            return {}
 
     def sessions(self) -> list[dict[str, object]]:
         """Where each part of the run comes from; none before the first."""

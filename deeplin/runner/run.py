@@ -49,7 +49,8 @@ def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
 
     A finished run of the same configuration is reported, an unfinished one is continued: jobs are
     idempotent. The status is that of `loop.Kind`: 0 for an end that was asked for, 1: diverged,
-    3: the method could take no step, 128 + n: stopped by signal n.
+    3: the method could take no step, 128 + n: stopped by signal n. It stands in the folder's
+    status.json, which a killed process does not write.
 
     Raises: ValueError, TypeError and OSError, with one sentence, for bad input.
     """
@@ -57,7 +58,9 @@ def run(cfg: DictConfig, folder: Path, *, draw: bool = True) -> int:
     check(cfg)
     run_folder = RunFolder(folder)
     with run_folder.held():
-        return _run(cfg, run_folder, draw)
+        status = _run(cfg, run_folder, draw)
+        run_folder.write_status(status)
+        return status
 
 
 def _run(cfg: DictConfig, folder: RunFolder, draw: bool) -> int:
@@ -86,7 +89,7 @@ def _run(cfg: DictConfig, folder: RunFolder, draw: bool) -> int:
         folder.check_fits(saved, experiment.stepper)
     since = saved.history.records[-1].t if saved and saved.history.records else 0.0
     if ended is None:  # it goes on, and ends otherwise than was told
-        folder.summary.unlink(missing_ok=True)
+        folder.begin()
     cfg.method = experiment.method
     folder.write_config(cfg)
     folder.add_provenance({**provenance(), "files": inputs, "from_t": since})
