@@ -205,6 +205,26 @@ def test_a_lock_of_another_machine_stays_in_force(copy):
     assert json.loads((copy / lock.LOCK).read_text()) == other
 
 
+def test_a_job_that_slurm_queues_again_has_its_own_folder(copy, monkeypatch):
+    other = {"pid": 7, "host": "elsewhere", "boot": "another", "job": "1234", "start": "0"}
+    (copy / lock.LOCK).write_text(json.dumps(other))
+    for job in ("", "99", "1234"):  # the last on two machines at a time
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        assert "process 7 on elsewhere" in refused([], copy)
+        assert lock.holder(copy) == "process 7 on elsewhere"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert lock.holder(copy) == ""
+    assert run(configured("method.t1=3"), copy, draw=False) == 0
+
+
+def test_who_holds_a_folder(tmp_path):
+    assert lock.holder(tmp_path) == ""
+    with lock.locked(tmp_path / "run"):
+        assert lock.holder(tmp_path / "run").startswith(f"process {os.getpid()} on ")
+    (tmp_path / lock.LOCK).write_text(json.dumps({**lock._this_process(), "pid": 1}))
+    assert lock.holder(tmp_path) == ""  # killed, and its number is another's now
+
+
 def test_a_file_system_without_locks(copy, monkeypatch):
     """There the name of the owner has to do."""
 

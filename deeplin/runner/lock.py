@@ -13,7 +13,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["LOCK", "locked"]
+__all__ = ["LOCK", "holder", "locked"]
 
 LOCK = ".lock"
 _NO_LINK = 0 if sys.platform == "win32" else os.O_NOFOLLOW
@@ -44,6 +44,20 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(held)
         with contextlib.suppress(OSError):  # unless it holds something
             folder.rmdir()
+
+
+def holder(folder: Path) -> str:
+    """Who holds a folder, or may, if that is another machine's process; "" for nobody."""
+    try:
+        file = os.open(folder / LOCK, os.O_RDWR | _NO_LINK)
+    except OSError:
+        return ""
+    try:
+        owner = _owner(file)
+        alive = _is_alive(owner.get("pid")) and not _is_free(file)  # or another has its number
+        return _named(owner) if _is_elsewhere(owner) or alive else ""
+    finally:
+        os.close(file)
 
 
 def _acquire(folder: Path) -> int:
@@ -91,7 +105,10 @@ def _owner(file: int) -> dict[str, object]:
 
 
 def _this_process() -> dict[str, object]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot()}
+    here = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot()}
+    job = os.environ.get("SLURM_JOB_ID")
+    start = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return {**here, "job": job, "start": start} if job else here
 
 
 def _boot() -> str | None:
@@ -103,8 +120,13 @@ def _boot() -> str | None:
 
 
 def _is_elsewhere(owner: dict[str, object]) -> bool:
-    """Whether an owner ran on another machine, whose locks this one may not see."""
+    """Whether an owner ran on another machine, whose locks this one may not see.
+
+    Of a job that Slurm has put into its queue again, the process before has ended.
+    """
     here = _this_process()
+    if "job" in here and owner.get("job") == here["job"] and owner["start"] != here["start"]:
+        return False
     return bool(owner) and all(owner.get(name) != here[name] for name in ("host", "boot"))
 
 
@@ -127,8 +149,12 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
+def _named(owner: dict[str, object]) -> str:
+    return f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'this machine')}"
+
+
 def _refusal(path: Path, owner: dict[str, object], *, seen: bool) -> str:
-    who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'this machine')}"
+    who = _named(owner)
     if not seen:
         return (
             f"{path.parent} was being written by {who}, and from here nobody can tell whether it "
