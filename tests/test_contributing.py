@@ -84,7 +84,7 @@ def names():
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A copy of conf/ to which the examples' configurations are added; `ours` holds their code."""
-    monkeypatch.setattr(targets, "_trusted", {"deeplin", "ours"})
+    monkeypatch.setattr(targets._Trusted(), "packages", {"deeplin", "ours"})
     monkeypatch.setitem(sys.modules, "ours", ModuleType("ours"))
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     monkeypatch.setattr(runs, "CONF", tmp_path / "conf")

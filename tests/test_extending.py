@@ -56,7 +56,7 @@ def conf(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     for name, text in MORE.items():
         (tmp_path / "conf" / name).write_text(text)
-    monkeypatch.setattr(targets, "_trusted", {"deeplin"})
+    monkeypatch.setattr(targets._Trusted(), "packages", {"deeplin"})
     monkeypatch.chdir(tmp_path)
     return tmp_path / "conf"
 

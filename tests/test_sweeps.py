@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import math
 from pathlib import Path
 
@@ -115,8 +116,9 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(tmp_path, monkeypatch, capsys
     words = [*SHORT, "-m", "seed=0,1,2", f"hydra.sweep.dir={tmp_path}"]
     assert train(*words) == 130
     out = capsys.readouterr().out
-    assert "2 jobs in " in out
-    assert [job["status"] for job in table(tmp_path)] == ["0", "130"]
+    assert "3 jobs in " in out
+    assert [job["status"] for job in table(tmp_path)] == ["0", "130", ""]
+    assert table(tmp_path)[2]["error"] == "not begun"
     assert out.splitlines()[-1].endswith(f"seed=0,1,2 hydra.sweep.dir={tmp_path}")
 
 
@@ -163,3 +165,68 @@ def test_optuna_makes_the_objective_small(tmp_path, monkeypatch):
     least = jobs[losses.index(min(losses))]
     assert best.best_params["method.dt"] == float(least["method.dt"])
     assert all(job["folder"].startswith("dt=0.0") for job in jobs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(OPTUNA is None, reason="hydra-optuna-sweeper is not installed: .[cluster]")
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_in_a_file_goes_on(tmp_path, monkeypatch, capsys):
+    """The trial that was cut off comes first, with its own value, in its own folder."""
+    import optuna
+
+    monkeypatch.chdir(tmp_path)
+    made, whole_run = [], cli.run
+
+    def run(cfg, folder):
+        made.append((cfg.method.dt, folder.name))
+        if len(made) == 3:
+            whole_run(OmegaConf.merge(cfg, {"stop": {"max_steps": 5}}), folder, draw=False)
+            (folder / "status.json").unlink()
+            raise SystemExit(137)  # as a kill does, past all that could tell the study
+        return whole_run(cfg, folder, draw=False)
+
+    monkeypatch.setattr(cli, "run", run)
+    words = [
+        *SHORT,
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_jobs=1",
+        "hydra.sweep.dir=sweep",
+    ]
+    words += ["hydra.sweeper.storage=sqlite:///a/study.db", "objective=loss"]
+    words += ["method.dt=interval(0.01,0.1)"]
+    assert train(*words) == 2
+    assert "hydra.sweeper.study_name=<name>" in capsys.readouterr().err
+    words.append("hydra.sweeper.study_name=dt")
+    assert train(*words, "hydra.sweeper.n_trials=4") == 137
+    assert [job["status"] for job in table(tmp_path / "sweep")] == ["0", "0", ""]
+    assert train(*words, "hydra.sweeper.n_trials=4") == 0
+    assert "2 of 4 trials of the study dt are done" in capsys.readouterr().out
+    assert len(made) == 5
+    assert made[3] == made[2]
+    assert len(set(made)) == 4
+    trials = optuna.load_study(study_name="dt", storage="sqlite:///a/study.db").trials
+    ended = [trial for trial in trials if trial.state is optuna.trial.TrialState.COMPLETE]
+    assert [trial.params["method.dt"] for trial in ended] == [dt for dt, _ in made[:2] + made[3:]]
+    for trial, (_, name) in zip(ended, made[:2] + made[3:], strict=True):
+        assert trial.value == OmegaConf.load(tmp_path / "sweep" / name / "summary.json").loss
+    assert train(*words, "hydra.sweeper.n_trials=4") == 0
+    assert "4 of 4 trials of the study dt are done: hydra.sweeper.n_trials=<more>" in (
+        capsys.readouterr().out
+    )
+    assert len(made) == 5
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["study.db"]
+
+
+@pytest.mark.skipif(OPTUNA is None, reason="hydra-optuna-sweeper is not installed: .[cluster]")
+def test_one_command_at_a_time_searches(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    held = json.dumps({"pid": 1, "host": "elsewhere", "boot": "another"})
+    (tmp_path / ".study.db.dt").mkdir()
+    (tmp_path / ".study.db.dt" / ".lock").write_text(held)
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.storage=sqlite:///study.db"]
+    words += ["hydra.sweeper.study_name=dt", "method.dt=interval(0.01,0.1)"]
+    assert train(*SHORT, "-m", *words) == 2
+    error = capsys.readouterr().err
+    assert "another command is at work on the study dt in study.db" in error
+    assert not (tmp_path / "study.db").exists()

@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -21,16 +20,20 @@ from omegaconf import DictConfig, OmegaConf
 from deeplin.runner import flags
 from deeplin.runner.command_line import Checked, check_words
 from deeplin.runner.configurations import CONF, Configurations
+from deeplin.runner.devices import own_device
 from deeplin.runner.errors import EXPECTED, is_out_of_memory, sentence
 from deeplin.runner.experiments import Draw, show_pictures
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.help import help_page
+from deeplin.runner.launching import accounted, ended_in, in_sweep, relative
 from deeplin.runner.names import job_folder, run_folder
-from deeplin.runner.outcomes import Ended, Outcome, ended, noted, worst
+from deeplin.runner.outcomes import Outcome, ended, noted, worst
 from deeplin.runner.overrides import whole
+from deeplin.runner.plugins import told_to_launcher
 from deeplin.runner.run import RESUMABLE, run
-from deeplin.runner.signals import abandonable, number_of
-from deeplin.runner.sweeps import conclude_sweep, objective_of
+from deeplin.runner.signals import abandonable, ending_with_parent, number_of
+from deeplin.runner.studies import trials_left
+from deeplin.runner.sweeps import conclude_sweep
 from deeplin.runner.terminal import columns, command, complain, patient, say_command
 
 __all__ = ["job", "main", "train"]
@@ -95,9 +98,19 @@ def _main(
     if checked is None:
         entry()
         return worst()
-    if checked.is_sweep:
-        sys.argv.append(f"{_EXCLUDED}=[{','.join(checked.constant)}]")
-    with _concluded(arguments) if checked.is_sweep else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if checked.is_sweep:
+            sys.argv += [f"{_EXCLUDED}=[{','.join(checked.constant)}]"]
+            try:
+                left = stack.enter_context(trials_left(checked.first))
+            except EXPECTED as error:
+                complain(sentence(error))
+                return 2
+            if left == 0:
+                return 0
+            sys.argv += told_to_launcher(checked.first)
+            sys.argv += [] if left is None else [f"hydra.sweeper.n_trials={left}"]
+            stack.enter_context(_concluded(arguments))
         entry()
     show_pictures(ended(), checked.chosen.get("experiment"), arguments, draw)
     return worst()
@@ -108,7 +121,8 @@ def _concluded(arguments: Sequence[str]) -> Iterator[None]:
     """A context at whose end the jobs of a sweep are told, also of one that was stopped."""
     stopped = True
     try:
-        yield
+        with accounted():
+            yield
         stopped = False
     finally:
         if jobs := ended():
@@ -131,41 +145,28 @@ def _stands_somewhere() -> bool:
 def job(cfg: DictConfig) -> Outcome:
     """Run one configuration in Hydra's folder; bad input is one sentence, and a sweep goes on."""
     hydra_config = HydraConfig.get()
-    folder = _relative(hydra_config.runtime.output_dir)
+    folder = relative(Path(hydra_config.runtime.output_dir))
+    objective = cfg.get("objective", "auto")
     if hydra_config.mode != RunMode.MULTIRUN:
         with patient():
-            status, sentence = _job(cfg, folder)
-        outcome = noted(_ended(cfg, folder, status, sentence))
+            status, told = _job(cfg, folder)
+        outcome = noted(ended_in(folder, status, told, objective))
     else:
-        sweep = _relative(hydra_config.sweep.dir)
-        name, number = os.path.relpath(folder, sweep), int(hydra_config.job.num)
+        sweep, number = relative(Path(hydra_config.sweep.dir)), int(hydra_config.job.num)
+        name = os.path.relpath(folder, sweep)
         # A launcher may have brought the job to another process.
-        with patient(f"[{name if len(name) <= _SHORT else f'#{number}'}] "):
-            status, sentence = _job(cfg, folder)
+        label = f"[{name if len(name) <= _SHORT else f'#{number}'}] "
+        with patient(label), ending_with_parent(), own_device(cfg.device):
+            status, told = _job(cfg, folder)
+        if status == 2:
+            RunFolder(folder).refuse(told)
         constant = hydra_config.job.config.override_dirname.exclude_keys
-        words = [word.lstrip("+~").partition("=") for word in hydra_config.overrides.task]
-        options = {key: value for key, _, value in words if key not in constant}
-        of_job = replace(_ended(cfg, folder, status, sentence), number=number, name=name)
-        outcome = noted(replace(of_job, sweep=str(sweep), options=options))
+        ended_here = ended_in(folder, status, told, objective)
+        words = hydra_config.overrides.task
+        outcome = noted(in_sweep(ended_here, sweep, number, words, constant))
     if status >= 128:  # stopped by a signal: so is the whole sweep
         sys.exit(status)
     return outcome
-
-
-def _ended(cfg: DictConfig, folder: Path, status: int, sentence: str) -> Ended:
-    summary: dict[str, object] = {}
-    if status != 2:  # then the folder is perhaps that of another run
-        with contextlib.suppress(OSError, ValueError):
-            summary = RunFolder(folder).read_summary()
-    objective = objective_of(cfg.get("objective", "auto"), summary) if status == 0 else math.inf
-    said = sentence or ("" if status == 0 else str(summary.get("result", "")))
-    return Ended(status, objective, folder=str(folder), summary=summary, sentence=said)
-
-
-def _relative(path: str) -> Path:
-    """A path as seen from where this process works, if it is below."""
-    folder = Path(path).absolute()
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

@@ -17,6 +17,7 @@ from deeplin.runner.configurations import Configurations, task, visible
 from deeplin.runner.errors import sentence
 from deeplin.runner.kinds import shown
 from deeplin.runner.overrides import MOST_RUNS, Given, read_overrides
+from deeplin.runner.plugins import missing
 from deeplin.runner.schema import (
     GROUPS,
     LEFT_OUT,
@@ -119,6 +120,11 @@ def _check_choice(one: Given, names: Sequence[str]) -> None:
             f"a run has one of each group, chosen with {one.key}=<name>; got {shown(one.word)}."
         )
     for value in one.values:
+        if package := missing(one.key, value):
+            raise ValueError(
+                f"{one.key}={value} is a plugin of Hydra that is not installed: pip install "
+                f"{package}, or all of them with pip install deeplin[cluster]."
+            )
         if value not in names:
             name = value if isinstance(value, str) else shown(value)
             raise ValueError(_unknown(f"{one.key}=", name, names))

@@ -7,19 +7,22 @@ from dataclasses import dataclass, field
 
 __all__ = ["Ended", "Outcome", "ended", "noted", "worst"]
 
+NOT_BEGUN = "not begun"  # the sentence of a job that no process has taken up
+
 
 @dataclass(frozen=True)
 class Ended:
     """How one job ended.
 
-    - `status`: the process's, if it were alone; `objective`: what a sweeper is to make small
+    - `status`: the process's, if it were alone; None: it has not ended
+    - `objective`: what a sweeper is to make small
     - `folder`: the run's; of a job of a sweep its `number`, its `name` in the folder `sweep`, and
     `options`: what varies in it
     - `summary`: that of its folder; empty where nothing ran
     - `sentence`: why, where its status is not 0
     """
 
-    status: int
+    status: int | None
     objective: float
     number: int = 0
     name: str = ""
@@ -28,6 +31,11 @@ class Ended:
     options: Mapping[str, str] = field(default_factory=dict)
     summary: Mapping[str, object] = field(default_factory=dict)
     sentence: str = ""
+
+    @property
+    def began(self) -> bool:
+        """Whether it has begun, or is at work, and has not ended."""
+        return self.status is None and self.sentence != NOT_BEGUN
 
 
 _noted: dict[tuple[int, str], Ended] = {}
@@ -64,6 +72,6 @@ def ended() -> list[Ended]:
 
 def worst() -> int:
     """The largest status noted; 0 if there is none. What was noted is forgotten."""
-    found = max((one.status for one in _noted.values()), default=0)
+    found = max((one.status or 0 for one in _noted.values()), default=0)
     _noted.clear()
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -10,10 +12,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-__all__ = ["Abandoned", "Interruption", "abandonable", "number_of", "unbegun"]
+__all__ = ["Abandoned", "Interruption", "abandonable", "ending_with_parent", "number_of", "unbegun"]
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+_SECONDS = 1.0  # between two looks at whether a parent lives
+
+
+@functools.cache
+def _works_for(process: int) -> int | None:
+    """What started a process to work for it, seen when it begins; None for one of a user's."""
+    parent = multiprocessing.parent_process()
+    return None if parent is None or parent.pid != os.getppid() else parent.pid
 
 
 class Interruption:
@@ -65,6 +75,34 @@ def abandonable() -> Iterator[Abandoned]:
 
     with _handled_by(abandon):
         yield abandoned
+
+
+@contextlib.contextmanager
+def ending_with_parent() -> Iterator[None]:
+    """A context in which a worker of multiprocessing gets SIGTERM when who started it has gone.
+
+    A sweep that was killed leaves its workers behind, which would hold the folders of the jobs
+    that the same command is to continue, and take up further ones.
+    """
+    parent = _works_for(os.getpid())
+    if parent is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            if over.wait(_SECONDS):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 @contextlib.contextmanager

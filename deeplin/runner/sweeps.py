@@ -93,6 +93,8 @@ def _cut(text: str) -> str:
 
 def _word(job: Ended) -> str:
     """How a job ended, in a word, or the sentence of what went wrong."""
+    if job.status is None:
+        return job.sentence
     if job.status != 0:
         return f"status {job.status}: {job.sentence}"
     sentence = str(job.summary.get("verdict", ""))

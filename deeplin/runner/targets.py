@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 
 import torch
+from hydra.core.singleton import Singleton
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -19,14 +20,21 @@ from deeplin.runner.schema import check_kind
 
 __all__ = ["call", "check_options", "make", "options_of", "parameters", "trust"]
 
-_trusted = {"deeplin"}
+
+class _Trusted(metaclass=Singleton):
+    """The packages of this process; launchers bring Hydra's singletons to those of their jobs."""
+
+    def __init__(self) -> None:
+        self.packages = {"deeplin"}
+
+
 # Their classes of optimizers, and nothing else of them.
 _OF_OPTIMIZERS = ("torch.optim", "geoopt.optim")
 
 
 def trust(package: str) -> None:
     """Let configurations of this process name what a package of the user's own defines."""
-    _trusted.add(package)
+    _Trusted().packages.add(package)
 
 
 def make(group: Mapping[str, object], key: str, **offered: object) -> object:
@@ -111,14 +119,15 @@ def check_options(
 
 
 def _resolved(target: object, key: str) -> Callable[..., object]:
+    trusted = _Trusted().packages
     refusal = ValueError(
-        f"{key}._target_ must name something inside {' or '.join(sorted(_trusted))}, or an "
+        f"{key}._target_ must name something inside {' or '.join(sorted(trusted))}, or an "
         f"optimizer of torch.optim or geoopt.optim; got {target}."
     )
     if not isinstance(target, str):
         raise refusal
     optimizer = target.startswith(tuple(f"{package}." for package in _OF_OPTIMIZERS))
-    if not optimizer and target.split(".")[0] not in _trusted:
+    if not optimizer and target.split(".")[0] not in trusted:
         raise refusal
     try:
         found = get_object(target)
@@ -127,6 +136,6 @@ def _resolved(target: object, key: str) -> Callable[..., object]:
     # A trusted module also holds what it imports: os, subprocess.
     if optimizer and isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
         return found
-    if not callable(found) or str(found.__module__).split(".")[0] not in _trusted:
+    if not callable(found) or str(found.__module__).split(".")[0] not in trusted:
         raise refusal
     return found
