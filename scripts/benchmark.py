@@ -25,6 +25,7 @@ from benchmarks import (
     completion,
     flows,
     manifolds,
+    optimizers,
     processes,
     ratings,
     stiff,
@@ -33,7 +34,7 @@ from benchmarks import (
 from threadpoolctl import threadpool_limits
 
 # Importing them registers their lines.
-SUBJECTS = (manifolds, flows, stiff, completion, ratings, streams, processes)
+SUBJECTS = (manifolds, flows, stiff, completion, optimizers, ratings, streams, processes)
 
 
 def measured(entry: Line) -> float:

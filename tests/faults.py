@@ -109,6 +109,8 @@ def serve(common: list[str]) -> None:
         assert deeplin.runner.cli
         with tempfile.TemporaryDirectory() as folder:  # what is imported late is imported here
             run(configured(["method.t1=0.1"]), Path(folder, "run"), draw=True)
+            words = ["manifold=fixed_rank", "method=cg", "method.t1=1"]
+            run(configured(words), Path(folder, "other"), draw=False)
         print(json.dumps("ready"), file=answers, flush=True)
         for line in sys.stdin:
             started = []

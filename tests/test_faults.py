@@ -21,6 +21,8 @@ COMMON = [
 ]
 STEPS = "stop.max_steps=12"
 METHODS = {
+    "cg": ["manifold=fixed_rank", "method=cg", "method.t1=5"],
+    "trust_region": ["manifold=fixed_rank", "method=trust_region", "repeats=2", "method.t1=5"],
     "sgd": ["method=sgd", "method.batch_size=4", "method.t1=1", STEPS],
     "euler": ["method=euler", "method.rebalance=true", "method.t1=2", STEPS],
     "rk4": ["method=rk4", "repeats=2", "method.t1=2", STEPS],

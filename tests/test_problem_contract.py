@@ -12,6 +12,7 @@ from deeplin.problems import (
     MatrixCompletion,
     MatrixSensing,
     Problem,
+    Ridge,
     RobustCompletion,
     from_loss,
 )
@@ -149,6 +150,38 @@ def test_products_with_the_hessian(case, batch, default):
     HV, HhU = own.hessian_products(problem, U, s, V, left, right)
     torch.testing.assert_close(HV, H @ V, **TOL)
     torch.testing.assert_close(HhU, H.mH @ U, **TOL)
+
+
+@every
+@pytest.mark.parametrize("batch", [(), (5,)])
+@pytest.mark.parametrize("default", [False, True], ids=["own", "default"])
+def test_products_that_riemannian_hessians_are_made_of(case, batch, default):
+    batch = (*batch, *case.batch)
+    U, V = (torch.linalg.qr(A).Q for A in factors(case, *batch))
+    S, M = (0.5 * draw(*batch, 2, 2, seed=seed, dtype=case.dtype) for seed in (50, 51))
+    Up, Vp = (
+        A - Q @ (Q.mH @ A) for A, Q in zip(factors(case, *batch, seed=60), (U, V), strict=True)
+    )
+    products = (Problem if default else type(case.problem)).hessian_at(case.problem, U, S, V)
+    found = products(M, Up, Vp)
+    products(-M, 0 * Up, Vp)  # and what was found before stays
+    W, xi = U @ S @ V.mH, (U @ M + Up) @ V.mH + U @ Vp.mH
+    G, H = plain_gradient(case, W), plain_hessian(case, W, xi)
+    for ours, oracle in zip(found, (H @ V, H.mH @ U, G @ Vp, G.mH @ Up), strict=True):
+        torch.testing.assert_close(ours, oracle, **TOL)
+
+
+@every
+def test_a_part_of_a_batch(case):
+    W = matrices(case, 3, *case.batch)
+    which = torch.arange(W[..., 0, 0].numel()).reshape(W.shape[:-2]) % 3 == 1
+    part = case.problem.narrowed(which)
+    knows = isinstance(case.problem, MatrixCompletion | Ridge) and case.dtype == F64
+    assert (part is not None) or not knows
+    if part is not None:
+        torch.testing.assert_close(part.loss(W[which]), case.plain(W)[which], **TOL)
+        A, B = W[which][..., :2], draw(int(which.sum()), W.shape[-1], 2, seed=1, dtype=case.dtype)
+        torch.testing.assert_close(part.pair_loss(A, B), part.loss(A @ B.mH), **TOL)
 
 
 @every

@@ -8,7 +8,7 @@ from runner import needs_compiler
 
 from deeplin import MatrixCompletion, sampled
 from deeplin.manifolds import FixedRankFactored
-from deeplin.sampled import pattern
+from deeplin.sampled import TangentProducts, pattern
 
 F64 = torch.float64
 M, N = 7, 5
@@ -57,6 +57,37 @@ def test_products_are_those_of_dense_matrices(places, randn, k, batch):
     torch.testing.assert_close(sampled.sample(places, A, B), want, **close)
     torch.testing.assert_close(sampled.sparse_times(places, e, B), E @ B, **close)
     torch.testing.assert_close(sampled.adjoint_times(places, e, A), E.mT @ A, **close)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize(("k", "dtype"), [(1, F64), (5, F64), (16, F64), (5, torch.float32)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_products_along_tangent_vectors(places, randn, k, dtype, batch, weighted):
+    U, V, e = (part.to(dtype) for part in draws(randn, *batch, k=k))
+    Up, Vp, _ = (part.to(dtype) for part in draws(randn, *batch, k=k))
+    M, w = randn(*batch, k, k).to(dtype), randn(len(ROWS)).abs().to(dtype) if weighted else None
+    assert TangentProducts.fits(places, U, V, e) == places.compiled
+    if not places.compiled:
+        return
+    products = TangentProducts(places, U, V, e, w)
+    xi = (U @ M + Up) @ V.mT + U @ Vp.mT
+    x = xi[..., ROWS[places.order], COLS[places.order]]
+    H, G = (dense(places, part).to(dtype) for part in (x if w is None else w * x, e))
+    products(M, Up, Vp)  # of one call nothing is left to the next
+    close = {"rtol": 1e-12, "atol": 1e-12} if dtype == F64 else {"rtol": 1e-4, "atol": 1e-4}
+    for ours, oracle in zip(
+        products(2 * M, 2 * Up, 2 * Vp), (H @ V, H.mT @ U, G @ Vp, G.mT @ Up), strict=True
+    ):
+        torch.testing.assert_close(ours, 2 * oracle, **close)
+
+
+def test_what_products_along_tangent_vectors_do_not_take(places, randn):
+    U, V, e = draws(randn, k=17)
+    assert not TangentProducts.fits(places, U, V, e), "two halves are more than the loops hold"
+    U, V, e = draws(randn)
+    assert not TangentProducts.fits(places, U, V.requires_grad_(), e)
+    assert not TangentProducts.fits(places, U.float(), V.detach(), e)
+    assert not TangentProducts.fits(places, torch.stack([U, U]), V.detach(), e)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128, torch.bfloat16])

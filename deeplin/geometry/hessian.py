@@ -11,7 +11,7 @@ from torch import Tensor
 from deeplin.geometry.connection import christoffel_terms
 from deeplin.geometry.coordinates import Point, Tangent, project_products
 from deeplin.geometry.metric import DepthMetric, Metric, metric_operator
-from deeplin.linalg import adjoint_products
+from deeplin.linalg import adjoint_products, hermitian_part, plus_tall_times
 
 __all__ = [
     "Matrix",
@@ -36,44 +36,54 @@ class Matrix(Protocol):
 
 
 def embedded_hessian(
-    point: Point, tangent: Tangent, H: Tangent, GVp: Tensor, GhUp: Tensor
+    point: Point,
+    HV: Tensor,
+    HhU: Tensor,
+    GVp: Tensor,
+    GhUp: Tensor,
+    inverse: Tensor | None = None,
 ) -> Tangent:
     """Hess f(W)[ξ] for the embedded metric (depth 1), at every point.
 
-    P_W(D∇f[ξ]) + P_U^⊥ G V_p S⁻ᴴ Vᴴ + U S⁻ᴴ U_pᴴ G P_V^⊥, G = ∇f(W): the second and third term are
-    the curvature of the manifold, and have the S⁻¹ that HLZ studies.
+    P_W(H) + P_U^⊥ G V_p S⁻ᴴ Vᴴ + U S⁻ᴴ U_pᴴ G P_V^⊥, H = D∇f(W)[ξ], G = ∇f(W): the second and
+    third term are the curvature of the manifold, and have the S⁻¹ that HLZ studies.
 
     Source: [Van13], §2.3. HLZ (4) has mismatched shapes and
         signs that flip between displays.
-    Shapes: H the projection of D∇f[ξ]; GVp = G V_p (*batch, m, r), GhUp = Gᴴ U_p (*batch, n, r).
+    Shapes: HV, GVp = G V_p (*batch, m, r), HhU = HᴴU, GhUp = Gᴴ U_p (*batch, n, r); inverse = S⁻¹,
+        for who has it; else two systems are solved.
     Cost: O((m + n) r² + r³).
     Accuracy: ε·σ_1/σ_r relative on the curvature terms.
     """
+    if inverse is None:
+        left = HV + torch.linalg.solve(point.S.mH, GVp, left=False)
+        right = HhU + torch.linalg.solve(point.S, GhUp, left=False)
+    else:
+        left = plus_tall_times(HV, GVp, inverse.mH)
+        right = plus_tall_times(HhU, GhUp, inverse)
     if point.hermitian:
-        GVp = (GVp + GhUp) / 2
-    left = torch.linalg.solve(point.S.mH, GVp, left=False)
-    if point.hermitian:
-        Up = H.Up + left - point.U @ (point.U.mH @ left)
-        return Tangent(H.M, Up, Up)
-    right = torch.linalg.solve(point.S, GhUp, left=False)
-    Q, P = adjoint_products((point.U, left), (point.V, right), group=point.group)
-    return Tangent(H.M, H.Up + left - point.U @ Q, H.Vp + right - point.V @ P)
+        core, bent = ((HV + HhU) / 2, (left + right) / 2)
+        Up = plus_tall_times(bent, point.U, point.U.mH @ bent, alpha=-1)
+        return Tangent(hermitian_part(point.U.mH @ core), Up, Up)
+    pairs = (point.U, HV), (point.U, left), (point.V, right)
+    core, Q, P = adjoint_products(*pairs, group=point.group)
+    Up = plus_tall_times(left, point.U, Q, alpha=-1)
+    return Tangent(core, Up, plus_tall_times(right, point.V, P, alpha=-1))
 
 
 def hessian_of_products(
     point: Point,
     tangent: Tangent,
     G: Tangent,
-    H: Tangent,
+    HV: Tensor,
+    HhU: Tensor,
     GVp: Tensor,
     GhUp: Tensor,
     metric: Metric,
+    inverse: Tensor | None = None,
 ) -> Tangent:
-    """`riemannian_hessian` from products: G and H the projections of ∇f(W) and of D∇f(W)[ξ].
-
-    Shapes: GVp = G V_p (*batch, m, r), GhUp = Gᴴ U_p (*batch, n, r), G here ∇f(W) itself.
-    """
-    embedded = embedded_hessian(point, tangent, H, GVp, GhUp)
+    """`riemannian_hessian` from products: G the projection of ∇f(W), else as `embedded_hessian`."""
+    embedded = embedded_hessian(point, HV, HhU, GVp, GhUp, inverse)
     if metric == DepthMetric(1):
         return embedded
     main = metric_operator(point, embedded, metric)
@@ -97,9 +107,9 @@ def riemannian_hessian(
     """
     U, V = point.U, point.V
     G = project_products(point, egrad @ V, egrad.mH @ U)
-    H = project_products(point, ehess @ V, ehess.mH @ U)
+    H = ehess @ V, ehess.mH @ U
     GVp, GhUp = egrad @ tangent.Vp, egrad.mH @ tangent.Up
-    return hessian_of_products(point, tangent, G, H, GVp, GhUp, metric)
+    return hessian_of_products(point, tangent, G, *H, GVp, GhUp, metric)
 
 
 def hessian_vector_product(
@@ -136,5 +146,5 @@ def hessian_vector_product(
     HV = torch.zeros_like(K) if HV is None else HV
     HhU = torch.zeros_like(L) if HhU is None else HhU
     G = project_products(point, GV.detach(), GhU.detach())
-    H = project_products(point, HV.detach(), HhU.detach())
-    return hessian_of_products(point, tangent, G, H, GVp.detach(), GhUp.detach(), metric)
+    H, across = (HV.detach(), HhU.detach()), (GVp.detach(), GhUp.detach())
+    return hessian_of_products(point, tangent, G, *H, *across, metric)

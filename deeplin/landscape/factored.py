@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.geometry.coordinates import Point, Tangent, project_packed, project_products
+from deeplin.geometry.coordinates import Point, Tangent, project_packed
 from deeplin.geometry.hessian import embedded_hessian
 from deeplin.landscape.operators import SymmetricOperator
 from deeplin.problems import Problem
@@ -71,7 +71,7 @@ class FactoredHessian(SymmetricOperator):
         right = torch.cat([V, tangent.Vp], -1)
         H = self._problem.hessian_products(point.U, point.S, point.V, left, right)
         GVp, GhUp = self._times(tangent.Vp, tangent.Up)
-        image = embedded_hessian(point, tangent, project_products(point, *H), GVp, GhUp)
+        image = embedded_hessian(point, *H, GVp, GhUp)
         rest = x - self._vector(self._coordinates(tangent))
         return self._vector(self._coordinates(image)) + self._mean * rest
 

@@ -62,7 +62,7 @@ def plus_tall_times(
     """βC + αAB in the layout of `tall_times`, in one pass over C unless the batch has many dims."""
     if C.ndim == A.ndim == B.ndim == 3 and C.shape[0] == A.shape[0] == B.shape[0]:
         return torch.baddbmm(C.mT, B.mT, A.mT, beta=beta, alpha=alpha).mT
-    if C.ndim == A.ndim == B.ndim == 2 and (A.is_contiguous() or C.is_contiguous()):
+    if C.ndim == A.ndim == B.ndim == 2 and (A.stride(-1) == 1 or C.stride(-1) == 1):
         return torch.addmm(C, A, B, beta=beta, alpha=alpha)
     product = tall_times(A, B)
     return (product if alpha == 1 else alpha * product) + (C if beta == 1 else beta * C)

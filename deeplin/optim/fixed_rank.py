@@ -28,9 +28,9 @@ class TangentFixedRank:
 
     def __init__(self, manifold: FixedRankFactored):
         self._manifold, self.metric = manifold, manifold.metric
-        self._embedded = manifold.metric == DepthMetric(1)
+        self.embedded = manifold.metric == DepthMetric(1)
         self.egrad2rgrad = manifold.egrad2rgrad
-        self._split = partial(torch.split, split_size_or_sections=self._sizes, dim=-2)
+        self._split = partial(torch.split_with_sizes, split_sizes=self._sizes, dim=-2)
 
     @property
     def _sizes(self) -> list[int]:
@@ -53,22 +53,22 @@ class TangentFixedRank:
     def gradient(self, point: Point, GV: Tensor, GhU: Tensor) -> Tensor:
         """𝒜_W(P_W(G)) from products of G = ∇f(W)."""
         G = project_products(point, GV, GhU)
-        return self.stored(G if self._embedded else metric_operator(point, G, self.metric))
+        return self.stored(G if self.embedded else metric_operator(point, G, self.metric))
 
-    def inner(self, x: Tensor, u: Tensor, v: Tensor, keepdim: bool) -> Float[Tensor, "*batch 1 1"]:
-        """g_W(u, v)."""
-        if self._embedded and self._manifold.group is None:
-            value = torch.linalg.vecdot(u.flatten(-2), v.flatten(-2)).real
-        elif self._embedded:
-            r = self._manifold.rank  # the rows of M are on every process
-            sides, core = (
-                torch.linalg.vecdot(a.flatten(-2), b.flatten(-2)).real
-                for a, b in ((u[..., :-r, :], v[..., :-r, :]), (u[..., -r:, :], v[..., -r:, :]))
-            )
-            value = core + sum_over(self._manifold.group, sides)[0]
-        else:
-            value = metric_inner(self.point(x), self.tangent(u), self.tangent(v), self.metric)
-        return value[..., None, None]
+    def inner(self, x: Tensor, u: Tensor, v: Tensor, keepdim: bool) -> Float[Tensor, "*batch"]:
+        """g_W(u, v), of each matrix, whatever `keepdim` is."""
+        group = self._manifold.group
+        if not self.embedded:
+            return metric_inner(self.point(x), self.tangent(u), self.tangent(v), self.metric)
+        if group is None:
+            value = torch.linalg.vecdot(u.flatten(-2), v.flatten(-2))
+            return value.real if value.is_complex() else value
+        r = self._manifold.rank  # the rows of M are on every process
+        sides, core = (
+            torch.linalg.vecdot(a.flatten(-2), b.flatten(-2)).real
+            for a, b in ((u[..., :-r, :], v[..., :-r, :]), (u[..., -r:, :], v[..., -r:, :]))
+        )
+        return core + sum_over(group, sides)[0]
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """R_W(u), shortened where it would lose rank."""

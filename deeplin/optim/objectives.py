@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent, project_products
-from deeplin.geometry.hessian import hessian_of_products
+from deeplin.geometry.hessian import embedded_hessian, hessian_of_products
 from deeplin.optim.fixed_rank import TangentFixedRank
 from deeplin.optim.space import Space, Vector
 from deeplin.problems import Problem
@@ -30,7 +31,11 @@ class Objective(ABC):
 
     @abstractmethod
     def evaluate(self, x: Vector) -> tuple[Tensor, list[Tensor]]:
-        """(f, grad f) at x, where the parameters then are. Shapes: f (*batch)."""
+        """(f, grad f) at x. Shapes: f (*batch)."""
+
+    def narrowed(self, which: Bool[Tensor, "*batch"]) -> Objective | None:
+        """The loss of these matrices of a batch alone; None where that cannot be had."""
+        return None
 
     def quadratic(self, x: Vector, u: Vector) -> Tensor | None:
         """⟨u, D∇f[u]⟩ of the Euclidean derivative, where the loss is quadratic in the matrix."""
@@ -65,7 +70,7 @@ class ClosureObjective(Objective):
         self.closure = closure
 
     def evaluate(self, x: Vector) -> tuple[Tensor, list[Tensor]]:
-        """By one call of the closure."""
+        """By one call of the closure, to whose x the parameters are moved."""
         self.space.move(x)
         with torch.enable_grad():
             loss = self.closure()
@@ -95,12 +100,16 @@ class ProblemObjective(Objective):
 
     def evaluate(self, x: Vector) -> tuple[Tensor, list[Tensor]]:
         """By `Problem.loss_and_products`."""
-        self.space.move(x)
         point = self.manifold.point(x[0])
         loss, GV, GhU = self.problem.loss_and_products(point.U, point.S, point.V)
         self.evaluations += 1
         self.space.set_batch(loss.shape)
         return loss, [self.manifold.gradient(point, GV, GhU)]
+
+    def narrowed(self, which: Bool[Tensor, "*batch"]) -> ProblemObjective | None:
+        """By `Problem.narrowed`."""
+        problem = self.problem.narrowed(which)
+        return None if problem is None else ProblemObjective(self.space.narrowed(which), problem)
 
     def _sides(self, point: Point, tangent: Tangent) -> tuple[Tensor, Tensor]:
         """ξ = left·rightᴴ."""
@@ -112,19 +121,31 @@ class ProblemObjective(Objective):
         point, tangent = self.manifold.point(x[0]), self.manifold.tangent(u[0])
         return self.problem.quadratic_along(*self._sides(point, tangent))
 
-    def hessian(self, x: Vector, gradient: Vector) -> Callable[[Vector], list[Tensor]]:
-        """Exact, of any metric, from `Problem.egrad_at` and `Problem.hessian_products`."""
+    def hessian(
+        self, x: Vector, gradient: Vector, *, curved: bool = True
+    ) -> Callable[[Vector], list[Tensor]]:
+        """Exact, of any metric, from `Problem.hessian_at`.
+
+        Unless `curved` 𝒜_W P_W(D∇f[ξ]) alone, Gauss and Newton's: without what the curvature of the
+        manifold adds, and so positive semidefinite where f is convex.
+        """
         point, problem, metric = self.manifold.point(x[0]), self.problem, self.manifold.metric
-        times = problem.egrad_at(point.U @ point.S, point.V)
-        G = project_products(point, *times(point.V, point.U))
+        products = problem.hessian_at(point.U, point.S, point.V)
+        inverse = torch.linalg.inv_ex(point.S).inverse
+        # Only other metrics than the embedded one ask for the gradient.
+        G = self.manifold.tangent(gradient[0])
+        if curved and not self.manifold.embedded:
+            G = project_products(point, *problem.egrad_products(point.U, point.S, point.V))
 
         def product(u: Vector) -> list[Tensor]:
             tangent = self.manifold.tangent(u[0])
-            sides = self._sides(point, tangent)
-            H = problem.hessian_products(point.U, point.S, point.V, *sides)
-            across = times(tangent.Vp, tangent.Up)
-            H = project_products(point, *H)
-            result = hessian_of_products(point, tangent, G, H, *across, metric)
+            of_tangent = products(tangent.M, tangent.Up, tangent.Vp)
+            if not curved:
+                return [self.manifold.gradient(point, *of_tangent[:2])]
+            if self.manifold.embedded:
+                result = embedded_hessian(point, *of_tangent, inverse)
+            else:
+                result = hessian_of_products(point, tangent, G, *of_tangent, metric, inverse)
             return [self.manifold.stored(result)]
 
         return product

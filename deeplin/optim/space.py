@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import geoopt
@@ -41,6 +42,7 @@ class Space:
     def __init__(self, parameters: Sequence[Tensor]):
         self.parameters = list(parameters)
         self.manifolds = [_solving(manifold_of(p)) for p in parameters]
+        self._flat = [isinstance(manifold, geoopt.Euclidean) for manifold in self.manifolds]
         self.batch = torch.Size()
 
     def set_batch(self, shape: torch.Size) -> None:
@@ -58,6 +60,12 @@ class Space:
         """Where the parameters are."""
         return [p.detach().clone(memory_format=torch.contiguous_format) for p in self.parameters]
 
+    def narrowed(self, which: Bool[Tensor, "*batch"]) -> Space:
+        """The space of these matrices of a batch alone, which has no parameters to move."""
+        other = copy.copy(self)
+        other.parameters, other.batch = [], torch.Size([int(which.sum())])
+        return other
+
     def move(self, x: Vector) -> None:
         """Puts the parameters to a point."""
         with torch.no_grad():
@@ -68,13 +76,13 @@ class Space:
 
     def inner(self, x: Vector, u: Vector, v: Vector) -> Float[Tensor, "*batch"]:
         """g_x(u, v), summed over the parameters."""
-        total = torch.zeros(())
-        for manifold, a, b, c in zip(self.manifolds, x, u, v, strict=True):
-            if isinstance(manifold, geoopt.Euclidean):
-                value = (b.conj() * c).real
-            else:
-                value = manifold.inner(a, b, c, keepdim=True)
-            total = total + value.reshape(*self.batch, -1).sum(-1)
+        total: Tensor | None = None
+        for manifold, flat, a, b, c in zip(self.manifolds, self._flat, x, u, v, strict=True):
+            value = (b.conj() * c).real if flat else manifold.inner(a, b, c, keepdim=True)
+            if value.shape != self.batch:
+                value = value.reshape(*self.batch, -1).sum(-1)
+            total = value if total is None else total + value
+        assert total is not None
         return total
 
     def norm(self, x: Vector, u: Vector) -> Float[Tensor, "*batch"]:
@@ -90,9 +98,11 @@ class Space:
         """factor·u, a number for each matrix of the batch."""
         return [self._wide(factor, part) * part for part in u]
 
-    def plus(self, u: Vector, factor: Tensor, v: Vector) -> list[Tensor]:
-        """u + factor·v."""
-        return [a + self._wide(factor, b) * b for a, b in zip(u, v, strict=True)]
+    def plus(self, u: Vector, factor: Tensor | float, v: Vector) -> list[Tensor]:
+        """u + factor·v, a number for each matrix of the batch, or one of Python's for all."""
+        if not isinstance(factor, Tensor):
+            return [torch.add(a, b, alpha=factor) for a, b in zip(u, v, strict=True)]
+        return [torch.addcmul(a, self._wide(factor, b), b) for a, b in zip(u, v, strict=True)]
 
     def where(self, mask: Bool[Tensor, "*batch"], u: Vector, v: Vector) -> list[Tensor]:
         """u for the matrices of the mask, v for the others."""

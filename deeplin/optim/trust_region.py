@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from deeplin.optim.objectives import Closure, Objective
+from deeplin.optim.objectives import Closure, Objective, ProblemObjective
 from deeplin.optim.solver import Preconditioner, Solver, number
 from deeplin.optim.space import Vector
-from deeplin.optim.truncated_cg import truncated_cg
+from deeplin.optim.truncated_cg import Model, truncated_cg
 from deeplin.problems import Problem
 
 __all__ = ["Hessian", "TrustRegion"]
 
 # More than 1/_REFUSED steps in a row not taken: the radius is 4^-32 of what it was, a rest.
 _REFUSED = 1 / 32
+_NUMBERS = ("loss", "radius", "rho", "gradient_norm", "stalled", "first_norm")
 # (x, u) -> Hess f(x)[u], the Riemannian one; for each parameter one tensor.
 Hessian = Callable[[Vector, Vector], list[Tensor]]
 
@@ -34,6 +36,8 @@ class TrustRegion(Solver):
     parameter; the exact one of `problem`, for every metric; else a difference of two gradients,
     one evaluation of the closure for each product. On the manifolds of deeplin
     ``lambda x, u: [manifold.hessian_vector_product(x[0], pair_loss, u[0])]`` is exact, too.
+    ``"gauss_newton"`` is that of `problem` without the curvature of the manifold: positive
+    semidefinite where f is convex, with linear convergence unless the residual vanishes.
 
     Round-off: numerator and denominator of ρ have 10³ε|f| added, so that ρ tends to 1 where f
     changes by less. A matrix for which 33 steps in a row were refused is `finished`.
@@ -49,7 +53,8 @@ class TrustRegion(Solver):
             gradient, or the gradient's own where the model has none.
         max_radius: the largest radius.
         accept: the least ρ of a step that is taken.
-        theta, kappa: `truncated_cg` stops at ‖g‖ min(‖g‖^θ, κ).
+        theta, kappa: `truncated_cg` stops at ‖g‖ min((‖g‖/‖g_0‖)^θ, κ), g_0 the first gradient, or
+            at κ·tol.
         most: products with the Hessian in a step.
         preconditioner: (x, u) ↦ an approximate inverse of the Hessian times u, symmetric positive
             definite.
@@ -75,7 +80,7 @@ class TrustRegion(Solver):
         params,
         *,
         problem: Problem | None = None,
-        hessian: Hessian | None = None,
+        hessian: Hessian | Literal["gauss_newton"] | None = None,
         tol: float = 0.0,
         radius: float = 0.0,
         max_radius: float = torch.inf,
@@ -95,6 +100,16 @@ class TrustRegion(Solver):
             "kappa": number(name, "kappa", kappa, 0, 1),
             "most": number(name, "most", most, 1, 1e9),
         }
+        if not (callable(hessian) or hessian is None or hessian == "gauss_newton"):
+            raise ValueError(
+                f"{name}: hessian must be a function of (x, u), None: the exact one where there is "
+                f'a problem, or "gauss_newton"; got {hessian!r}.'
+            )
+        if hessian == "gauss_newton" and problem is None:
+            raise ValueError(
+                f'{name}: hessian="gauss_newton" needs problem=..., of which the parts of the '
+                "Hessian are known; leave it out."
+            )
         self._hessian = hessian
         super().__init__(params, defaults, problem, preconditioner)
 
@@ -104,23 +119,54 @@ class TrustRegion(Solver):
         objective, x, known = self._start(closure)
         if not known:
             self._begin(objective, x)
-        space, numbers = objective.space, self._numbers
-        gradient, loss, radius = self._vector("gradient"), numbers["loss"], numbers["radius"]
+        numbers, gradient = self._numbers, self._vector("gradient")
         active = ~self.finished
-        if not bool(active.any()):
-            self._end(objective)
-            return loss
+        if bool(active.any()):
+            part = None if bool(active.all()) else self._narrowed(objective, active)
+            if part is None:
+                kept, end, new = self._advanced(objective, x, gradient, dict(numbers), active)
+            else:
+                few = {key: value[active] for key, value in numbers.items() if key in _NUMBERS}
+                few_x, few_gradient = ([v[active] for v in vector] for vector in (x, gradient))
+                found = self._advanced(
+                    part, few_x, few_gradient, few, torch.ones_like(active[active])
+                )
+                kept = {
+                    key: numbers[key].masked_scatter(active, few) for key, few in found[0].items()
+                }
+                end, new = (
+                    [_with(v, active, w) for v, w in zip(vector, few, strict=True)]
+                    for vector, few in ((x, found[1]), (gradient, found[2]))
+                )
+                objective.evaluations += part.evaluations
+            numbers.update(kept)
+            self._keep("gradient", new)
+            objective.space.move(end)
+        self._end(objective)
+        return numbers["loss"]
+
+    def _narrowed(self, objective: Objective, which: Bool[Tensor, "*batch"]) -> Objective | None:
+        """The loss of some matrices, where all that is asked of it can be had of them alone."""
+        if callable(self._hessian) or self._preconditioner is not None or which.ndim != 1:
+            return None
+        return objective.narrowed(which)
+
+    def _advanced(
+        self,
+        objective: Objective,
+        x: Vector,
+        gradient: Vector,
+        numbers: dict[str, Tensor],
+        active: Bool[Tensor, "*batch"],
+    ) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+        """(numbers, x, gradient) after a step of the active matrices."""
+        space, loss, radius = objective.space, numbers["loss"], numbers["radius"]
         found = truncated_cg(
-            space,
-            x,
-            gradient,
-            self._second(objective, x, gradient),
-            lambda u: self._preconditioned(x, u),
+            self._model(objective, x, gradient),
             radius,
+            self._goal(numbers),
             active,
-            theta=self._option("theta"),
-            kappa=self._option("kappa"),
-            most=int(self._option("most")),
+            int(self._option("most")),
         )
         y = space.where(active, space.retract(x, found.step), x)
         there, new = objective.evaluate(y)
@@ -144,17 +190,38 @@ class TrustRegion(Solver):
         }
         if space.batch:
             kept = {key: torch.where(active, kept[key], numbers[key]) for key in kept}
-        numbers.update(kept)
-        self._keep("gradient", gradient)
-        space.move(end)
-        self._end(objective)
-        return kept["loss"]
+        return kept, end, gradient
+
+    def _goal(self, numbers: dict[str, Tensor]) -> Float[Tensor, "*batch"]:
+        """How small ‖g + Hη‖ is to become; of what is below κ·tol nobody asks."""
+        norm, kappa = numbers["gradient_norm"], self._option("kappa")
+        share = (norm / numbers["first_norm"]) ** self._option("theta")
+        return (norm * share.clamp(max=kappa)).clamp(min=kappa * self._option("tol"))
+
+    def _model(self, objective: Objective, x: Vector, gradient: Vector) -> Model:
+        def narrowed(which: Bool[Tensor, "*batch"]) -> Model:
+            part = objective.narrowed(which)
+            assert part is not None
+            return self._model(part, [v[which] for v in x], [v[which] for v in gradient])
+
+        none = torch.zeros(objective.space.batch, dtype=torch.bool)
+        can = objective.space.batch and self._narrowed(objective, none) is not None
+        return Model(
+            objective.space,
+            x,
+            gradient,
+            self._second(objective, x, gradient),
+            lambda u: self._preconditioned(x, u),
+            narrowed if can else None,
+        )
 
     def _second(
         self, objective: Objective, x: Vector, gradient: Vector
     ) -> Callable[[Vector], list[Tensor]]:
         hessian = self._hessian
-        if hessian is None:
+        if isinstance(objective, ProblemObjective) and not callable(hessian):
+            return objective.hessian(x, gradient, curved=hessian is None)
+        if not callable(hessian):
             return objective.hessian(x, gradient)
         return lambda u: list(hessian(x, u))
 
@@ -162,6 +229,7 @@ class TrustRegion(Solver):
         """The first radius, from the model along the gradient where none is given."""
         loss, gradient = objective.evaluate(x)
         space = objective.space
+        norm = space.norm(x, gradient)
         radius = torch.full_like(loss, self._option("radius"))
         if not self._option("radius"):
             P = self._preconditioned(x, gradient)
@@ -174,8 +242,9 @@ class TrustRegion(Solver):
                 "loss": loss,
                 "radius": radius.clamp(max=self._option("max_radius")),
                 "rho": torch.ones_like(loss),
-                "gradient_norm": space.norm(x, gradient),
+                "gradient_norm": norm,
                 "stalled": torch.zeros_like(loss),
+                "first_norm": norm,
             }
         )
         self._keep("gradient", gradient)
@@ -189,3 +258,10 @@ class TrustRegion(Solver):
     def rho(self) -> Float[Tensor, "*batch"]:
         """ρ of the last step: how much of what the model promised came."""
         return self._kept("rho")
+
+
+def _with(vector: Tensor, which: Bool[Tensor, "*batch"], few: Tensor) -> Tensor:
+    """The vector with those of some matrices in place of its own."""
+    changed = vector.clone()
+    changed[which] = few
+    return changed

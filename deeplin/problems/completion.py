@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Self
 
 import torch
-from jaxtyping import Float, Inexact, Int
+from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 from deeplin import sampled
@@ -154,6 +155,17 @@ class MatrixCompletion(Problem):
             moved._arrange()
         return moved
 
+    def narrowed(self, which: Bool[Tensor, "*batch"]) -> Self:
+        """The problem of these matrices of a batch alone, its entries not sorted again."""
+        if self.values.ndim == 1:
+            return self
+        count = self.values.shape[-1]
+        other = copy.copy(self)
+        other.values, other._values = (
+            part.expand(*which.shape, count)[which] for part in (self.values, self._values)
+        )
+        return other
+
     # -- dense -----------------------------------------------------------------------------------
 
     def _sum(self, errors: Tensor, weights: Tensor | None) -> Tensor:
@@ -287,6 +299,23 @@ class MatrixCompletion(Problem):
             batches = A.shape[:-2], self.values.shape[:-1], entries.shape[:-1]
             entries = entries.expand(*torch.broadcast_shapes(*batches), -1)
         return self._times(entries, P, Q)
+
+    def hessian_at(
+        self, U: Tensor, S: Tensor, V: Tensor
+    ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """As `Problem.hessian_at`, in two passes over the known entries."""
+        errors = sampled.sample(self._pattern, U @ S, V) - self._values
+        weights = self._curvatures(errors)
+        tensors = U, V, self._slope(errors, self._weights)
+        if (weights is None or weights.ndim == 1) and sampled.TangentProducts.fits(
+            self._pattern, *tensors
+        ):
+            return sampled.TangentProducts(self._pattern, *tensors, weights)
+        return super().hessian_at(U, S, V)
+
+    def _curvatures(self, errors: Tensor) -> Tensor | None:
+        """The second derivative of the loss by each error; None: all are 1."""
+        return self._weights
 
     def _one_pass(self, *tensors: Tensor) -> bool:
         data = (self._values,) if self._weights is None else (self._values, self._weights)

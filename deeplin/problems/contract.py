@@ -12,11 +12,12 @@ from typing import Literal, Self, cast
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Inexact
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from deeplin.linalg import largest_modulus
 from deeplin.problems.autograd import beside, for_each, real, summed, zeros_between
+from deeplin.problems.moved import moved
 
 __all__ = ["Optimum", "Problem"]
 
@@ -148,15 +149,22 @@ class Problem(ABC):
         `functools.cached_property` keeps is computed anew. The problem itself is returned where
         nothing changes.
         """
-        moved = copy.copy(self)
+        other = copy.copy(self)
         changed = False
         for name, value in vars(self).items():
             if any(isinstance(vars(c).get(name), cached_property) for c in type(self).__mro__):
-                del vars(moved)[name]
+                del vars(other)[name]
             else:
-                vars(moved)[name] = _moved(value, args, kwargs)
-                changed |= vars(moved)[name] is not value
-        return moved if changed else self
+                vars(other)[name] = moved(value, args, kwargs)
+                changed |= vars(other)[name] is not value
+        return other if changed else self
+
+    def narrowed(self, which: Bool[Tensor, "*batch"]) -> Problem | None:
+        """The problem of these matrices of a batch alone; None, the default: not known how.
+
+        Who solves a batch leaves out with it those that are solved.
+        """
+        return None
 
     # -- first order -----------------------------------------------------------------------------
 
@@ -307,6 +315,26 @@ class Problem(ABC):
         """
         return self.hessian_times(_core_times(U, S, V), V, left, right, V, U)
 
+    def hessian_at(
+        self,
+        U: Inexact[Tensor, "*batch m r"],
+        S: Inexact[Tensor, "*batch r r"],
+        V: Inexact[Tensor, "*batch n r"],
+    ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(M, U_p, V_p) ↦ (HV, HᴴU, GV_p, GᴴU_p) at W = USVᴴ: what Riemannian Hessians are made of.
+
+        H = D∇f(W)[ξ] along ξ = UMVᴴ + U_pVᴴ + UV_pᴴ, U_p ⟂ U, V_p ⟂ V, and G = ∇f(W).
+
+        Cost: of each call `hessian_products` and one of `egrad_at`.
+        """
+        times = self.egrad_at(_core_times(U, S, V), V)
+
+        def products(M: Tensor, Up: Tensor, Vp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            left, right = torch.cat([U @ M + Up, U], -1), torch.cat([V, Vp], -1)
+            return *self.hessian_products(U, S, V, left, right), *times(Vp, Up)
+
+        return products
+
     def curvature(self, W: Inexact[Tensor, "*#batch m n"]) -> float:
         """max |λ| of Hess f(W) over its eigenvalues and the matrices W; it limits explicit steps.
 
@@ -360,27 +388,6 @@ class Problem(ABC):
                 "loss twice differentiable, or give dt."
             )
         return float(curvatures.max())
-
-
-def _moved(value: object, args: tuple, kwargs: dict) -> object:
-    """A tensor, or a tuple, list or dict of such, moved by Tensor.to(*args, **kwargs)."""
-    if isinstance(value, Tensor):
-        real = value.real.dtype if value.is_complex() else value.dtype
-        probe = torch.empty(0, dtype=real, device=value.device).to(*args, **kwargs)
-        dtype = probe.dtype
-        if value.is_complex() and not dtype.is_complex:
-            dtype = dtype.to_complex()
-        elif not value.is_floating_point() and not value.is_complex():
-            dtype = value.dtype
-        return value.to(device=probe.device, dtype=dtype)
-    if type(value) in (tuple, list):
-        items = [_moved(item, args, kwargs) for item in value]  # pyright: ignore
-        same = all(a is b for a, b in zip(items, value, strict=True))  # pyright: ignore
-        return value if same else type(value)(items)  # pyright: ignore
-    if type(value) is dict:
-        entries = {key: _moved(item, args, kwargs) for key, item in value.items()}  # pyright: ignore
-        return value if all(entries[key] is value[key] for key in entries) else entries  # pyright: ignore
-    return value
 
 
 def _core_times(U: Tensor, S: Tensor, V: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from jaxtyping import Float, Inexact
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from deeplin.linalg import adjoint_products
@@ -115,6 +115,24 @@ class Ridge(Problem):
         """(HP, HᴴQ) of H = D∇f[ξ] + λξ, ξ = left·rightᴴ."""
         products = self.problem.hessian_times(A, B, left, right, P, Q)
         return self._with(self.reg, left, right, P, Q, products)
+
+    def hessian_at(
+        self, U: Tensor, S: Tensor, V: Tensor
+    ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """As the problem's, with λξ; λW takes V_p and U_p to 0."""
+        of_problem = self.problem.hessian_at(U, S, V)
+
+        def products(M: Tensor, Up: Tensor, Vp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            HV, HhU, GVp, GhUp = of_problem(M, Up, Vp)
+            HV = HV + self.reg * (U @ M + Up)
+            return HV, HhU + self.reg * (V @ M.mH + Vp), GVp, GhUp
+
+        return products
+
+    def narrowed(self, which: Bool[Tensor, "*batch"]) -> Ridge | None:
+        """As the problem's."""
+        narrowed = self.problem.narrowed(which)
+        return None if narrowed is None else Ridge(narrowed, self.reg)
 
     def curvature(self, W: Inexact[Tensor, "*#batch m n"]) -> float:
         """The problem's and λ: exact where f is convex, else a bound."""

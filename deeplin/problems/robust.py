@@ -105,8 +105,12 @@ class RobustCompletion(MatrixCompletion):
     ) -> tuple[Float[Tensor, "*#batch m p"], Float[Tensor, "*#batch n q"]]:
         """(HP, HᴴQ), H the (weighted) entries of ξ = left·rightᴴ whose errors are at most δ."""
         errors = sampled.sample(self._pattern, A, B) - self._values
-        entries = sampled.sample(self._pattern, left, right) * (errors.abs() <= self.delta)
-        return self._times(entries if self._weights is None else self._weights * entries, P, Q)
+        entries = sampled.sample(self._pattern, left, right)
+        return self._times(self._curvatures(errors) * entries, P, Q)
+
+    def _curvatures(self, errors: Tensor) -> Tensor:
+        near = (errors.abs() <= self.delta).to(errors.dtype)
+        return near if self._weights is None else self._weights * near
 
     def curvature(self, W: Float[Tensor, "*#batch m n"]) -> float:
         """The largest number of times that an entry is listed, or sum of its weights.

@@ -296,11 +296,15 @@ OF_OPTIMIZERS: Mapping[str, Option] = {
     ),
     "method.optimizer.line_search_method": Option("of a step", choice("armijo", "wolfe")),
     "method.optimizer.theta": Option(
-        "truncated CG stops at |g| min(|g|^theta, kappa)", kinds.not_negative
+        "truncated CG stops at |g| min((|g|/|g_0|)^theta, kappa)", kinds.not_negative
     ),
     "method.optimizer.kappa": Option(
-        "truncated CG stops at |g| min(|g|^theta, kappa)",
+        "truncated CG stops at |g| min((|g|/|g_0|)^theta, kappa)",
         number("a number in [0, 1]", lambda x: 0 <= x <= 1),
+    ),
+    "method.optimizer.hessian": Option(
+        "gauss_newton: without the curvature of the manifold; null: the exact one",
+        choice("gauss_newton") | null,
     ),
     "method.optimizer.most": Option("products with the Hessian in a step", whole(1)),
     "method.optimizer.cg_method": Option(

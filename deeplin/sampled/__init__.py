@@ -10,9 +10,11 @@ from deeplin.sampled.products import (
     sparse_times,
     square_sum,
 )
+from deeplin.sampled.tangents import TangentProducts
 
 __all__ = [
     "Pattern",
+    "TangentProducts",
     "adjoint_times",
     "one_pass",
     "require",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from torch import Tensor
 from deeplin.compiled import in_parts, library
 from deeplin.sampled.places import Places
 
-__all__ = ["WIDEST", "available", "fits", "order_by", "products", "require"]
+__all__ = [
+    "WIDEST",
+    "available",
+    "both_times",
+    "fits",
+    "half_width",
+    "order_by",
+    "products",
+    "require",
+]
 
 _REALS = {torch.float64: "double", torch.float32: "float"}
 _VECTOR_BYTES = 32
@@ -29,7 +39,7 @@ class _Job(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 *("bounds", "starts", "index", "place", "A", "B"),
-                *("value", "weight", "entry", "out", "sums"),
+                *("value", "weight", "second", "entry", "out", "sums"),
             )
         ),
         ("value_stride", ctypes.c_long),
@@ -97,7 +107,7 @@ def order_by(
     starts, after = key.new_zeros(bound + 1), torch.empty_like(key)
     _library_of_places().order_by(
         *(ctypes.c_long(number) for number in (len(key), bound)),
-        *(_pointer(t) for t in (key, before, starts, after)),
+        *(ctypes.c_void_p(_pointer(t)) for t in (key, before, starts, after)),
     )
     return after, starts
 
@@ -107,8 +117,8 @@ def _library_of_places() -> ctypes.CDLL:
     return _library("places.c", [])
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _padded(A: Tensor, vectors: int) -> Tensor:
@@ -142,35 +152,78 @@ def products(
         `WIDEST` vectors.
     """
     batch, _, k = B.shape
-    vectors = -(-k * B.element_size() // _VECTOR_BYTES)
-    wide = _padded(B, vectors)
-    left = None if A is None else _padded(A, vectors)
+    wide = _padded(B, -(-k * B.element_size() // _VECTOR_BYTES))
+    left = None if A is None else _padded(A, wide.shape[-1] * B.element_size() // _VECTOR_BYTES)
     if A is not None and keep:
         entries = B.new_empty((batch, len(places.index)))
     out = B.new_empty((batch, places.rows, wide.shape[-1])) if times else None
     chunks = len(places.bounds) - 1
     totals = torch.zeros((batch, chunks), dtype=torch.float64) if sums else None
-    job = _Job(
-        *(places.rows, places.columns, len(places.index), places.blocks, chunks),
-        *(
-            _pointer(t)
-            for t in (
-                *(places.bounds, places.starts, places.index, places.place, left, wide),
-                *(values, weights, entries, out, totals),
-            )
-        ),
-        0 if values is None or len(values) == 1 else len(places.index),
-    )
-    loops = _loops(vectors, _REALS[B.dtype])
-    each = batch >= torch.get_num_threads()
-
-    def part(begin: int, stop: int) -> None:
-        ranges = (begin, stop, 0, chunks) if each else (0, batch, begin, stop)
-        loops.products(ctypes.byref(job), *(ctypes.c_long(number) for number in ranges))
-
-    in_parts(part, batch if each else chunks)
+    _prepared(places, left, wide, values, weights, None, entries, totals)(out)
     return (
         entries if keep else None,
         None if out is None else out[..., :k].contiguous(),
         None if totals is None else totals.sum(1),
     )
+
+
+def half_width(rank: int, like: Tensor) -> int:
+    """The columns of whole vectors that hold so many numbers."""
+    lanes = _VECTOR_BYTES // like.element_size()
+    return -(-rank // lanes) * lanes
+
+
+def both_times(
+    places: Places,
+    A: Float[Tensor, "batch m w"],
+    B: Float[Tensor, "batch n w"],
+    second: Float[Tensor, "batch p"],
+    weights: Float[Tensor, " p"] | None,
+) -> Callable[[], Float[Tensor, "batch m w"]]:
+    """A function of nothing that gives [EP, FQ] of what stands in A and in B = [P, Q] then.
+
+    E has weights·⟨A_i, B_j⟩ at the places, F the numbers `second`.
+
+    Shapes: halves of `half_width` columns; w at most `WIDEST` vectors; all contiguous.
+    """
+    go = _prepared(places, A, B, None, weights, second, None, None)
+
+    def times() -> Tensor:
+        out = torch.empty_like(A)
+        go(out)
+        return out
+
+    return times
+
+
+def _prepared(
+    places: Places,
+    A: Tensor | None,
+    B: Tensor,
+    values: Tensor | None,
+    weights: Tensor | None,
+    second: Tensor | None,
+    entries: Tensor | None,
+    sums: Tensor | None,
+) -> Callable[[Tensor | None], None]:
+    """A pass of the compiled loops, which writes to `out`; all rows are whole vectors."""
+    batch, chunks = len(B), len(places.bounds) - 1
+    tensors = (places.bounds, places.starts, places.index, places.place, A, B)
+    job = _Job(
+        *(places.rows, places.columns, len(places.index), places.blocks, chunks),
+        *map(_pointer, (*tensors, values, weights, second, entries, None, sums)),
+        0 if values is None or len(values) == 1 else len(places.index),
+    )
+    job.tensors = (tensors, values, weights, second, entries, sums)  # which live as long as it does
+    loops = _loops(B.shape[-1] * B.element_size() // _VECTOR_BYTES, _REALS[B.dtype]).products
+    each = batch >= torch.get_num_threads()
+
+    def part(begin: int, stop: int) -> None:
+        ranges = (begin, stop, 0, chunks) if each else (0, batch, begin, stop)
+        loops(ctypes.byref(job), *map(ctypes.c_long, ranges))
+
+    def go(out: Tensor | None) -> None:
+        job.out = _pointer(out)
+        in_parts(part, batch if each else chunks)
+
+    return go

@@ -21,8 +21,9 @@ struct job {
     const REAL *A, *B;      /* samples are ⟨A_i, B_j⟩; A is NULL where `entry` is given */
     const REAL *value;      /* what is subtracted from the samples, or NULL */
     const REAL *weight;     /* what the differences are multiplied with, or NULL */
+    const REAL *second;     /* other numbers at the places, for the second half of B; or NULL */
     REAL *entry;            /* E, read or (unless NULL) written */
-    REAL *out;              /* EB, or NULL */
+    REAL *out;              /* EB, or NULL; with `second`, F: [E·B's first half, F·B's second] */
     double *sums;           /* per chunk Σ e·d, d the differences, or NULL */
     long value_stride;      /* from matrix to matrix of the batch: 0 or entries */
 };
@@ -40,7 +41,8 @@ INLINE REAL across(lanes v)
 
 /* Numbers `from` to `from + count` of one row, at most TILE: E's, from samples or as given. */
 INLINE void row_tile(const struct job *j, const lanes *a, const lanes *B, REAL *entry,
-                     const REAL *value, long from, int count, lanes *out, double *sum)
+                     const REAL *value, const REAL *second, long from, int count, lanes *out,
+                     double *sum)
 {
     const int32_t *index = j->index + from;
     REAL x[TILE], e[TILE];
@@ -81,7 +83,13 @@ INLINE void row_tile(const struct job *j, const lanes *a, const lanes *B, REAL *
     else
         for (int l = 0; l < count; l++)
             e[l] = entry[from + l];
-    if (out)
+    if (out && second)
+        for (int l = 0; l < count; l++) {
+            const lanes *b = B + (long)index[l] * V;
+            for (int v = 0; v < V; v++)
+                out[v] += (v < V / 2 ? e[l] : second[from + l]) * b[v];
+        }
+    else if (out)
         for (int l = 0; l < count; l++) {
             const lanes *b = B + (long)index[l] * V;
             for (int v = 0; v < V; v++)
@@ -96,6 +104,7 @@ INLINE void chunk(const struct job *j, long matrix, long block, long c)
     lanes *out = j->out ? (lanes *)j->out + matrix * j->rows * V : 0;
     REAL *entry = j->entry ? j->entry + matrix * j->entries : 0;
     const REAL *value = j->value ? j->value + matrix * j->value_stride : 0;
+    const REAL *second = j->second ? j->second + matrix * j->entries : 0;
     double *total = j->sums ? j->sums + matrix * j->chunks + c : 0;
 
     for (long i = j->bounds[c]; i < j->bounds[c + 1]; i++) {
@@ -108,7 +117,7 @@ INLINE void chunk(const struct job *j, long matrix, long block, long c)
         }
         for (long l = start[0]; l < start[1]; l += TILE) {
             int count = start[1] - l < TILE ? (int)(start[1] - l) : TILE;
-            row_tile(j, A ? a : 0, B, entry, value, l, count, out ? sum : 0, total);
+            row_tile(j, A ? a : 0, B, entry, value, second, l, count, out ? sum : 0, total);
         }
         if (out)
             for (int v = 0; v < V; v++)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import line, seconds
 from deeplin.geometry.coordinates import Point
-from deeplin.optim import continuation, minimize
+from deeplin.optim import Minimum, continuation, minimize
 from deeplin.optim.solver import Solver
 from deeplin.problems import MatrixCompletion, spectral_start
 from deeplin.problems.planted import entries_at, planted_factors
@@ -229,43 +229,56 @@ def _iteration(known: MatrixCompletion, rank: int) -> float:
 def trust_region() -> float:
     """1000×1000, rank 5, condition 1e5, twice as many entries as dimensions, by trust regions.
 
-    Rank by rank to ‖grad‖ = 1e-11 ‖X‖; the last gradient norms and the error of W are told.
+    Rank by rank to ‖grad‖ = 1e-13 ‖X‖; the last gradient norms and the error of W are told.
     """
-    return _second_order((1000, 1000), 2.0, 1e5)
+    generator = torch.Generator().manual_seed(1)
+    known, truth = MatrixCompletion.planted(
+        (1000, 1000), 5, oversampling=2, condition=1e5, generator=generator, dtype=F64
+    )
+    return _second_order(known, truth)
 
 
 @line("trust-region-few", "s", at_most=0.3)
 def trust_region_few() -> float:
-    """300×350, rank 5, condition 10, 1.5 times as many entries as dimensions, alike."""
-    return _second_order((300, 350), 1.5, 10.0)
+    """300×350, rank 5, condition 10, 1.5 times as many entries as dimensions, alike.
 
-
-def _second_order(shape: tuple[int, int], oversampling: float, condition: float) -> float:
+    Each row and column has five known entries at least: with fewer its row of the factor is free.
+    """
+    shape, rank = (300, 350), 5
     generator = torch.Generator().manual_seed(1)
-    known, (U, sigma, V) = MatrixCompletion.planted(
-        shape,
-        5,
-        oversampling=oversampling,
-        condition=condition,
-        generator=generator,
-        dtype=F64,
-    )
-    tol, norms = 1e-11 * float(known.values.norm()), []
-    begin = time.perf_counter()
-    *_, found = continuation(
-        known,
-        5,
-        method="trust_region",
-        tol=tol,
-        max_iter=100,
-        after_each=lambda solver, point: norms.append(float(solver.gradient_norm)),
-    )
-    taken = time.perf_counter() - begin
+    U, sigma, V = planted_factors(shape, rank, condition=10, generator=generator, dtype=F64)
+    rows, cols = _places(shape, rank, round(1.5 * (sum(shape) - rank) * rank), generator)
+    values = entries_at(rows, cols, U * sigma, V)
+    return _second_order(MatrixCompletion(rows, cols, values, shape), (U, sigma, V))
+
+
+def _second_order(
+    known: MatrixCompletion, truth: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> float:
+    """The least time of five runs from the triples on, after one that compiles."""
+    (U, sigma, V), rank = truth, len(truth[1])
+    tol, norms, times = 1e-13 * float(known.values.norm()), [], []
+
+    def found_anew() -> Minimum:
+        norms.clear()
+        begin = time.perf_counter()
+        *_, found = continuation(
+            MatrixCompletion(known.rows, known.cols, known.values, known.shape),
+            rank,
+            method="trust_region",
+            tol=tol,
+            max_iter=100,
+            after_each=lambda solver, point: norms.append(float(solver.gradient_norm)),
+        )
+        times.append(time.perf_counter() - begin)
+        return found
+
+    found = [found_anew() for _ in range(6)][-1]
     error = float(torch.linalg.norm(found.point.dense() - (U * sigma) @ V.mT) / sigma.norm())
     last = ", ".join(f"{norm:.1e}" for norm in (*norms[-3:], float(found.gradient_norm)))
     kind = "converged" if bool(found.converged) else "not converged"
     print(f"{kind}, error of W {error:.1e}; last gradient norms {last}", file=sys.stderr)
-    return taken
+    return min(times[1:])
 
 
 @line("recovery", "share", at_least=0.3)
