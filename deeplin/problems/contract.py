@@ -160,10 +160,7 @@ class Problem(ABC):
         return other if changed else self
 
     def narrowed(self, which: Bool[Tensor, "*batch"]) -> Problem | None:
-        """The problem of these matrices of a batch alone; None, the default: not known how.
-
-        Who solves a batch leaves out with it those that are solved.
-        """
+        """The problem of these matrices of a batch alone; None, the default: not known how."""
         return None
 
     # -- first order -----------------------------------------------------------------------------
