@@ -17,7 +17,7 @@ from deeplin.problems.contract import Problem
 __all__ = ["Prediction"]
 
 _DISTANCE_TOLERANCE = 1e-3  # relative to the norm of the limit, or absolute if that is below 1
-_LARGEST_EIGENPROBLEM = 10_000  # two minutes and 3 GB
+_LARGEST_EIGENPROBLEM = 10_000  # half a minute and 3 GB
 
 
 @dataclass(frozen=True)
