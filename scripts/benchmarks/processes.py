@@ -86,7 +86,7 @@ def drawn(n: int, group: dist.ProcessGroup | None) -> ShardedCompletion:
 
 
 def work(rank: int, count: int, n: int, port: int, queue) -> None:
-    """Steps of conjugate gradients: (computation, communication, whole, bytes held, peak)."""
+    """((computation, communication, whole) of each step, bytes held, peak of memory)."""
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
@@ -107,15 +107,15 @@ def work(rank: int, count: int, n: int, port: int, queue) -> None:
         solver.step()
         whole, used = time.perf_counter() - wall, time.thread_time() - processor
         seen.append((used - clock.processor, clock.wall, whole))
-    parts = np.median(np.array(seen), 0)
     kept = bytes_of((problem, x.detach(), list(solver.state[x].values())))
-    queue.put((*parts, kept, _peak() - before))
+    queue.put((np.array(seen), kept, _peak() - before))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def measured(count: int, n: int) -> np.ndarray:
-    """What `work` gives, of the process of which it is the most."""
+def measured(count: int, n: int) -> tuple[np.ndarray, int, int]:
+    """The times of `work` in the best of its steps, each of the process of which it is the most;
+    the most bytes held, and the highest peak."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deeplin.optim"])
     queue = context.Queue()
@@ -130,7 +130,8 @@ def measured(count: int, n: int) -> np.ndarray:
     seen = [queue.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
-    return np.array(seen).max(0)
+    times, kept, peaks = zip(*seen, strict=True)
+    return np.array(times).max(0).min(0), max(kept), max(peaks)
 
 
 def fitted(terms: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, float]:
@@ -147,10 +148,10 @@ def _model(p: float, n: float) -> list[float]:
 def scaling() -> float:
     """Completion by 1, 2 and 4 processes; what a model of it gives for 10⁸×10⁸ on 64 nodes.
 
-    A step of conjugate gradients, rank 10, 100 known entries in a row: processor time outside the
-    collectives of torch.distributed, wall time inside them, waiting included. Fitted to their sum
-    is t = a·n/p + b·r²·log p + c, once as it stands and once with what it leaves out, the gather
-    of the right factor, d·n·r·(p − 1)/p.
+    The best of six steps of conjugate gradients, rank 10, 100 known entries in a row: processor
+    time outside the collectives of torch.distributed, wall time inside them, waiting included.
+    Fitted to their sum is t = a·n/p + b·r²·log p + c, once as it stands and once with what it
+    leaves out, the gather of the right factor, d·n·r·(p − 1)/p; the number is that of the second.
     """
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     cores = len(os.sched_getaffinity(0))
@@ -159,7 +160,7 @@ def scaling() -> float:
     seen = []
     for n in SIZES:
         for count in COUNTS:
-            computing, talking, whole, kept, peak = measured(count, n)
+            (computing, talking, whole), kept, peak = measured(count, n)
             say(
                 f"{count:>9}{n:>8}{computing:>11.4f} s{talking:>13.4f} s{whole:>12.4f} s"
                 f"{kept / 2**20:>6.0f} MB{peak / 2**20:>13.0f} MB"
