@@ -79,7 +79,9 @@ def tangent_step(
     new_U, new_V = _orthonormal(B_U, L_U, P), _orthonormal(B_V, L_V, Q)
     if not bool(fine.all()):
         rare = ~fine
-        new_U[rare], S[rare], new_V[rare] = _by_svd(*(A[rare] for A in (U, T, V, Up, Vp)), group)
+        new_U[rare], S[rare], new_V[rare] = _by_svd(
+            *(A[rare] for A in (U, T, V, Up, Vp)), group=group
+        )
     return new_U, S, new_V
 
 
