@@ -33,7 +33,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deeplin.optim", "torch.distributed.tensor"])
+    # Once for all of them; the last is what an optimizer imports with its first step.
+    context.set_forkserver_preload(["deeplin.optim", "torch.distributed.tensor", "torch._dynamo"])
     queue = context.Queue()
     store = dist.TCPStore("127.0.0.1", 0, PROCESSES, is_master=True, wait_for_workers=False)
     port = store.port
