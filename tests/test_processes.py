@@ -23,6 +23,7 @@ from process_jobs import (
 
 from deeplin.manifolds import FixedRankFactored
 from deeplin.optim import ConjugateGradient
+from deeplin.problems import ShardedCompletion
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,11 @@ def test_what_shards_cannot_do_is_said_by_each(found, what, sentence):
     for rank in range(PROCESSES):
         assert sentence in found[rank]["refused"][what]
     assert "process 1 of 4: " in found[0]["refused"]["one"]
+
+
+def test_processes_that_have_not_begun_are_asked_for():
+    with pytest.raises(ValueError, match="none have begun: call torch"):
+        ShardedCompletion([0], [0], torch.ones(1), (2, 2))
 
 
 def test_layers_trained_on_halves_of_each_batch_are_those_of_whole_batches(found):
