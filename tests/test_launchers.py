@@ -61,7 +61,7 @@ def same_bits(a: Path, b: Path) -> bool:
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deeplin.runner.run", "deeplin.runner.cli", "runner"])
+    context.set_forkserver_preload(["preloaded"])
     return context
 
 

@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -71,7 +71,8 @@ def accounted() -> Iterator[None]:
     finally:
         Plugins.instantiate_sweeper, Plugins.instantiate_launcher = make_sweeper, make_launcher
         for one, its in zip(sweepers, made, strict=False):
-            if isinstance(one, BasicSweeper) and one.overrides is not None and its.has_launched:
+            # Its class is looked up now: Hydra loads the modules of plugins anew.
+            if isinstance(one, basic_sweeper.BasicSweeper) and one.overrides and its.has_launched:
                 its.note([words for batch in one.overrides for words in batch], 0)
 
 
