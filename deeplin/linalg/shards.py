@@ -21,6 +21,7 @@ __all__ = [
     "begun",
     "check_rows",
     "gather_rows",
+    "gathered",
     "own_rows",
     "scatter_rows",
     "sum_over",
@@ -28,27 +29,34 @@ __all__ = [
 ]
 
 Made = TypeVar("Made")
+_FAULTS = (ValueError, TypeError, OSError, MemoryError)  # what bad input raises
 
 
 def agreed(group: dist.ProcessGroup | None, make: Callable[[], Made]) -> Made:
     """What each process makes of its own part.
 
-    Raises: ValueError or TypeError on all of them where one cannot, so that none waits for it.
+    Raises: ValueError, TypeError, OSError or MemoryError on all of them where one cannot, so that
+        none waits for it; ConnectionError where one has gone.
     """
     if group is None:
         return make()
     made, error = None, None
     try:
         made = make()
-    except (ValueError, TypeError) as raised:
+    except _FAULTS as raised:
         error = raised
-    errors: list = [None] * dist.get_world_size(group)
-    dist.all_gather_object(errors, error, group=group)
+    kind = next((kind for kind in _FAULTS if isinstance(error, kind)), None)
+    try:
+        told = gathered((kind, str(error)), group)
+    except ConnectionError:
+        if error is None:
+            raise
+        told = []
     if error is not None:
         raise error
-    for rank, other in enumerate(errors):
-        if other is not None:
-            raise type(other)(f"process {rank} of {len(errors)}: {other}")
+    for rank, (kind, sentence) in enumerate(told):
+        if kind is not None:
+            raise kind(f"process {rank} of {len(told)}: {sentence}")
     assert made is not None
     return made
 
@@ -62,6 +70,21 @@ def begun(owner: str, group: dist.ProcessGroup | None) -> dist.ProcessGroup:
             'torch.distributed.init_process_group("gloo"), under torchrun.'
         )
     return group
+
+
+def gathered(own: Made, group: dist.ProcessGroup) -> list[Made]:
+    """What each process of a group has, in their order, on all of them.
+
+    Raises: ConnectionError where one has gone.
+    """
+    all_of = [own] * dist.get_world_size(group)
+    try:
+        dist.all_gather_object(all_of, own, group=group)
+    except RuntimeError as error:  # gloo's own, or DistError
+        raise ConnectionError(
+            "another process of this group has gone: what it said, or who ended it, tells why."
+        ) from error
+    return all_of
 
 
 def own_rows(count: int, group: dist.ProcessGroup | None) -> slice:

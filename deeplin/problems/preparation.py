@@ -6,15 +6,18 @@ which they are made again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from deeplin.linalg import agreed, gathered
 from deeplin.problems.tables import Encoding, numbered
 
 if TYPE_CHECKING:
@@ -127,6 +130,29 @@ class _Statistics:
             self.extent.partial_fit(values)
             self.scaler.partial_fit(values if (self.unit == 1).all() else values / self.unit)
 
+    def merged(self, other: _Statistics) -> _Statistics:
+        """Those of the samples of both, by the pairwise update of means and squares [CGL83]."""
+        made = _Statistics(self.names, self.fill, self.unit)
+        made.m = self.m + other.m
+        a, b = self.scaler, other.scaler
+        n, k = (np.broadcast_to(s.n_samples_seen_, len(self.names)) for s in (a, b))
+        both = n + k
+        # A column of which one of them has seen nothing has NaN there.
+        known = (np.asarray(v, float) for v in (a.mean_, b.mean_, a.var_, b.var_))
+        mean_a, mean_b, var_a, var_b = map(np.nan_to_num, known)
+        of = np.maximum(both, 1)
+        mean = mean_a + (mean_b - mean_a) * (k / of)
+        var = (n * var_a + k * var_b + (mean_b - mean_a) ** 2 * (n * k / of)) / of
+        made.scaler.mean_, made.scaler.var_ = mean, var
+        made.scaler.n_samples_seen_ = both
+        # As StandardScaler has it: what varies by round-off alone is constant, of scale 1.
+        eps = np.finfo(float).eps
+        constant = var <= both * eps * var + (both * mean * eps) ** 2
+        made.scaler.scale_ = np.where(constant, 1.0, np.sqrt(var))
+        made.extent.data_min_ = np.fmin(self.extent.data_min_, other.extent.data_min_)
+        made.extent.data_max_ = np.fmax(self.extent.data_max_, other.extent.data_max_)
+        return made
+
     @property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """The least and the largest entry of each column."""
@@ -171,8 +197,25 @@ def _gathered(
     names: Sequence[Sequence[str] | None],
     fill: bool,
     units: Sequence[np.ndarray | None],
+    group: dist.ProcessGroup | None = None,
 ) -> list[_Statistics]:
-    """The statistics of x and, where there are labels, of y; missing may be entries of x alone."""
+    """The statistics of x and, where there are labels, of y; missing may be entries of x alone.
+
+    With a group, of the batches of all its processes.
+    """
+    of = agreed(group, functools.partial(_of_batches, batches, names, fill, units))
+    if group is None:
+        return of
+    seen = [one for one in gathered(of, group) if one]
+    return [functools.reduce(_Statistics.merged, sides) for sides in zip(*seen, strict=True)]
+
+
+def _of_batches(
+    batches: Iterable[Pair],
+    names: Sequence[Sequence[str] | None],
+    fill: bool,
+    units: Sequence[np.ndarray | None],
+) -> list[_Statistics]:
     of: list[_Statistics] = []
     for pair in batches:
         sides = [values for values in pair if values is not None]
@@ -225,19 +268,21 @@ class Preparation:
         normalize: bool,
         fill: bool = False,
         classes: Classes | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> tuple[Preparation, tuple[str, ...]]:
         """That of a stream of pairs (x, y), as `prepare` of `data` has it, and notes for the user.
 
-        With `fill` what is missing of x, NaN, is taken for its column's mean.
+        With `fill` what is missing of x, NaN, is taken for its column's mean. With a `group` of
+        torch.distributed the stream is spread over its processes, and all get the same.
 
         Cost: one pass through the stream; a second one where a column is so large or small that its
         squares may leave the number format.
         Raises: ValueError for entries that are not finite, and where no column varies.
         """
-        of = _gathered(batches(), names, fill, (None, None))
+        of = _gathered(batches(), names, fill, (None, None), group)
         units = [statistics.better_unit() for statistics in of]
         if any(unit is not None for unit in units):
-            of = _gathered(batches(), names, fill, units)
+            of = _gathered(batches(), names, fill, units, group)
         x = of[0].columns(centre=standardize)
         y = of[1].columns(centre=standardize, scale=False) if len(of) > 1 else None
         for name, kept in (("x", x.kept), ("y", of[-1].columns().kept)):

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from deeplin.problems.data import Data, prepare
 from deeplin.problems.formats import Contents, read_file
-from deeplin.problems.least_squares import LeastSquares
-from deeplin.problems.preparation import Pair, Preparation, in_dtype
+from deeplin.problems.preparation import in_dtype
+from deeplin.problems.streams import streamed
 from deeplin.problems.tables import Encoding, Labels, Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["from_file", "from_frame", "read_matrices"]
+__all__ = ["from_file", "from_frame", "is_pattern", "read_matrices"]
 
 MISSING_CHOICES = ("error", "drop", "mean")
 _FEW = 20  # whole numbers that look like classes
@@ -39,6 +39,7 @@ def from_file(
     test: float = 0.0,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
+    group: dist.ProcessGroup | None = None,
 ) -> Data:
     """A user's data: a sample per row, as an autoencoder or with labels.
 
@@ -46,7 +47,8 @@ def from_file(
     - `.pt`: a tensor, or a dict with `x` and optionally `y`; read with weights_only=True.
     - `.csv`, `.tsv`: a table as `read_text` has it, cells between `separator`s; `.parquet`: by
       pandas. A first column without a name that counts the rows is no data.
-    - a pattern such as `shards/*.npz`: files read one at a time in two passes, never all at once.
+    - a pattern such as `shards/*.npz`: files read one at a time in two passes, never all at once;
+      with a `group` of torch.distributed by all its processes, each its share, all get the same.
 
     Where there is no `y`, the columns `labels` are the labels, so many last ones or those of these
     names; with labels = 0 the problem is an autoencoder. Columns of words become one-hot, those of
@@ -66,17 +68,14 @@ def from_file(
         )
     path = Path(path)
     _check(missing)
-    if not path.is_file() and any(mark in str(path) for mark in "*?["):
-        files = sorted(map(Path, glob.glob(str(path))))
-        if not files:
-            raise FileNotFoundError(f"no file matches problem.path={path}.")
+    if is_pattern(path):
         if test:
             raise ValueError(
                 f"problem.test={test:g} needs the samples in memory, not a stream of files: hold a "
                 "file back, and predict its samples with deeplin.load(<folder>).predict(x)."
             )
         read = _Reader(labels, separator, missing, tuple(categories))
-        data = _prepare_stream(files, read, dtype, standardize, normalize)
+        data = streamed(str(path), read, dtype, standardize, normalize, group)
         first = f"{path}, {data.least_squares.m} samples"
     else:
         read = _Reader(labels, separator, missing, tuple(categories))
@@ -122,6 +121,11 @@ def from_frame(
         generator=generator,
     )  # fmt: skip
     return replace(data, notes=(*read.notes, *data.notes)).regularised(singular)
+
+
+def is_pattern(path: str | Path) -> bool:
+    """Whether a path stands for the files that match it."""
+    return not Path(path).is_file() and any(mark in str(path) for mark in "*?[")
 
 
 def _check(missing: str) -> None:
@@ -251,65 +255,6 @@ def _told(x: Encoding, y: Encoding | None, classes: Sequence[object] | None) -> 
     elif y is not None and y.categories:
         notes.append(f"one-hot labels: {', '.join(y.categories)}")
     return notes
-
-
-def _prepare_stream(
-    files: list[Path], read: _Reader, dtype: torch.dtype, standardize: bool, normalize: bool
-) -> Data:
-    x, y = read(files[0])
-    names, columns = (x.names, None if y is None else y.names), _columns(x, y)
-    headers, seen = {file: "" for file in files}, {file: () for file in files}
-
-    def shards() -> Iterator[Pair]:
-        for file in files:
-            read.notes = ()
-            x, y = read(file)
-            headers[file], seen[file] = read.told, read.notes
-            for side in (x, y):
-                if side is not None and side.words:
-                    raise ValueError(
-                        f"column {next(iter(side.words))!r} of {file} holds words or classes, "
-                        "which a stream of files cannot number: store them one-hot, or all "
-                        "samples in one file."
-                    )
-            if _columns(x, y) != columns:
-                raise ValueError(_misfit(files[0], columns, file, _columns(x, y)))
-            yield x.numbers, None if y is None else y.numbers
-
-    done, told = Preparation.fitted(
-        shards, names, standardize=standardize, normalize=normalize, fill=read.missing == "mean"
-    )
-    prepared = (done(x, y, dtype) for x, y in shards())
-    problem = LeastSquares.from_batches(x if y is None else (x, y) for x, y in prepared)
-    note = f"streamed from {len(files)} files: moments only, no mini-batches"
-    named = [f"{file.name}{header}" for file, header in headers.items() if header]
-    if named:
-        note += f"; {len(named)} of them with names, {named[0]}"
-    read.notes = ()
-    noted = [f"{file.name}: {one}" for file, notes in seen.items() for one in notes]
-    if noted:
-        told = (f"{noted[0]}{f', and {len(noted) - 1} more such' if len(noted) > 1 else ''}", *told)
-    encoding = Encoding(x.names, {}, first=False)
-    return Data(problem, notes=(note, *told), preparation=replace(done, encoding=encoding))
-
-
-def _columns(x: Table, y: Table | None) -> tuple[int, int | None]:
-    return len(x.names), None if y is None else len(y.names)
-
-
-def _misfit(
-    first: Path, kept: tuple[int, int | None], file: Path, given: tuple[int, int | None]
-) -> str:
-    """What two files of one pattern do not have in common."""
-
-    def labels(columns: int | None) -> str:
-        return "no y" if columns is None else f"y of {columns} columns"
-
-    if kept[0] != given[0]:
-        what = f"x of {kept[0]} and {given[0]} columns"
-    else:
-        what = f"{labels(kept[1])} and {labels(given[1])}"
-    return f"all files of a pattern must have the same columns: {first} and {file} have {what}."
 
 
 def _arrays(path: Path, contents: Contents) -> tuple[Table, Table | None]:

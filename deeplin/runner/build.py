@@ -42,6 +42,7 @@ from deeplin.runner.following import (
 from deeplin.runner.methods import unstable_step
 from deeplin.runner.named_flows import FLOWS, choose_flow
 from deeplin.runner.observables import Known, Observables, flow_observables, with_factors
+from deeplin.runner.ranks import shared
 from deeplin.runner.schema import check
 from deeplin.runner.targets import make, options_of
 from deeplin.runner.terminal import slow
@@ -272,7 +273,9 @@ def data_of(cfg: DictConfig) -> Data:
     problem, dtype = cfg.problem, _DTYPES[cfg.dtype]
     seed = problem.get("seed", cfg.seed)
     options = options_of(problem, "name", "seed", "_rank_", "_depth_")
-    made = make(options, "problem", dtype=dtype, generator=_generator(seed, 0))
+    group = shared(cfg)
+    more = {} if group is None else {"group": group}
+    made = make(options, "problem", dtype=dtype, generator=_generator(seed, 0), **more)
     if not isinstance(made, Data):
         raise TypeError(
             f"the target of problem={problem.name} must return Data; got {type(made).__name__}."

@@ -31,6 +31,7 @@ from deeplin.runner.ending import settled, told, unchanged
 from deeplin.runner.folder import Checkpoint, Checkpointer, RunFolder
 from deeplin.runner.progress import Progress
 from deeplin.runner.provenance import digests, provenance
+from deeplin.runner.ranks import processes
 from deeplin.runner.schema import check, flatten
 from deeplin.runner.signals import Interruption
 from deeplin.runner.tensorboard import TIME_UNIT, TensorBoardLog
@@ -92,7 +93,8 @@ def _run(cfg: DictConfig, folder: RunFolder, draw: bool) -> int:
         folder.begin()
     cfg.method = experiment.method
     folder.write_config(cfg)
-    folder.add_provenance({**provenance(), "files": inputs, "from_t": since})
+    of = {"processes": processes(), "files": inputs, "from_t": since}
+    folder.add_provenance({**provenance(), **of})
     return _drive(cfg, experiment, folder, saved, ended, inputs, draw)
 
 

@@ -106,11 +106,12 @@ def ending_with_parent() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unbegun(words: Sequence[str]) -> Iterator[None]:
+def unbegun(words: Sequence[str], *, silent: bool = False) -> Iterator[None]:
     """A context in which Ctrl-C and SIGTERM end the process at once: nothing is there to be lost.
 
     Without an exception, which would end somewhere inside the imports of others. `words` are the
-    command line's: a run that was to be continued stays as it is.
+    command line's: a run that was to be continued stays as it is. `silent` where another process
+    says so.
     """
     resumed = next((word for word in words if word.startswith("resume=")), None)
 
@@ -118,7 +119,8 @@ def unbegun(words: Sequence[str]) -> Iterator[None]:
         name = signal.Signals(number).name
         left = f"{resumed} goes on from its last checkpoint" if resumed else "nothing ran"
         with contextlib.suppress(OSError):
-            os.write(2, f"error: stopped by {name} before the start: {left}.\n".encode())
+            if not silent:
+                os.write(2, f"error: stopped by {name} before the start: {left}.\n".encode())
         sys.stdout.flush()
         os._exit(128 + number)
 

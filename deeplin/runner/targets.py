@@ -37,7 +37,7 @@ def trust(package: str) -> None:
     _Trusted().packages.add(package)
 
 
-def make(group: Mapping[str, object], key: str, **offered: object) -> object:
+def make(group: Mapping[str, object], key: str, /, **offered: object) -> object:
     """Call a group's target with its options, and with those of `offered` that it takes by name.
 
     Raises: ValueError, with one sentence, for a target that is not trusted, or does not exist.
