@@ -184,7 +184,7 @@ def torchrun(place: Path, *words: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_torchrun_is_killed_and_one_process_goes_on(place):
-    words = [*WORDS, "problem.missing=mean", "stop.stagnation=null", "method.t1=400"]
+    words = [*WORDS, "problem.missing=mean", "stop.stagnation=null", "method.t1=40"]
     assert train(*words, folder=place / "alone") == 0
     begun = torchrun(place, *words, "hydra.run.dir=run")
     end = time.monotonic() + 120
