@@ -146,7 +146,7 @@ def killed_and_continued(server, whole, folder: Path, trials: int, seed: int) ->
 
 
 def test_killed_at_some_calls_that_write(server, whole, folder):
-    killed_and_continued(server, whole, folder, 5, 1)
+    killed_and_continued(server, whole, folder, 5, 3)
 
 
 @pytest.mark.slow
