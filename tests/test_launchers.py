@@ -334,7 +334,7 @@ def test_a_plugin_that_is_not_installed_is_named(monkeypatch, capsys):
 def test_jobs_take_devices_that_are_free(tmp_path, monkeypatch):
     class Properties:
         def __init__(self, number):
-            self.uuid = f"{number}-of-two"
+            self.uuid = f"{number}-of-three"
 
     used = []
 
@@ -343,20 +343,22 @@ def test_jobs_take_devices_that_are_free(tmp_path, monkeypatch):
         used.append(number)
         yield
 
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", Properties)
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
-    with devices.own_device("cuda"):
-        with devices.own_device("cuda"), devices.own_device("cuda"):  # shares one
-            assert used[2] == os.getpid() % 2
-        with devices.own_device("cuda"):  # what is free again
+    with contextlib.ExitStack() as others:
+        for _ in range(3):
+            others.enter_context(devices.own_device("cuda"))
+        with devices.own_device("cuda"):  # shares one
             pass
-    assert used[:2] + used[3:] == [0, 1, 1]
+    with devices.own_device("cuda"):  # what is free again
+        pass
+    assert used == [0, 1, 2, os.getpid() % 3, 0]
     for other in ("cpu", "cuda:1"):
         with devices.own_device(other):
             pass
-    assert len(used) == 4
+    assert len(used) == 5
 
 
 def test_trusted_packages_go_with_hydras_singletons(monkeypatch):
