@@ -60,9 +60,10 @@ def trials_left(cfg: DictConfig) -> Iterator[int | None]:
 
 def _taken_up(storage: str, name: str) -> int:
     """How many trials of a study have ended, after the others were put at its front again."""
+    # Of the extra `cluster`; the import takes seconds.
     with slow("reading the study"):
-        import optuna  # seconds
-    from optuna.trial import TrialState
+        import optuna  # pyright: ignore[reportMissingImports]
+    from optuna.trial import TrialState  # pyright: ignore[reportMissingImports]
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
