@@ -12,6 +12,7 @@ from deeplin.flows import EndToEndFlow, LayerFlow
 from deeplin.landscape import hessian, layer_rate, local_mode, local_rate, slowest_mode
 from deeplin.landscape.operators import SymmetricOperator
 from deeplin.network import end_to_end
+from deeplin.prediction import predict
 from deeplin.problems import data
 from deeplin.runner.verdict import fitted_rate
 
@@ -156,6 +157,32 @@ def test_the_slowest_part_of_any_displacement_falls_at_the_rate(kind, widths, wa
         away, falls = 0.5 * (there - back)
         assert abs(away) > 1e-4 * size * P.norm(), "a displacement that the mode is seen in"
         torch.testing.assert_close(falls, -rho * away, rtol=1e-5, atol=0.0)
+
+
+def test_a_continuum_of_minima_has_no_rate(way):
+    """σ_2 = σ_3: an eigenvalue 0, of which round-off would make a rate of 1e-16."""
+    C = torch.diag(torch.tensor([3.0, 2, 2, 1, 1, 1]).double())
+    problem = deeplin.LeastSquares.from_moments(C, C, C.trace())
+    layers = at_the_minimum(problem, [6, 2, 4, 6], torch.Generator().manual_seed(4))
+    with pytest.raises(ValueError, match="at a strict minimum on M_k"):
+        layer_rate(problem, layers)
+
+
+def test_a_prediction_has_the_rate_of_layers_that_arrived_or_why_it_has_none():
+    problem, generator = problem_of("autoencoder", 3), torch.Generator().manual_seed(4)
+    layers = at_the_minimum(problem, [8, 5, 2, 8], generator)
+    before = predict(problem, 3, layers)
+    assert before.rate is None
+    assert before.arrived(problem, layers).rate == layer_rate(problem, layers)
+    off = [*layers[:-1], 2 * layers[-1]]
+    assert before.arrived(problem, off) == before
+    # So small that the other layers' part of 𝒜 is lost in that of the first.
+    tiny = [1e20 * layers[0], 1e-10 * layers[1], 1e-10 * layers[2]]
+    after = before.arrived(problem, tiny)
+    assert after.rate is None
+    assert "that of these layers is not known: layer_rate needs layers of which" in (
+        after.rate_missing
+    )
 
 
 def test_the_inverse_finds_the_rate_of_all_eigenvalues(monkeypatch):

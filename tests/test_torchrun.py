@@ -185,16 +185,22 @@ def torchrun(place: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
-def test_torchrun_is_killed_and_one_process_goes_on(place):
-    words = [*WORDS, "problem.missing=mean", "stop.stagnation=null", "method.t1=40"]
-    assert train(*words, folder=place / "alone") == 0
+def torchrun_with_a_checkpoint(place: Path, *words: str) -> subprocess.Popen[str]:
+    """`torchrun` in the folder run, whose first checkpoint is written."""
     begun = torchrun(place, *words, "hydra.run.dir=run")
     end = time.monotonic() + 120
     while not (place / "run" / "checkpoint.pt").exists():
         assert begun.poll() is None
         assert time.monotonic() < end
         time.sleep(0.05)
+    return begun
+
+
+@pytest.mark.slow
+def test_torchrun_is_killed_and_one_process_goes_on(place):
+    words = [*WORDS, "problem.missing=mean", "stop.stagnation=null", "method.t1=40"]
+    assert train(*words, folder=place / "alone") == 0
+    begun = torchrun_with_a_checkpoint(place, *words)
     os.kill(json.loads((place / "run" / ".lock").read_text())["pid"], signal.SIGKILL)
     said, _ = begun.communicate(timeout=120)
     assert begun.returncode != 0
@@ -207,12 +213,7 @@ def test_torchrun_is_killed_and_one_process_goes_on(place):
 @pytest.mark.slow
 def test_torchrun_is_stopped_with_a_checkpoint(place):
     words = [*WORDS, "problem.missing=mean", "stop.stagnation=null", "method.t1=4000"]
-    begun = torchrun(place, *words, "hydra.run.dir=run")
-    end = time.monotonic() + 120
-    while not (place / "run" / "checkpoint.pt").exists():
-        assert begun.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    begun = torchrun_with_a_checkpoint(place, *words)
     begun.send_signal(signal.SIGTERM)
     said, _ = begun.communicate(timeout=120)
     assert json.loads((place / "run" / "status.json").read_text()) == {"status": 143}, said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -62,12 +63,23 @@ def slowest_mode(problem: Problem, layers: Sequence[Tensor]) -> tuple[float, Ten
             f"{float(s[k - 1] / s[0]):.1e}: the layers are at a critical point of lower rank."
         )
     H = RiemannianHessian(problem, W, 1, rank=k)
-    C = torch.linalg.cholesky(_LayerMetric(layers, H).dense())
+    C, failed = torch.linalg.cholesky_ex(_LayerMetric(layers, H).dense())
+    if bool(failed):
+        raise ValueError(
+            "layer_rate needs layers of which no direction of W is lost in round-off; these differ "
+            "by too much in size: take another start."
+        )
     if H.dim <= _DENSE_DIMENSION:
         values, vectors = torch.linalg.eigh(C.mT @ H.dense() @ C)
-        rate, x = float(values[0]), vectors[:, 0]
+        rate, x, mean = float(values[0]), vectors[:, 0], float(values.mean())
     else:
-        rate, x = _least(H, C)
+        rate, x, mean = _least(H, C)
+    if not rate > H.dim * torch.finfo(H.dtype).eps * mean:
+        raise ValueError(
+            "layer_rate needs layers at a strict minimum on M_k; the least eigenvalue at these is "
+            "not positive beyond round-off of the others: run the flow to its end, unless "
+            "σ_k = σ_{k+1}, where there is none."
+        )
     return rate, H.tangent(C @ x)
 
 
@@ -107,16 +119,19 @@ class _LayerMetric(SymmetricOperator):
         return self._vector((core, tall[..., k:, :], wide[..., k:].mH))
 
 
-def _least(H: RiemannianHessian, C: Tensor) -> tuple[float, Tensor]:
-    """The least eigenpair of CᵀHC, by Lanczos on the inverse. Raises: ValueError for a saddle."""
+def _least(H: RiemannianHessian, C: Tensor) -> tuple[float, Tensor, float]:
+    """The least eigenpair of CᵀHC by Lanczos on the inverse, and an estimate of their mean.
+
+    A rate of −inf where H is not positive definite: then it has no Cholesky factor.
+    """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
+    start = torch.randn(H.dim, generator=torch.Generator().manual_seed(0), dtype=H.dtype)
+    x = C @ start.to(H.device)
+    mean = float(x @ (H @ x)) / float(start @ start)
     inverse = H.inverse(H.dim)
     if inverse is None:
-        raise ValueError(
-            "layer_rate needs layers at a strict minimum on M_k; the Hessian of these is not "
-            "positive definite: run the flow to its end."
-        )
+        return -math.inf, x, mean
 
     def apply(x: ndarray) -> ndarray:
         """C^{-1}H^{-1}C^{-T}x."""
@@ -125,11 +140,12 @@ def _least(H: RiemannianHessian, C: Tensor) -> tuple[float, Tensor]:
         rows = torch.as_tensor(inverse(rows[:, 0].cpu().numpy()), dtype=H.dtype, device=H.device)
         return torch.linalg.solve_triangular(C, rows[:, None], upper=False)[:, 0].cpu().numpy()
 
-    start = torch.randn(H.dim, generator=torch.Generator().manual_seed(0), dtype=H.dtype).numpy()
+    v0 = start.numpy()
     values, vectors = eigsh(
-        LinearOperator((H.dim, H.dim), matvec=apply, dtype=start.dtype),  # pyright: ignore
+        LinearOperator((H.dim, H.dim), matvec=apply, dtype=v0.dtype),  # pyright: ignore
         k=1,
-        v0=start,
+        v0=v0,
         tol=1e-8,  # pyright: ignore[reportArgumentType]
     )
-    return 1 / float(values[0]), torch.as_tensor(vectors[:, 0], dtype=H.dtype, device=H.device)
+    vector = torch.as_tensor(vectors[:, 0], dtype=H.dtype, device=H.device)
+    return 1 / float(values[0]), vector, mean

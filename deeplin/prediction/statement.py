@@ -158,7 +158,8 @@ class Prediction:
     def arrived(self, problem: Problem, layers: Sequence[Tensor]) -> Prediction:
         """The prediction with the rate that unbalanced layers have near where they ended.
 
-        None is kept where they have not arrived, or where the eigenproblem is above 10 000.
+        None is kept where they have not arrived, and where it cannot be had, with the reason: an
+        eigenproblem above 10 000, or what `layer_rate` refuses.
         """
         W = end_to_end(layers)
         if self.rate is not None or self.pace is None or self.limit is None or W.ndim != 2:
@@ -170,4 +171,7 @@ class Prediction:
         if dimension > _LARGEST_EIGENPROBLEM:
             reason = f"the rate of unbalanced layers is an eigenproblem of dimension {dimension}"
             return replace(self, rate_missing=reason)
-        return replace(self, rate=layer_rate(problem, layers), rate_missing="")
+        try:
+            return replace(self, rate=layer_rate(problem, layers), rate_missing="")
+        except ValueError as error:  # what a run has shown is told all the same
+            return replace(self, rate_missing=f"that of these layers is not known: {error}")
