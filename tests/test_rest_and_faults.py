@@ -57,6 +57,9 @@ def test_at_rest_is_who_stays_where_it_is_over_enough_records():
     assert rest(told(rising)) is None
     assert rest(told([3.0, 3.5] * 6)) is None, "the same at both ends of the window"
     assert rest(told([3.0] * 7)) is None, "seven records"
+    moved = told([2.0] * 10 + [3.0] * 12)
+    assert "for a flow time of 11" in Stagnation(11.0)(moved).sentence
+    assert Stagnation(12.0)(moved) is None, "moved within the window, more than eight records ago"
     assert rest(told([3.0] * 12, steps=[0, *[1] * 11])) is None, "one step"
     assert rest(told([3.0] * 12, norms=[0.5] * 11 + [1.5])) is None
     assert Stagnation(0.0)(told([3.0])) is None
