@@ -24,6 +24,7 @@ from benchmarks import (
     Line,
     completion,
     flows,
+    large,
     manifolds,
     optimizers,
     processes,
@@ -34,7 +35,7 @@ from benchmarks import (
 from threadpoolctl import threadpool_limits
 
 # Importing them registers their lines.
-SUBJECTS = (manifolds, flows, stiff, completion, optimizers, ratings, streams, processes)
+SUBJECTS = (manifolds, flows, stiff, completion, large, optimizers, ratings, streams, processes)
 
 
 def measured(entry: Line) -> float:

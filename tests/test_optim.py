@@ -18,6 +18,7 @@ from deeplin.optim import (
     hestenes_stiefel,
     polak_ribiere_plus,
 )
+from deeplin.optim.fixed_rank import TangentFixedRank
 
 F64 = torch.float64
 SOLVERS = [ConjugateGradient, TrustRegion]
@@ -229,6 +230,21 @@ def test_a_step_is_the_exact_one_along_the_tangent(randn, generator):
     losses = [float(problem.loss(W + t * xi)) for t in (-1.0, 0.0, 1.0)]
     a, b = (losses[0] + losses[2]) / 2 - losses[1], (losses[2] - losses[0]) / 2
     assert float(optimizer.length) == pytest.approx(-b / (2 * a), rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_is_left_of_a_vector_elsewhere_is_measured_without_moving_it(depth, dtype, generator):
+    """g_Y(P_Y(u), v), of a batch: by dense matrices in the embedded metric, by transport else."""
+    manifold = FixedRankFactored(9, 7, 2, depth=depth, gradient="taped")
+    x, y = (manifold.random(3, 18, 2, dtype=dtype, generator=generator) for _ in range(2))
+    drawn = [torch.randn(3, 18, 2, dtype=dtype, generator=generator) for _ in range(2)]
+    u, v = manifold.proju(x, drawn[0]), manifold.proju(y, drawn[1])
+    found = TangentFixedRank(manifold).across(x, u, y, v)
+    torch.testing.assert_close(found, manifold.inner(y, manifold.transp(x, y, u), v))
+    if depth == 1:
+        dense = manifold.tangent_to_dense(x, u).conj() * manifold.tangent_to_dense(y, v)
+        torch.testing.assert_close(found, dense.real.sum((-2, -1)))
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)

@@ -127,7 +127,7 @@ class ConjugateGradient(Solver):
         products = Products(
             new=space.inner(y, new, P_new),
             old=numbers["square"],
-            across=space.inner(y, space.transport(x, y, gradient), P_new),
+            across=space.across(x, gradient, y, P_new),
             slope=slope,
             new_slope=space.inner(y, new, moved),
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from deeplin.geometry import retractions
 from deeplin.geometry.coordinates import Point, Tangent, project_products, transport
 from deeplin.geometry.metric import DepthMetric, metric_inner, metric_operator
-from deeplin.linalg import sum_over
+from deeplin.linalg import adjoint_products, sum_over
 from deeplin.manifolds import FixedRankFactored
 
 __all__ = ["TangentFixedRank"]
@@ -69,6 +69,28 @@ class TangentFixedRank:
             for a, b in ((u[..., :-r, :], v[..., :-r, :]), (u[..., -r:, :], v[..., -r:, :]))
         )
         return core + sum_over(group, sides)[0]
+
+    def across(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Float[Tensor, "*batch"]:
+        """g_Y(P_Y(u), v) for u tangent at W and v at Y; embedded: ⟨u, v⟩ itself, P_Y(v) being v.
+
+        With u = U M Vᴴ + U_p Vᴴ + U V_pᴴ and v alike: Re⟨uV', U'M' + U'_p⟩ + Re⟨uᴴU', V'_p⟩, from
+        products of tall matrices alone.
+        """
+        if not self.embedded:
+            return self.inner(y, self.transp(x, y, u), v, keepdim=True)
+        start, end, at, to = self.point(x), self.point(y), self.tangent(u), self.tangent(v)
+        UU, UUp, UpU, UpUp, VV, VVp, VpV, VpVp = adjoint_products(
+            *((a, b) for a in (start.U, at.Up) for b in (end.U, to.Up)),
+            *((a, b) for a in (start.V, at.Vp) for b in (end.V, to.Vp)),
+            group=self._manifold.group,
+        )
+        terms = (
+            (at.M @ VV + VpV, UU @ to.M + UUp),  # uV' = U(·) + U_p VᴴV'
+            (VV, UpU @ to.M + UpUp),
+            (at.M.mH @ UU + UpU, VVp),  # uᴴU' = V(·) + V_p UᴴU'
+            (UU, VpVp),
+        )
+        return sum((a.conj() * b).real.sum((-2, -1)) for a, b in terms)  # pyright: ignore
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """R_W(u), shortened where it would lose rank."""

@@ -73,7 +73,7 @@ def search(
             enough = f <= loss + decrease * t * slope + 10 * eps * loss.abs()
             done = enough
         else:
-            there = space.inner(y, g, space.transport(x, y, direction))
+            there = space.across(x, direction, y, g)
             plain = f <= loss + decrease * t * slope
             blurred = (f <= loss + eps**0.5 * loss.abs()) & (there <= (2 * decrease - 1) * slope)
             enough = plain | blurred

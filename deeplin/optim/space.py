@@ -85,6 +85,13 @@ class Space:
         assert total is not None
         return total
 
+    def across(self, x: Vector, u: Vector, y: Vector, v: Vector) -> Float[Tensor, "*batch"]:
+        """g_y(T(u), v), u tangent at x and T its transport to y, where v is tangent."""
+        if len(self.manifolds) == 1 and isinstance(self.manifolds[0], TangentFixedRank):
+            (a,), (b,), (c,), (d,) = x, u, y, v
+            return self.manifolds[0].across(a, b, c, d)
+        return self.inner(y, self.transport(x, y, u), v)
+
     def norm(self, x: Vector, u: Vector) -> Float[Tensor, "*batch"]:
         """‖u‖_x."""
         return self.inner(x, u, u).clamp(min=0).sqrt()
