@@ -15,7 +15,13 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.geometry.coordinates import Point, Tangent
-from deeplin.linalg import expm1_ratio, hermitian_part, power_divided_difference, sum_over
+from deeplin.linalg import (
+    expm1_ratio,
+    hermitian_part,
+    plus_tall_times,
+    power_divided_difference,
+    sum_over,
+)
 
 __all__ = [
     "DepthMetric",
@@ -292,8 +298,8 @@ def gradient_from_partials(
     U_scaled = partial_U @ _side(P, ratio, Q)
     if point.hermitian:
         U_scaled = U_scaled / 2
-        Up = U_scaled - point.U @ (point.U.mH @ U_scaled)
+        Up = plus_tall_times(U_scaled, point.U, point.U.mH @ U_scaled, alpha=-1)
         return Tangent(M, Up, Up)
     V_scaled = partial_V @ _side(Q, ratio, P)
-    Up = U_scaled - point.U @ (point.U.mH @ U_scaled)
-    return Tangent(M, Up, V_scaled - point.V @ (point.V.mH @ V_scaled))
+    Up = plus_tall_times(U_scaled, point.U, point.U.mH @ U_scaled, alpha=-1)
+    return Tangent(M, Up, plus_tall_times(V_scaled, point.V, point.V.mH @ V_scaled, alpha=-1))
