@@ -6,31 +6,58 @@ writes, for every statement, the tests that ran with their outcomes and what the
 """
 
 import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:  # pytest's own process, which runs no test where there are others, needs no torch
+    import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_clocks():
-    """No announcements of waits, costs from one step: no test sees how fast the machine is."""
+def same_on_every_machine():
+    """One thread; no announcements of waits, costs from one step: no test sees how fast it is.
+
+    And nothing waits for the disk, since no test cuts the power.
+    """
+    import torch
+
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deeplin.runner.terminal._SECONDS", 1e5)
         patch.setattr("deeplin.runner.cost._TIMED", 0.0)
+        patch.setattr("os.fsync", lambda file: None)
         yield
 
 
+@pytest.fixture(scope="session")
+def processes():
+    """Fresh processes that have imported everything already: a kill hits the run, not imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Else it would not find that, and not say so: Python 3.11 hands it no path.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
 @pytest.fixture
-def generator() -> torch.Generator:
+def generator() -> "torch.Generator":
+    import torch
+
     return torch.Generator().manual_seed(20201015)
 
 
 @pytest.fixture
 def randn(generator):
     """Standard Gaussian tensors in float64."""
+    import torch
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
@@ -77,6 +104,8 @@ class Seen:
 
     def close(self, actual, expected, rtol: float, atol: float) -> None:
         """torch.testing.assert_close; noted as the largest difference against its tolerance."""
+        import torch
+
         difference = (actual - expected).detach().abs()
         allowed = atol + rtol * expected.detach().abs()
         if difference.numel():
@@ -106,6 +135,8 @@ class Seen:
 
 
 def _size(error) -> float:
+    import torch
+
     return float(error.detach().abs().max() if isinstance(error, torch.Tensor) else abs(error))
 
 
@@ -130,8 +161,14 @@ def pytest_configure(config):
         config.pluginmanager.register(Ledger(Path(config.getoption("--ledger"))))
 
 
+# What takes longest, and shares the server of `processes`: begun first, so that what is left in the
+# end is short, and the processes of pytest end together.
+_FIRST = ("experiment", "reproduce", "torchrun", "processes", "launchers", "faults", "many_starts")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _FIRST)
     for item in items:
         names = [mark.args[0] for mark in item.iter_markers("statement")]
         if names:

@@ -1,13 +1,16 @@
 """Running scripts/train.py inside the test process, as a user would type it."""
 
+import contextlib
 import functools
 import os
 import pickle
 import runpy
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import composing
 import hydra
 import pytest
 from hydra._internal.hydra import Hydra
@@ -16,6 +19,7 @@ import deeplin.runner.run as running
 from deeplin.runner import cli
 from deeplin.runner.configurations import Configurations
 
+composing.keep()
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "method=rk4", "log.records=100"]
 
@@ -39,14 +43,28 @@ class Remembered(Configurations):
         return pickle.dumps(super().composed(choices))  # read faster than copied
 
 
-def train_with(conf: Path, *arguments: str) -> int:
-    """The same with another folder of configurations."""
+@contextlib.contextmanager
+def _quick(arguments: tuple[str, ...], draw: bool) -> Iterator[pytest.MonkeyPatch]:
+    """Without what a test need not wait for: pictures, which cost more than most runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "Configurations", Remembered)
+        words = [word for word in arguments if word != "-m"]
+        if not any(word.startswith(("-", "experiment=", "hydra.mode=")) for word in words):
+            # Hydra composes all once more to see whether a file asks for a sweep: none does here.
+            patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
+        if cli.run is running.run:
+            patch.setattr(cli, "run", functools.partial(running.run, draw=draw))
+        yield patch
+
+
+def train_with(conf: Path, *arguments: str, draw: bool = False) -> int:
+    """`train` with another folder of configurations."""
 
     @hydra.main(version_base="1.3", config_path=str(conf), config_name="train")
     def entry(cfg):
         cli.job(cfg)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with _quick(arguments, draw) as patch:
         patch.setattr(sys, "argv", ["train.py", *arguments])
         return cli.main(entry, conf, arguments)
 
@@ -54,17 +72,11 @@ def train_with(conf: Path, *arguments: str) -> int:
 def train(*arguments: str, folder: Path | None = None, draw: bool = False) -> int:
     """The exit status of `python scripts/train.py ARGUMENTS`; hydra.run.dir=FOLDER if given.
 
-    Without pictures, which cost more than most runs, unless they are what is looked at.
+    With pictures if they are what is looked at.
     """
     where = [] if folder is None else [f"hydra.run.dir={folder}"]
-    with pytest.MonkeyPatch.context() as patch:
+    with _quick(arguments, draw) as patch:
         patch.setattr(sys, "argv", ["scripts/train.py", *arguments, *where])
-        patch.setattr(cli, "Configurations", Remembered)
-        if not any(word.startswith(("-", "experiment=", "hydra.")) for word in arguments):
-            # Hydra composes all once more to see whether a file asks for a sweep: none does here.
-            patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
-        if cli.run is running.run:
-            patch.setattr(cli, "run", functools.partial(running.run, draw=draw))
         try:
             runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
         except SystemExit as exit:

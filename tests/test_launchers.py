@@ -4,7 +4,6 @@ import contextlib
 import csv
 import importlib.util
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -56,13 +55,6 @@ def same_bits(a: Path, b: Path) -> bool:
 
 
 # -- sweeps in processes of their own, which have imported everything already ----------------------
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
-    return context
 
 
 def _train(words: list[str], place: Path, prepare: Callable[[Path], None] | None) -> None:

@@ -1,7 +1,5 @@
 """Several processes of torch.distributed: what all of them have is what one would have."""
 
-import multiprocessing
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -32,24 +30,21 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    context = multiprocessing.get_context("forkserver")
-    # Once for all of them; the last is what an optimizer imports with its first step.
-    context.set_forkserver_preload(["deeplin.optim", "torch.distributed.tensor", "torch._dynamo"])
-    queue = context.Queue()
+def found(processes, folder):
+    queue = processes.Queue()
     store = dist.TCPStore("127.0.0.1", 0, PROCESSES, is_master=True, wait_for_workers=False)
     port = store.port
     del store
     arguments = [(rank, port, queue, str(folder)) for rank in range(PROCESSES)]
-    processes = [context.Process(target=work, args=each, daemon=True) for each in arguments]
-    for process in processes:
+    members = [processes.Process(target=work, args=each, daemon=True) for each in arguments]
+    for process in members:
         process.start()
     seen = {}
-    for _ in processes:
+    for _ in members:
         rank, found = queue.get(timeout=200)
         assert isinstance(found, dict), f"process {rank}: {found}"
         seen[rank] = found
-    for process in processes:
+    for process in members:
         process.join()
     return seen
 
@@ -90,15 +85,15 @@ def alone():
 
 
 @pytest.mark.parametrize(
-    ("name", "processes"), [("cg", 2), ("cg", 4), ("complex", 2), ("trust region", 2)]
+    ("name", "count"), [("cg", 2), ("cg", 4), ("complex", 2), ("trust region", 2)]
 )
-def test_completion_is_that_of_one_process(found, alone, name, processes):
+def test_completion_is_that_of_one_process(found, alone, name, count):
     """Step by step, and where it ends."""
     problem, losses, point = alone[name]
     W = point.dense()
     assert len(losses) > 4
-    for rank in range(processes):
-        ours = found[rank][name, processes]
+    for rank in range(count):
+        ours = found[rank][name, count]
         assert len(ours["losses"]) == len(losses)
         for before, a, b in zip([losses[0], *losses], ours["losses"], losses, strict=False):
             # The inner CG of a trust region multiplies the round-off of where it begins.
@@ -110,7 +105,7 @@ def test_completion_is_that_of_one_process(found, alone, name, processes):
         size = float(problem.egrad(torch.zeros_like(W)).abs().max())
         assert abs(ours["egrad"] - problem.egrad(W).numpy()).max() <= 1e-9 * size
         assert ours["curvature"] == problem.curvature(W)
-        assert ours["S"] == found[0][name, processes]["S"]
+        assert ours["S"] == found[0][name, count]["S"]
 
 
 def test_memory_falls_as_the_number_of_processes(found, alone):

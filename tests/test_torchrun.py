@@ -1,7 +1,6 @@
 """Runs of several processes: one folder, the data of one process, gone on with by any number."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -34,14 +33,6 @@ def place(tmp_path, monkeypatch):
         np.savez(tmp_path / "shards" / f"{i}.npz", x=x, y=np.nan_to_num(y))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Fresh processes that have imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
-    return context
 
 
 def _member(rank: int, size: int, port: int, words: list[str], place: Path) -> None:
