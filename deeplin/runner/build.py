@@ -118,7 +118,7 @@ def build(cfg: DictConfig) -> Experiment:
     _check_rank(min(widths), problem, prediction, method.t1)
     t1, told = _end_time(method.t1, prediction, problem, flow, state)
 
-    def made(state: State, network: DeepLinear, records: int) -> Stepper:
+    def made(state: State, network: DeepLinear, records: int, method: DictConfig) -> Stepper:
         return _stepper(
             method,
             flow=flow,
@@ -133,7 +133,7 @@ def build(cfg: DictConfig) -> Experiment:
 
     what = "compiling the steps" if method.get("compiled") else "measuring the curvature"
     with slow(f"{what} for method={method.name}"):
-        stepper = made(state, network, cfg.log.records)
+        stepper = made(state, network, cfg.log.records, method)
     check_size(flow, state, stepper)
     check_edge_of_cone(problem, flow, stepper, prediction.rank)
     if not t1 / stepper.stretch <= _MOST_STEPS:
@@ -179,14 +179,16 @@ def build(cfg: DictConfig) -> Experiment:
         if isinstance(stepper, OptimizerStepper) and (at.on is not None or not stepper.descends):
             return None  # steps by a line search, of another clock, or on a manifold
         at_most = [n for n in (cfg.stop.max_steps, most_steps) if n is not None]
-        start = tuple(part.clone() for part in state)
+        start, same = tuple(part.clone() for part in state), method.copy()
+        if method.get("dt") == "auto" and not isinstance(stepper, AdaptiveStepper):
+            same.dt = stepper.stretch  # else the curvature would be measured again
         return Forecast.of(
             problem,
             network,
             at.name,
             at.prediction,
             stiffness=_stiffness(cfg, at, network, problem, t1),
-            stepper=made(start, copy.deepcopy(network), 1),
+            stepper=made(start, copy.deepcopy(network), 1, same),
             max_steps=min(at_most, default=None),
         )
 

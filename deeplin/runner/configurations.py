@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,14 +139,20 @@ def changed(cfg: DictConfig) -> dict[str, object]:
     return found or {key: given[key] for key in ("problem.name", "method.name") if key in given}
 
 
-def _files_of(given: Mapping[str, object]) -> dict[str, object]:
+def _files_of(given: Mapping[str, object]) -> Mapping[str, object]:
     """What the files have where no option is given but the groups, of the usual names."""
+    named = {key: given[key] for key in given if key.count(".") == 1 and key.endswith(".name")}
+    return _files_named(tuple((key.removesuffix(".name"), str(named[key])) for key in named))
+
+
+@functools.cache  # reading YAML takes longer than many a run, of which one process may make many
+def _files_named(chosen: tuple[tuple[str, str], ...]) -> Mapping[str, object]:
     whole = OmegaConf.load(CONF / "train.yaml")
     assert isinstance(whole, DictConfig)
     entries = [entry for entry in whole.defaults if isinstance(entry, DictConfig)]
     names = {str(group): name for entry in entries for group, name in entry.items()}
     for group, name in names.items():
-        file = CONF / group / f"{given.get(f'{group}.name', name)}.yaml"
+        file = CONF / group / f"{dict(chosen).get(group, name)}.yaml"
         if file.is_file():
             whole[group] = OmegaConf.load(file)
     try:

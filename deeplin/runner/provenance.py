@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,14 +29,8 @@ _PACKAGES = ("deeplin", "torch", "geoopt", "hydra-core", "tensorboard", "numpy",
 
 def provenance() -> dict[str, object]:
     """Versions, commit, code, machine and command of this process."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **_versions()},
         "commit": _commit(PACKAGE),
         "code": code_digest(PACKAGE),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
@@ -43,6 +38,18 @@ def provenance() -> dict[str, object]:
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
+
+
+@functools.cache
+def _versions() -> Mapping[str, str]:
+    """Of each package on which numbers may depend."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 @functools.cache
