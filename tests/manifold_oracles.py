@@ -189,58 +189,64 @@ class Geodesic:
         r, m, n = case.r, len(case.left), len(case.right)
         core = r * (r + 1) // 2 if symmetric else r * r
         self.sizes = np.cumsum([core, (m - r) * r, 0 if symmetric else (n - r) * r])
-        self.dim = self.sizes[-1]
+        self.dim, self.mn = self.sizes[-1], m * n
 
     def chart(self, theta):
-        r = self.r
+        """W(θ), of each θ of a batch (..., dim)."""
+        r, batch = self.r, theta.shape[:-1]
+        core, a, b = np.split(theta, self.sizes[:2], axis=-1)
         if self.symmetric:
-            M = np.zeros((r, r))
-            M[np.triu_indices(r)] = theta[: self.sizes[0]]
-            M = (M + M.T) / 2
+            M = np.zeros((*batch, r, r))
+            M[(..., *np.triu_indices(r))] = core
+            M = (M + M.swapaxes(-2, -1)) / 2
         else:
-            M = theta[: self.sizes[0]].reshape(r, r)
-        A = self.Uc @ theta[self.sizes[0] : self.sizes[1]].reshape(-1, r)
-        B = A if self.symmetric else self.Vc @ theta[self.sizes[1] :].reshape(-1, r)
+            M = core.reshape(*batch, r, r)
+        A = self.Uc @ a.reshape(*batch, self.Uc.shape[1], r)
+        B = A if self.symmetric else self.Vc @ b.reshape(*batch, self.Vc.shape[1], r)
         T = self.S + M
-        return (self.U @ T + A) @ np.linalg.solve(T, T @ self.V.T + B.T)
+        return (self.U @ T + A) @ np.linalg.solve(T, T @ self.V.T + B.swapaxes(-2, -1))
 
     def difference(self, f, theta, h=2e-3):
-        """All partial derivatives of f, central, fourth order."""
-        out = []
-        for i in range(self.dim):
-            e = np.zeros(self.dim)
-            e[i] = h
-            near = f(theta + e) - f(theta - e)
-            far = f(theta + 2 * e) - f(theta - 2 * e)
-            out.append((8 * near - far) / (12 * h))
-        return np.array(out)
+        """All partial derivatives of f, which takes batches: central, fourth order, (..., dim)."""
+        e = h * np.eye(self.dim)
+        values = f(theta[..., None, None, :] + np.stack([e, -e, 2 * e, -2 * e]))
+        ahead, behind, far_ahead, far_behind = np.moveaxis(values, theta.ndim - 1, 0)
+        return (8 * (ahead - behind) - (far_ahead - far_behind)) / (12 * h)
+
+    def jacobian(self, theta):
+        """∂vec W/∂θ, (..., mn, dim)."""
+        rows = self.difference(lambda q: self.chart(q).reshape(*q.shape[:-1], -1), theta)
+        return rows.swapaxes(-2, -1)
 
     def operator(self, W):
+        """The matrix of 𝒜_W, of each W of a batch (..., m, n)."""
         U, s, Vt = np.linalg.svd(W)
 
         def power(basis, p):
             if p == 0:
-                return np.eye(len(basis))
-            frame = basis[:, : self.r]
-            return (frame * s[: self.r] ** (2 * p)) @ frame.T
+                return np.broadcast_to(np.eye(basis.shape[-1]), basis.shape)
+            frame = basis[..., : self.r]
+            return (frame * s[..., None, : self.r] ** (2 * p)) @ frame.swapaxes(-2, -1)
 
         N = self.N
-        return sum(
-            np.kron(power(U, (N - j) / N), power(Vt.T, (j - 1) / N)) for j in range(1, N + 1)
-        )
+        terms = [
+            (power(U, (N - j) / N), power(Vt.swapaxes(-2, -1), (j - 1) / N))
+            for j in range(1, N + 1)
+        ]
+        products = sum(np.einsum("...ij,...kl->...ikjl", *pair) for pair in terms)
+        return products.reshape(*W.shape[:-2], self.mn, self.mn)
 
     def cometric(self, theta):
-        J = self.difference(lambda q: self.chart(q).ravel(), theta).T
-        pinv = np.linalg.pinv(J)
-        return pinv @ self.operator(self.chart(theta)) @ pinv.T
+        pinv = np.linalg.pinv(self.jacobian(theta))
+        return pinv @ self.operator(self.chart(theta)) @ pinv.swapaxes(-2, -1)
 
     def flow(self, theta, p):
-        slope = self.difference(lambda q: 0.5 * p @ self.cometric(q) @ p, theta)
+        slope = self.difference(lambda q: 0.5 * (self.cometric(q) @ p) @ p, theta)
         return self.cometric(theta) @ p, -slope
 
     def __call__(self, xi: Tensor, t: float, steps: int) -> Tensor:
         theta = np.zeros(self.dim)
-        J = self.difference(lambda q: self.chart(q).ravel(), theta).T
+        J = self.jacobian(theta)
         velocity = np.linalg.lstsq(J, xi.numpy().ravel(), rcond=None)[0]
         p = np.linalg.solve(self.cometric(theta), velocity)
         h = t / steps

@@ -82,12 +82,13 @@ class MetricGeodesic(Geodesic):
         self.last = (torch.zeros(0), None)
 
     def operator(self, W):
-        return self.matrix(torch.from_numpy(W)).numpy()
+        of_each = [self.matrix(A).numpy() for A in torch.from_numpy(W).reshape(-1, *W.shape[-2:])]
+        return np.stack(of_each).reshape(*W.shape[:-2], self.mn, self.mn)
 
     def parabola(self, xi: Tensor):
         """t ↦ the point at θ'(0)t + ½θ''(0)t² in the chart: the geodesic along ξ to order 2."""
         start = np.zeros(self.dim)
-        J = self.difference(lambda q: self.chart(q).ravel(), start).T
+        J = self.jacobian(start)
         velocity = np.linalg.lstsq(J, xi.numpy().ravel(), rcond=None)[0]
         p = np.linalg.solve(self.cometric(start), velocity)
         rate, h = self.flow(start, p)[1], 2e-3
