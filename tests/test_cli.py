@@ -153,21 +153,21 @@ def compose_default():
 
 def test_every_option_of_every_file_is_in_the_schema():
     """A value that a file of conf/ has by default is one that its option takes."""
-    for path in sorted((ROOT / "conf").glob("*/*.yaml")):
-        group = path.parent.name
-        if group == "experiment":
-            continue
-        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        for path in sorted((ROOT / "conf").glob("*/*.yaml")):
+            group = path.parent.name
+            if group == "experiment":
+                continue
             cfg = compose("train", [f"{group}={path.stem}"])
-        check(cfg)
-        missing = [key for key in visible(cfg) if key not in {**OPTIONS, **OF_OPTIMIZERS}]
-        assert not missing, path
+            check(cfg)
+            missing = [key for key in visible(cfg) if key not in {**OPTIONS, **OF_OPTIMIZERS}]
+            assert not missing, path
 
 
 def test_from_the_shell(tmp_path):
     """The same in a process of its own: nothing in between catches or adds anything."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), "network.rank=99"],
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *SMALL[:2], "network.rank=99"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

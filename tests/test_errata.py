@@ -181,19 +181,20 @@ def test_the_counterexample_inside_a_larger_space(depth, randn, seen):
     problem = LeastSquares.from_moments(C, C, float(C.trace()))
     W = torch.zeros(3, 3, dtype=F64)
     W[:2, :2] = 0.3 * torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=F64)
+    starts = W[None]
+    if depth == 2:
+        left = torch.eye(3, dtype=F64)[:, :2] + 1e-3 * randn(20, 3, 2)
+        right = W[:2] + 1e-3 * randn(20, 2, 3)
+        starts = torch.cat([starts, left @ right])
     flow = EndToEndFlow(problem, depth)
-    solution = deeplin.solve(flow, flow.init_state(W, 2), 120.0, rtol=1e-8)
-    end = flow.end_to_end(solution.y[-1])
+    solution = deeplin.solve(flow, flow.init_state(starts, 2), 120.0, rtol=1e-8)
+    end, *beside = flow.end_to_end(solution.y[-1])
     assert float(torch.linalg.det(end[:2, :2])) < 0
     # The best rank 2 has the loss 0.2; σ_2 ~ t^{−N/(N−2)} for N > 2.
     seen.number(f"loss at t = 120, N = {depth}", problem.loss(end))
     seen(problem.loss(end) - 0.7, {2: 1e-12, 3: 1e-6, 4: 1e-4}[depth])
     if depth == 2:
-        left = torch.eye(3, dtype=F64)[:, :2] + 1e-3 * randn(20, 3, 2)
-        right = W[:2] + 1e-3 * randn(20, 2, 3)
-        beside = left @ right
-        solution = deeplin.solve(flow, flow.init_state(beside, 2), 120.0, rtol=1e-8)
-        losses = problem.loss(flow.end_to_end(solution.y[-1]))
+        losses = problem.loss(torch.stack(beside))
         seen.number("of 20 perturbations at the optimum", (losses < 0.2 + 1e-6).sum())
         seen(losses - 0.2, 1e-6)
 

@@ -1,5 +1,7 @@
 """Every flow on every loss: fields against autograd and dense formulas, ends against an ODE."""
 
+import functools
+
 import pytest
 import torch
 from flow_cases import (
@@ -31,6 +33,7 @@ def of(name, problem):
     return {**FLOWS, **PSD_FLOWS}[name](problem)
 
 
+@functools.cache
 def cases(dtype):
     wide = {(f, p): q for f in FLOWS for p, q in problems(dtype).items()}
     square = {(f, p): q for f in PSD_FLOWS for p, q in problems(dtype, (M, M)).items()}
@@ -103,26 +106,24 @@ QUICK = ("least squares", "completion", "logistic", "own class")
 
 def ends():
     for dtype, field in ((F64, "real"), (C128, "complex")):
-        for (name, label), problem in cases(dtype).items():
+        for name, label in cases(dtype):
             quick = label in QUICK if field == "real" else label == "own class"
             marks = () if quick else pytest.mark.slow
             case_id = f"{name}-dopri5-{label}-{field}"
-            yield pytest.param(name, "dopri5", problem, dtype, id=case_id, marks=marks)
-    for (name, label), problem in cases(F64).items():
+            yield pytest.param(name, "dopri5", label, dtype, id=case_id, marks=marks)
+    for name, label in cases(F64):
         for method in METHODS:
             fits = label == "least squares" and method != "dopri5"
             if fits and ("dlra" in name or not method.startswith("projected")):
-                yield pytest.param(name, method, problem, F64, id=f"{name}-{method}-{label}")
+                yield pytest.param(name, method, label, F64, id=f"{name}-{method}-{label}")
 
 
-@pytest.mark.parametrize(("name", "method", "problem", "dtype"), list(ends()))
-def test_end_is_that_of_the_dense_field(name, method, problem, dtype):
-    """At t = 0.2; each method below a tolerance that its order and rtol leave a factor 10 to."""
-    flow, t = of(name, problem), 0.2
+@functools.cache
+def dense_end(name, label, dtype, t):
+    """W(t) by the dense field, once for all methods."""
+    problem = cases(dtype)[name, label]
+    flow = of(name, problem)
     y = flow.init_state(start(name, dtype, scale=0.7))
-    integrator, rtol, tolerance = METHODS[method]
-    steps = {"dt": t / 40} if rtol is None else {"rtol": rtol}
-    W = flow.end_to_end(deeplin.solve(flow, y, t, integrator=integrator(), **steps).y[-1])
     if name == "layers":
 
         def field(weights):
@@ -131,11 +132,19 @@ def test_end_is_that_of_the_dense_field(name, method, problem, dtype):
             return [-G_j for G_j in torch.autograd.grad(loss, weights)]
 
         end = integrated(field, y, t)
-        expected = end[2] @ end[1] @ end[0]
-    else:
-        (expected,) = integrated(
-            lambda W: [dense_field(name, problem, W[0])], [flow.end_to_end(y)], t
-        )
+        return end[2] @ end[1] @ end[0]
+    return integrated(lambda W: [dense_field(name, problem, W[0])], [flow.end_to_end(y)], t)[0]
+
+
+@pytest.mark.parametrize(("name", "method", "label", "dtype"), list(ends()))
+def test_end_is_that_of_the_dense_field(name, method, label, dtype):
+    """At t = 0.2; each method below a tolerance that its order and rtol leave a factor 10 to."""
+    flow, t = of(name, cases(dtype)[name, label]), 0.2
+    y = flow.init_state(start(name, dtype, scale=0.7))
+    integrator, rtol, tolerance = METHODS[method]
+    steps = {"dt": t / 40} if rtol is None else {"rtol": rtol}
+    W = flow.end_to_end(deeplin.solve(flow, y, t, integrator=integrator(), **steps).y[-1])
+    expected = dense_end(name, label, dtype, t)
     assert float((W - expected).norm()) <= tolerance * float(expected.norm())
     assert float((expected - flow.end_to_end(y)).norm()) > 10 * tolerance
 

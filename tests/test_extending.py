@@ -13,6 +13,7 @@ from deeplin.integrators import Integrator
 from deeplin.network import init
 from deeplin.problems.data import Data
 from deeplin.runner import targets
+from deeplin.runner.configurations import Configurations
 from deeplin.runner.run import run
 
 FIXED = (
@@ -115,6 +116,13 @@ def test_options_of_an_added_file_have_nearest_names_and_help(conf, capsys):
     assert "method.safety=0.5\n        fraction of the stability limit" in page
     assert "(a number in (0, 1])" in page
     assert "_target_" not in page
+
+
+def test_a_file_that_has_changed_is_read_anew(conf):
+    """Compositions are kept from test to test."""
+    for size in (0.5, 0.25):
+        (conf / "init" / "eyes.yaml").write_text(MORE["init/eyes.yaml"].replace("0.5", str(size)))
+        assert Configurations(conf).composed(["init=eyes"]).init.size == size
 
 
 FOREIGN = {

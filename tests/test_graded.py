@@ -89,7 +89,7 @@ def test_complex_ones_have_the_same_accuracy(randn, exponents):
     torch.testing.assert_close(product, scaled @ B.mH, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 6])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_under_transforms_it_is_the_same(randn, k):
     """Spectra within the factor that plain code leaves to LAPACK, equal ones, and steep ones."""
     A, B = (torch.stack([triangular(randn, k) for _ in range(9)]) for _ in range(2))

@@ -33,15 +33,20 @@ def test_a_command_answers_before_torch_is_loaded():
 
 
 def test_importing_the_package_loads_nothing_of_weight():
-    """Nor does an attribute that exists only later: `deeplin.manifolds` brings geoopt."""
+    """Nor does an attribute that exists only later.
+
+    `deeplin.manifolds` brings geoopt, and `deeplin.load` the runner, but no scikit-learn.
+    """
     code = (
         f"import sys, torch; heavy = {set(HEAVY)} - set(sys.modules)\nimport deeplin\n"
         "print(*[m for m in heavy if m in sys.modules], 'then')\n"
         "assert not hasattr(deeplin, 'nothing') and 'manifolds' in dir(deeplin)\n"
         "deeplin.manifolds.FixedRank\n"
-        "print('geoopt' in sys.modules, deeplin.manifolds is sys.modules['deeplin.manifolds'])"
+        "print('geoopt' in sys.modules, deeplin.manifolds is sys.modules['deeplin.manifolds'])\n"
+        "assert 'deeplin.runner' not in sys.modules\n"
+        "deeplin.load; print('deeplin.runner' in sys.modules, 'sklearn' in sys.modules)"
     )
-    assert in_a_fresh_process(code) == ["then", "True", "True"]
+    assert in_a_fresh_process(code) == ["then", "True", "True", "True", "False"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -84,7 +84,7 @@ def test_rate_predicts_the_decay_of_a_trajectory(generator, depth, seen):
     rho = local_rate(problem, W, depth)
     flow = LayerFlow(problem)
     y0 = flow.init_state(net)
-    stepper = IntegratorStepper(flow, y0, RK4(), 1 / flow.curvature(y0))
+    stepper = IntegratorStepper(flow, y0, RK4(), 2 / flow.curvature(y0))
     t1 = 15 / rho
     times = [t1 * i / 100 for i in range(1, 100)]
     _, history = drive(stepper, t1, record_at=times, observe=layer_observables(problem, W))

@@ -4,9 +4,6 @@ The oracle of predictions is reduced-rank regression put together from scikit-le
 SVD of the fitted labels; none of deeplin's code is in it.
 """
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -25,7 +22,9 @@ from deeplin.problems.data import prepare
 from deeplin.runner import checkpoints
 from deeplin.runner.run import run as run_in
 
+# Where a run ends is as exact as this, whatever the steps on the way err by.
 TIGHT = ["method=rosenbrock", "stop.grad_norm=1e-13", "method.t1=60/rho", "log.records=50"]
+TIGHT += ["method.rtol=1e-5"]
 
 
 def reduced_rank(x, y, rank):
@@ -331,13 +330,3 @@ def test_a_run_of_another_format_is_refused_in_a_sentence(linnerud, tmp_path, mo
     ) as caught:
         deeplin.load(tmp_path / "run")
     assert "\n" not in str(caught.value)
-
-
-def test_loading_is_lazy():
-    """import deeplin does not load the runner; deeplin.load does, and no scikit-learn."""
-    code = (
-        "import sys, deeplin; assert 'deeplin.runner' not in sys.modules; deeplin.load; "
-        "print('sklearn' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "False", done.stderr

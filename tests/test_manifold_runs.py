@@ -132,7 +132,7 @@ RUNS = [
 @pytest.mark.parametrize("words", RUNS, ids=lambda words: " ".join(w for w in words[3:]))
 def test_runs_reach_the_predicted_optimum(words, tmp_path):
     follows = "method=riemannian_sgd" in words
-    faster = ["method.safety=0.5"] if follows else []
+    faster = ["stop.grad_norm=1e-6", *(["method.safety=0.5"] if follows else [])]
     status, summary = ended(tmp_path / "run", *words, *faster)
     assert status == 0
     assert summary["verdict"].startswith("Theory and run agree"), summary["verdict"]

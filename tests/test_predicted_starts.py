@@ -195,7 +195,7 @@ def test_no_method_is_praised_for_what_the_flow_cannot_do(name, sign, tmp_path):
 def test_sixty_four_starts_of_both_signs(name, tmp_path):
     summary = summary_of(
         tmp_path / "run", "problem=gaussian", "problem.d=2", "network.widths=[2,2,2]", "seed=3",
-        "init=balanced", "repeats=64", "method.t1=60", f"method={name}",
+        "init=balanced", "repeats=64", "method.t1=60", f"method={name}", "method.rtol=1e-6",
         "stop.grad_norm=1e-6", "log.records=60",
     )  # fmt: skip
     repeats = summary["repeats"]

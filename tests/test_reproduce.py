@@ -64,7 +64,8 @@ def test_configurations_compose_at_the_papers_sizes(name):
         curves = {}
         for cfg in runs:
             seed, cfg.seed, cfg.problem.seed = cfg.seed, 0, 0
-            curves.setdefault(OmegaConf.to_yaml(cfg, sort_keys=True), []).append(seed)
+            options = json.dumps(OmegaConf.to_container(cfg), sort_keys=True)
+            curves.setdefault(options, []).append(seed)
         assert set(map(tuple, map(sorted, curves.values()))) == {(0, 1, 2, 3, 4)}
     if name.startswith("hlz/fig2") or name.startswith("hlz/fig3"):
         assert [(cfg.repeats, cfg.problem.n, cfg.network.rank) for cfg in runs] == [(100, 100, 5)]

@@ -24,7 +24,7 @@ def counterexample():
 
 
 @pytest.mark.statement("BRTW Conjecture 41(b), E11")
-@pytest.mark.parametrize("options", [{"rtol": 1e-7}, {"dt": 0.2}])
+@pytest.mark.parametrize("options", [{"rtol": 1e-7}, {"dt": 0.4}])
 @pytest.mark.statement("BRTW Remark 13")
 def test_counterexample_of_depth_two_stays_at_the_saddle(options, seen):
     problem, W = counterexample()
