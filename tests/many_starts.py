@@ -58,7 +58,7 @@ class Followed:
     `until(W, losses)` says of every run whether it is decided. The others go on alone, through
     `advance(y, length)`, and are asked after longer and longer times, to `t1`; what is undecided
     then has t = inf. `risen`: the largest relative rise of the loss from one question to the next,
-    0 for a flow that is integrated faithfully.
+    0 for a flow that is integrated faithfully; of one that is not no more is asked.
     """
 
     def __init__(self, problem, flow, y, advance, until, t1=1e4):
@@ -72,12 +72,13 @@ class Followed:
             for whole, left in zip([*self.y, self.W], [*y, W], strict=True):
                 whole[alive] = left
             alive, y, losses = alive[~now], tuple(part[~now] for part in y), losses[~now]
-            if not len(alive) or t >= t1:
+            if not len(alive) or t >= t1 or self.risen > 1e-3:
                 break
             y = advance(y, chunk)
             W, t = flow.end_to_end(y), t + chunk
             new = problem.loss(W)
-            self.risen = max(self.risen, float((new / losses).max()) - 1)
+            rises = (new / losses - 1).nan_to_num(nan=math.inf)
+            self.risen = max(self.risen, float(rises.max()))
             losses, chunk = new, 1.25 * chunk
         self.losses = problem.loss(self.W)
 

@@ -94,10 +94,9 @@ BRTW = (
     M("BRTW (22)", METRIC, "ratio = metric.side_ratio(sigma)", "ratio = metric.side(sigma)"),
     M(
         "BRTW Prop. 12",
-        "tests/test_flows.py",
-        "rotate=True, generator=generator)\n    flow = LayerFlow(problem)\n    for",
-        "rotate=True, generator=generator)\n    init.gaussian_(net, 0.5)\n"
-        "    flow = LayerFlow(problem)\n    for",
+        LAYERS,
+        "left[j - p - 2].mH) for",
+        "left[j - p - 2]) for",
         "test_flows::test_rank_is_constant",
     ),
     M(
@@ -132,7 +131,7 @@ BRTW = (
         "np.concatenate([rate.ravel() for rate in rates])",
         "np.concatenate([(j + 1) * rate.ravel() for j, rate in enumerate(rates)])",
     ),
-    M("BRTW Theorem 18", STATEMENTS, "Q, tilt=1.0):", "Q, tilt=1.1):"),
+    M("BRTW Theorem 18", STATEMENTS, "chained(W, len(C)) @ C - B", "chained(W, len(C)) @ C + B"),
     M(
         "BRTW Remark 19",
         POWERS,
@@ -160,10 +159,9 @@ BRTW = (
     ),
     M(
         "BRTW Theorem 23",
-        STATEMENTS,
-        "    V[:, 0] = 0  # V_0ᵀ(v_1|v_2) has rank 1; C is diagonal: the zeros stay\n"
-        "    V = torch.linalg.qr(V).Q\n    V[:, 0] = 0\n",
-        "",
+        TIED,
+        COUPLED,
+        COUPLED.replace("2 * CV - V", "-2 * CV + V").replace("- CV", "+ CV"),
     ),
     M(
         "BRTW Corollary 24",

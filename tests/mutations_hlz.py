@@ -29,8 +29,8 @@ HLZ = (
     M(
         "HLZ §1 [19]",
         APOCALYPSE,
-        "E2 = torch.diag(torch.tensor([0.0, 1.0",
-        "E2 = torch.diag(torch.tensor([0.0, 0.0",
+        "(fall / torch.linalg.matrix_norm(Y - Z)).max()",
+        "(fall / torch.linalg.matrix_norm(Y - Z) ** 2).max()",
     ),
     M(
         "HLZ §1 [19]",
@@ -47,12 +47,12 @@ HLZ = (
         "mu**2 * Z.square().sum()",
     ),
     M("HLZ §1 [30]", ESCAPES, "(1 + 2 * mu**2)) ** 0.25", "(1 + 2 * mu**2)) ** 0.5"),
-    M("HLZ Lemma 2.1(1)", TESTS, "near = Z + eps * U", "near = Z + eps**0.5 * U"),
+    M("HLZ Lemma 2.1(1)", TESTS, "norm() - math.sqrt(2) * eps", "norm() - eps"),
     M(
         "HLZ Lemma 2.1(2)",
         ESCAPES,
-        "[(5, 4, 2), (4, 4, 3), (4, 3, 3)]",
-        "[(3, 3, 3)]",
+        "    s = (1 - t[:, None]) * s_0 +",
+        "    s = (1 - 2 * t[:, None]) * s_0 +",
         "test_statements_escape::test_any_two_general_matrices_of_rank_r_are_joined",
     ),
     M(
@@ -65,8 +65,8 @@ HLZ = (
     M(
         "HLZ Lemma 2.1(2)",
         ESCAPES,
-        "[lowest(p, p) for p in range(r + 1)",
-        "[lowest(p, r) for p in range(r + 1)",
+        "crossed = s_0 * s_1 < 0",
+        "crossed = s_0 * s_1 > 0",
         "test_statements_escape::test_hermitian_matrices_of_rank_r_have_one_branch_for_every_signature",
     ),
     M(
@@ -81,7 +81,6 @@ HLZ = (
         "nearest = W - 0.3 * U[:, 2:] @",
         "nearest = W - 0.29 * U[:, 2:] @",
     ),
-    M("HLZ Lemma 2.1(4)", TESTS, "E *= 0.299 /", "E *= 0.3 /"),
     M(
         "HLZ Lemma 2.2",
         COORDINATES,
@@ -132,8 +131,8 @@ HLZ = (
     M(
         "HLZ Theorem 2.10",
         SADDLES,
-        "x[:, 0], x[:, 1] ** 3 - x[:, 1]]",
-        "x[:, 0], x[:, 1] ** 3 + x[:, 1]]",
+        "on_it - 0.1 * gradient(on_it)",
+        "on_it + 0.1 * gradient(on_it)",
     ),
     M("HLZ Definition 2.11", TESTS, "torch.linalg.inv(S) * sigma, (", "torch.linalg.inv(S), ("),
     M(
@@ -142,7 +141,12 @@ HLZ = (
         "return ExtendedJacobian(0.0, d, vector",
         "return ExtendedJacobian(0.0, -d, vector",
     ),
-    M("HLZ Theorem 2.13", SADDLES, "x[:, 2:] ** 3 - x[:, 2:]", "x[:, 2:] ** 3 + x[:, 2:]"),
+    M(
+        "HLZ Theorem 2.13",
+        SADDLES,
+        "x - 0.1 * gradient(x), on_it - 0.1",
+        "x + 0.1 * gradient(x), on_it + 0.1",
+    ),
     M("HLZ Theorem 3.1", DLRA, PSD_RATE, PSD_RATE.replace("along - K", "along - 2 * K")),
     M("HLZ Lemma 3.2", TESTS, "(n - 2 * r + s) * q", "(n - r + s) * q"),
     M(

@@ -15,16 +15,11 @@ FIRST_LAYER = "*([earlier[-1]] if p else []),"
 LAST_LAYERS = "*([later[-1]] if p < N else []),"
 STRICT = "code = torch.full_like(near.rank, KINDS.index(STRICT))"
 GLOBAL = "(near.rank == highest)] = KINDS"
-RANK_TWO = "    W = randn(RUNS, 3, 2) @ randn(RUNS, 2, 3) / 2\n"
-RANK_ONE = "    W = randn(9, 3, 1) @ randn(9, 1, 3) / 2\n"
-ALL_37, FEW_OF_RANK_ONE = "    assert len(W) == RUNS\n", "    W = W[:9, :, :1] @ W[:9, :1]\n"
-RUN = (
-    "    layers = balanced(W, [3, 2, *[3] * (depth - 2), 3], generator)\n"
-    "    run = follow_layers(problem, layers, below(critical_values(problem, 2)[1]), part=0.25)\n"
-)
-SHORT = RUN.replace("part=0.25", "part=0.25, t1=50.0")
-FOLLOWED = "run = follow_layers(problem, layers, below(values[1]))"
-FROM_ZERO = "run = follow_layers(problem, [0 * W for W in layers], below(values[1]), t1=2.0)"
+# What tells the limits of many starts apart, and the direction of their flow.
+STARTS, VALUE, UP_TO = "tests/many_starts.py", "- sum(J))", "for k in range(most + 1)"
+RANK_TWO = "test_many_starts::test_ten_thousand_balanced_starts_of_rank_two"
+UNDER_37 = "test_many_starts::test_ten_thousand_balanced_starts_with_condition_37"
+FORWARD = "rk4.step(flow, 0.0, y, length / steps)"
 
 LANDSCAPE = (
     M("BRTW Definition 26", KINDS, STRICT, STRICT.replace("STRICT", "NON_STRICT")),
@@ -36,24 +31,19 @@ LANDSCAPE = (
     M(
         "BRTW Theorem 29",
         SADDLES,
-        "x[:, 0], x[:, 1] ** 3 - x[:, 1]]",
-        "x[:, 0], x[:, 1] ** 3 + x[:, 1]]",
+        "x, on_it = x - 0.1 * gradient(x)",
+        "x, on_it = x + 0.1 * gradient(x)",
     ),
-    M("BRTW Theorem 31(1)", SADDLES, "[[3, 2, 2], [3, 2, 2, 2], [3, 2, 3, 2, 2]]", "[[3, 2]]"),
+    M(
+        "BRTW Theorem 31(1)",
+        "tests/landscape_oracles.py",
+        "else part.view(shape) @ W\n        return problem",
+        "else part.view(shape) @ W.detach()\n        return problem",
+    ),
     M("BRTW Theorem 31(2)", SEARCH, "min(widths))[0])", "min(widths))[-1])"),
     M("BRTW Theorem 31(2)", KINDS, "highest = min(highest, *(", "highest = max(highest, *("),
-    M(
-        "BRTW Theorem 31(3)",
-        SEARCH,
-        "0.5 * (Y - W @ X).square().sum()",
-        "-0.5 * (Y - W @ X).square().sum()",
-    ),
-    M(
-        "BRTW Theorem 31(4)",
-        SADDLES,
-        "A[range(k, 2), range(k, 2)] = 1",
-        "A[range(k, 2), range(k, 2)] = 0",
-    ),
+    M("BRTW Theorem 31(3)", KINDS, STRICT, STRICT.replace("STRICT", "MINIMUM")),
+    M("BRTW Theorem 31(4)", KINDS, STRICT, STRICT.replace("STRICT", "NON_STRICT")),
     M("BRTW Prop. 32(1)", SPECTRUM, "values.rsqrt()[:, None] * V * s)", "V * s)"),
     M(
         "BRTW Prop. 32(1)",
@@ -83,7 +73,7 @@ LANDSCAPE = (
         "test_landscape_critical::test_second_derivative_along_the_curve_of_the_proof",
     ),
     M("BRTW Prop. 34(a)", SEARCH, "G = (W @ X - Y) @ X.mT", "G = (W @ X - 2 * Y) @ X.mT"),
-    M("BRTW Prop. 34(a)", SEARCH, "F.norm(dim=1) < 1e-11]", "F.norm(dim=1) < 1e-2 + x.norm()]"),
+    M("BRTW Prop. 34(a)", SEARCH, "(G * (1 - outside)).norm(dim=(1, 2))", "G.norm(dim=(1, 2))"),
     M(
         "BRTW Prop. 34(b)",
         CRITICAL,
@@ -99,15 +89,24 @@ LANDSCAPE = (
         "strict = torch.ones_like(deficient)",
         "strict = torch.zeros_like(deficient)",
     ),
-    # One of the exceptional set among almost all: 0, a saddle for ever.
-    M("BRTW Theorem 39(a)", MANY, FOLLOWED, FROM_ZERO),
+    M("BRTW Theorem 39(a)", STARTS, VALUE, "- sum(J) / 2)"),
     M("BRTW Theorem 39(a) [k]", SIZES, "min(q, width)", "width"),
-    M("BRTW Theorem 39(b)", MANY, FOLLOWED, FROM_ZERO),
-    M("BRTW Conjecture 41(a)", MANY, FOLLOWED, FROM_ZERO),
-    # Starts of rank 1, which they keep.
-    M("BRTW Theorem 40", MANY, RANK_TWO + RUN, RANK_ONE + SHORT),
-    M("BRTW Conjecture 41(c)", MANY, RANK_TWO + RUN, RANK_ONE + SHORT),
-    M("BRTW Conjecture 41(b)", MANY, ALL_37 + RUN, FEW_OF_RANK_ONE + SHORT),
+    M("BRTW Theorem 39(b)", STARTS, FORWARD, FORWARD.replace("length", "-length")),
+    M("BRTW Theorem 39(b)", STARTS, UP_TO, UP_TO.replace(" + 1", "")),
+    M("BRTW Conjecture 41(a)", STARTS, VALUE, "- sum(J) / 2)"),
+    M("BRTW Conjecture 41(a)", STARTS, FORWARD, FORWARD.replace("length", "-length")),
+    M("BRTW Theorem 40", STARTS, FORWARD, FORWARD.replace("length", "-length"), RANK_TWO),
+    M("BRTW Theorem 40", STARTS, UP_TO, UP_TO.replace(" + 1", ""), RANK_TWO),
+    M("BRTW Conjecture 41(c)", STARTS, VALUE, "- sum(J) / 2)", RANK_TWO),
+    M("BRTW Conjecture 41(b)", STARTS, VALUE, "- sum(J) / 2)", UNDER_37),
+    M(
+        "BRTW Conjecture 41(b)",
+        END_TO_END,
+        "U_dot = torch.addcmul(GV, U, g, value=-1) * (a * p).neg_()",
+        "U_dot = torch.addcmul(GV, U, g, value=-1) * (a * p)",
+        "test_statements_saddles"
+        "::test_starts_of_rank_one_with_condition_37_find_the_first_eigenvector",
+    ),
     M("BRTW Remark 42", "deeplin/network/init.py", "False, None), -V]", "False, None), V]"),
     M(
         "BRTW Lemma 43",
@@ -136,8 +135,13 @@ LANDSCAPE = (
         "zeta[0][:k] = (xi @ (torch.eye(n, dtype=F64) - P))[:k]",
         "zeta[0][:k] = (xi @ (torch.eye(n, dtype=F64) - P))[:k] / 2",
     ),
-    M("BRTW (47)", SMOOTH, "large = first.abs() * t**3", "large = first.abs() * t**4"),
-    M("BRTW (47)", SMOOTH, "(second.abs() * t**2 / norms)", "(second.abs() * t / norms)"),
+    M("BRTW (47)", SMOOTH, "Y @ W.mT) @ phi\n", "Y @ W.mT)\n"),
+    M(
+        "BRTW (47)",
+        SMOOTH,
+        "resolvent(W @ W.mT, t), resolvent(W.mT @ W, t)",
+        "resolvent(W @ W.mT, t), resolvent(W.mT @ W, t**0.5)",
+    ),
     M(
         "BRTW Theorem 44",
         STATEMENTS,
@@ -168,8 +172,8 @@ LANDSCAPE = (
     M(
         "BRTW Lemma 46",
         SADDLES,
-        "seen(max(v.norm() for v in flow.velocity(0.0, (W_2.mT, W_2))), 1e-13)",
-        "seen(max(v.norm() for v in flow.velocity(0.0, (-W_2.mT, W_2))), 1e-13)",
+        "W_2 = E[:, list(J)] @ V.mT",
+        "W_2 = C @ E[:, list(J)] @ V.mT",
     ),
     M(
         "BRTW Remark 47",
@@ -177,19 +181,9 @@ LANDSCAPE = (
         "LhB = matmul(L.mH, self.B)",
         "LhB = self.B[..., : L.shape[-1], :]",
     ),
-    M(
-        "BRTW Corollary 48(1)",
-        SADDLES,
-        "sums(torch.eye(4, dtype=F64), 2)",
-        "sums(torch.eye(4, dtype=F64), 1)",
-    ),
+    M("BRTW Corollary 48(1)", SADDLES, UP_TO, UP_TO.replace(" + 1", "")),
     M("BRTW Corollary 48(1)", LAYERS, LAST_LAYERS, "*([0 * later[-1]] if p < N else []),"),
-    M(
-        "BRTW Corollary 48(2)",
-        SADDLES,
-        "2, 4) / 3, rotate=True, generator=generator)",
-        "2, 4) / 3)\n    init.gaussian_(net, 0.5, generator=generator)",
-    ),
+    M("BRTW Corollary 48(2)", LAYERS, FIRST_LAYER, "*([2 * earlier[-1]] if p else []),"),
     M("BRTW Corollary 48(3)", LAYERS, LAST_LAYERS, "*([0 * later[-1]] if p < N else []),"),
     M(
         "BRTW Corollary 48(3)",

@@ -34,7 +34,7 @@ BAD = {
     "problem.standardize=3": "problem.standardize must be true or false",
     # values
     "network.depth=1": "depth must be an integer from 2 to 1000",
-    "network.rank=0": "network.rank must be an integer >= 1 or auto; got 0",
+    "network.rank=0": "network.rank must be an integer >= 1, auto or gap; got 0",
     "network.rank=62": "1 <= rank <= min(d_x, d_y) = 61; got 62",
     "network.widths=[61,10,60]": "must run from d_x = 61 to d_y = 61",
     "network.widths=[61,0,61]": "positive integers",

@@ -252,3 +252,23 @@ def test_an_early_stop_gives_what_predicts_best(tmp_path):
 def test_an_early_stop_says_what_it_goes_by(words, told):
     with pytest.raises(ValueError, match=told):
         made(*SMALL, *words)
+
+
+def test_the_rank_of_a_run_is_found_by_the_gap(tmp_path):
+    words = ["problem=completion", "problem.shape=[60,50]", "problem.rank=2", "network.rank=gap"]
+    experiment = made(*words)
+    assert experiment.network.widths == (50, 2, 2, 60)
+    (told,) = [note for note in experiment.notes if "network.rank=gap takes 2" in note]
+    assert "of the known entries are above" in told
+    status, summary = ended(tmp_path / "run", *words)
+    assert (status, summary["rank"]) == (0, 2)
+    loaded = deeplin.load(tmp_path / "run")
+    torch.testing.assert_close(loaded.network.end_to_end(), loaded.W, check_dtype=True)
+    random = words[:2]
+    for wrong, sentence in (
+        ([*random, "network.rank=gap"], "problem.rank must be an integer >= 1, for the matrix"),
+        ([*words, "problem.noise=40"], "network.rank=gap: no gap: the largest singular value"),
+        (["problem=gaussian", "network.rank=gap"], "network.rank=gap looks at the known entries"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            made(*wrong)

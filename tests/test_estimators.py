@@ -115,6 +115,16 @@ def test_biases_and_ridge_are_those_in_closed_form(weight, draw):
     assert model.loss_ == pytest.approx(loss)
 
 
+def test_the_rank_is_that_above_the_gap(draw):
+    pairs, entries, _ = planted(draw, m=80, n=60)
+    model = LowRankCompletion("gap", random_state=0).fit(pairs, entries)
+    assert model.rank_ == model.gap_.rank == 2
+    assert model.gap_.sigma[1] > model.gap_.edge > model.gap_.sigma[2]
+    assert not hasattr(model.set_params(rank=2).fit(pairs, entries), "gap_")
+    with pytest.raises(ValueError, match=r"no gap: .* give a rank"):
+        model.set_params(rank="gap").fit(pairs, draw.standard_normal(len(pairs)))
+
+
 def test_a_sparse_matrix_is_its_stored_entries(draw):
     pairs, entries, _ = planted(draw, noise=0.1)
     entries[:9] = 0.0  # stored zeros are known

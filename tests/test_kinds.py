@@ -1,6 +1,7 @@
 """problem=approximation of every kind of X: general, Hermitian, semidefinite; real and complex."""
 
 import json
+import math
 import re
 
 import pytest
@@ -135,25 +136,38 @@ CONE = [*RUN, "init=balanced", "init.psd=true", "method=rgd", "flow=psd_dlra"]
 
 
 @pytest.mark.parametrize(
-    ("words", "verdict"),
+    ("words", "loss", "rate"),
     [
         # The best matrix of rank 3 has eigenvalues 2, 1, −0.9: what the cone reaches is another.
-        (["problem.spectrum=[2,1,-0.9,0.5]"], "No verdict: the optimum of rank 3 is not positive"),
-        (["problem.spectrum=[2,1,-0.3,0.5]"], "Theory and run agree"),
+        (["problem.spectrum=[2,1,-0.9,0.5,0.2]"], 0.5 * (0.9**2 + 0.2**2), 1 - 0.2 / 0.5),
+        (["problem.spectrum=[2,1,-0.3,0.5]"], 0.5 * 0.3**2, 1.0),
+        (["problem.spectrum=[2,1,-0.9]"], 0.5 * 0.9**2, None),  # with less than 3 positive ones
     ],
 )
-def test_on_the_cone_no_limit_off_it_is_predicted(tmp_path, words, verdict):
-    words = [*words, "problem.kind=hermitian", "method.t1=60"]
+def test_on_the_cone_the_limit_is_that_of_the_positive_part(tmp_path, words, loss, rate):
+    """Gradient steps of length h decay by log(1 − ρh)/h."""
+    words = [*words, "problem.kind=hermitian", "method.t1=60", "method.dt=0.2"]
     assert train(*CONE, *words, folder=tmp_path) == 0
     end = seen(tmp_path)
-    assert end["verdict"].startswith(verdict), end["verdict"]
-    negative = 0.9 if "-0.9" in words[0] else 0.3
-    assert end["loss"] == pytest.approx(0.5 * negative**2)  # 2, 1 and 0.5 are reached
-    assert end["rate_predicted"] is None
+    assert end["verdict"].startswith("Theory and run agree"), end["verdict"]
+    assert "of X the positive part of ½(X + Xᴴ) counts" in end["verdict"]
+    assert end["loss"] == pytest.approx(loss)
+    assert end["optimal_loss"] == pytest.approx(loss, rel=1e-12)
+    if rate is None:
+        assert end["rate_predicted"] is None
+    else:
+        assert end["rate_predicted"] == pytest.approx(-math.log1p(-0.2 * rate) / 0.2)
+        assert end["rate_measured"] == pytest.approx(end["rate_predicted"], rel=0.05)
 
 
-def test_without_a_prediction_the_cone_asks_for_a_time(tmp_path, capsys):
-    words = ["problem.kind=general", "problem.spectrum=[2,1,1]"]
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["problem=teacher", "problem.d=5", "network.rank=2"],  # no ½‖W − X‖²: nothing is known
+        ["problem.kind=hermitian", "problem.spectrum=[2,1,-0.9]"],  # on the edge: no rate
+    ],
+)
+def test_without_a_prediction_the_cone_asks_for_a_time(tmp_path, capsys, words):
     assert train(*CONE, *words, folder=tmp_path) == 2
     assert "give method.t1=<flow time>" in capsys.readouterr().err
 

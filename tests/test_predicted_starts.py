@@ -126,6 +126,64 @@ def test_the_exact_start_of_hlz_example_ends_at_the_spurious_point():
     torch.testing.assert_close(near_by.limit, diagonal(2, 1, 0), rtol=0, atol=1e-14)
 
 
+def velocity_on_the_cone(H, depth, W, k):
+    """−𝒜_W(W − H) by definition (8), of depth 1 −P_W(W − H), at a semidefinite W of rank k."""
+    values, E = torch.linalg.eigh(W)
+    values, E, G = values[-k:], E[:, -k:], W - H
+
+    def power(p):
+        return torch.eye(len(W), dtype=F64) if p == 0 else (E * values**p) @ E.mT
+
+    if depth == 1:
+        P = E @ E.mT
+        return P @ G @ P - P @ G - G @ P
+    j = range(1, depth + 1)
+    return -sum(power(2 * (depth - i) / depth) @ G @ power(2 * (i - 1) / depth) for i in j)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("spectrum", [(3.0, 2.0, 1.0, -1.5, -2.5), (3.0, 2.0, -1.5, -2.5)])
+def test_limit_and_rate_on_the_cone_are_those_of_the_flow_itself(randn, depth, spectrum):
+    """X is not Hermitian, and its best matrix of rank 2 has the eigenvalues 3 and −2.5."""
+    n, k = len(spectrum), 2
+    Q, skew = torch.linalg.qr(randn(n, n)).Q, randn(n, n)
+    H = (Q * torch.tensor(spectrum, dtype=F64)) @ Q.mT
+    problem = deeplin.MatrixApproximation(H + skew - skew.mT)
+    flow, V = flows.PSDDLRAFlow(problem, depth=depth), randn(n, k)
+    y = flow.init_state(V @ V.mT, k)
+    prediction = predict_flow(problem, flow, y)
+    limit = prediction.limit
+    end = flow.end_to_end(deeplin.solve(flow, y, 30.0, rtol=1e-6).y[-1])
+    torch.testing.assert_close(end, limit, rtol=0, atol=1e-3)
+    assert float(velocity_on_the_cone(H, depth, limit, k).norm()) < 1e-12
+    assert prediction.loss == pytest.approx(float(problem.loss(limit)), rel=1e-12)
+    # Its linearisation, by differences along W = VVᵀ.
+    values, E = torch.linalg.eigh(limit)
+    V, h = E[:, -k:] * values[-k:].sqrt(), 1e-6
+    steps = torch.eye(n * k, dtype=F64).view(-1, n, k)
+    tangents = (steps @ V.mT + V @ steps.mT).flatten(1).mT
+    moved = [
+        [velocity_on_the_cone(H, depth, (V + s * B) @ (V + s * B).mT, k) for B in steps]
+        for s in (h, -h)
+    ]
+    slopes = ((torch.stack(moved[0]) - torch.stack(moved[1])) / (2 * h)).flatten(1).mT
+    basis = torch.linalg.svd(tangents).U[:, : n * k - k * (k - 1) // 2]
+    L = basis.mT @ slopes @ torch.linalg.pinv(tangents, rtol=1e-9) @ basis
+    assert prediction.rate == pytest.approx(-float(torch.linalg.eigvals(L).real.max()), rel=1e-6)
+    P = prediction.mode.flatten()
+    assert float((P @ slopes + prediction.rate * (P @ tangents)).norm()) < 1e-6 * float(P.norm())
+
+
+def test_at_the_edge_of_the_cone_there_is_a_limit_and_no_rate(randn):
+    problem, V = deeplin.MatrixApproximation(diagonal(2, -1, -3, 0)), randn(4, 2)
+    flow = flows.PSDDLRAFlow(problem)
+    prediction = predict_flow(problem, flow, flow.init_state(V @ V.mT, 2))
+    torch.testing.assert_close(prediction.limit, diagonal(2, 0, 0, 0), rtol=0, atol=1e-14)
+    assert (prediction.rank, prediction.start_rank, prediction.rate) == (1, 2, None)
+    assert "fewer positive eigenvalues than the rank 2 of W(0)" in prediction.rate_missing
+    assert prediction.loss == pytest.approx(5.0)
+
+
 @pytest.mark.parametrize("depth", [2, 3])
 def test_every_start_of_a_batch_has_its_own_limit(randn, depth):
     """Against the flow itself, moved by multiplication, which keeps rank and signs."""

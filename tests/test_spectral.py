@@ -1,4 +1,6 @@
-"""Spectral starts against dense singular value decompositions; leading singular vectors."""
+"""Spectral starts and gaps in the spectrum against dense singular value decompositions."""
+
+import contextlib
 
 import numpy as np
 import pytest
@@ -6,9 +8,9 @@ import torch
 from optim_cases import completion
 from problem_cases import CASES
 
-from deeplin import MatrixCompletion
+from deeplin import MatrixApproximation, MatrixCompletion
 from deeplin.linalg import leading_svd
-from deeplin.problems import spectral_start
+from deeplin.problems import Ridge, rank_by_gap, spectral_start
 
 F64 = torch.float64
 
@@ -105,3 +107,92 @@ def test_refusals(randn):
     few = MatrixCompletion([0, 1], [0, 1], torch.ones(2, dtype=F64), (5, 5))
     with pytest.raises(ValueError, match=r"must hold rank 3; −∇f\(0\) has rank 2: take rank=2"):
         spectral_start(few, 3)
+
+
+# -- the rank by the gap ---------------------------------------------------------------------------
+
+
+def entries_of(W, rows, cols):
+    return MatrixCompletion(rows, cols, W[rows, cols], tuple(W.shape))
+
+
+def test_the_gap_is_that_of_dense_matrices(randn):
+    """The same signs on dense matrices, evened out; entries that are listed twice have one."""
+    places = uneven(randn)
+    problem = entries_of(randn(30, 1) @ randn(1, 25), places.rows, places.cols)
+    gap = rank_by_gap(problem, generator=torch.Generator().manual_seed(5))
+    signs = torch.randint(2, (19, 360), generator=torch.Generator().manual_seed(5)) * 2 - 1
+    where, which = torch.unique(problem.rows * 25 + problem.cols, return_inverse=True)
+    assert len(where) < 360
+    flipped = MatrixCompletion(
+        problem.rows, problem.cols, problem.values * signs[:, which], problem.shape
+    )
+    edges = np.linalg.svd(evened(flipped), compute_uv=False)[:, 0]
+    sigma = np.linalg.svd(evened(problem), compute_uv=False)
+    assert gap.edge == pytest.approx(edges.max(), rel=1e-3)
+    assert gap.rank == (sigma > edges.max()).sum() == 1
+    np.testing.assert_allclose(gap.sigma, sigma[:2], atol=0.02 * sigma[0])
+    assert f"above {gap.edge:.4g}" in str(gap)
+    assert rank_by_gap(Ridge(problem, 0.1)).rank == rank_by_gap(problem).rank == 1
+
+
+SEEDS = range(5)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_planted_ranks_have_a_gap(rank, noise):
+    """Oversampling 5, equal singular values; errors of half the size of the entries."""
+    found = []
+    for seed in SEEDS:
+        problem, _ = MatrixCompletion.planted(
+            (200, 150),
+            rank,
+            oversampling=5,
+            noise=noise,
+            generator=torch.Generator().manual_seed(seed),
+            dtype=F64,
+        )
+        found.append(rank_by_gap(problem).rank)
+    assert found == [rank] * len(SEEDS)
+
+
+@pytest.mark.parametrize(("times", "rank"), [(2.0, 3), (0.5, 2)])
+def test_small_values_beside_large_ones_are_seen_as_far_as_is_said(times, rank):
+    """σ_3 twice, and half of, ‖X‖_F (mn)^{1/4}/√p."""
+    shape, oversampling = (300, 300), 5
+    p = oversampling * 3 * (600 - 3)
+    least = times * 300**0.5 / p**0.5
+    third = least * (2 / (1 - least**2)) ** 0.5  # of the spectrum 1, 1, σ_3
+    for seed in SEEDS:
+        problem, _ = MatrixCompletion.planted(
+            shape,
+            3,
+            spectrum=[1.0, 1.0, third],
+            oversampling=oversampling,
+            generator=torch.Generator().manual_seed(seed),
+            dtype=F64,
+        )
+        assert rank_by_gap(problem).rank == rank
+
+
+def test_entries_without_a_matrix_behind_them_have_none(generator):
+    """In 40 draws of Gaussian entries at most 7 have one, the tail of binomial(40, 1/20) above."""
+    places, refused = torch.randperm(750, generator=generator)[:250], 0
+    for _ in range(40):
+        values = torch.randn(250, dtype=F64, generator=generator)
+        problem = MatrixCompletion(places // 25, places % 25, values, (30, 25))
+        with contextlib.suppress(ValueError):
+            rank_by_gap(problem)
+            continue
+        refused += 1
+    assert refused >= 33
+    with pytest.raises(ValueError, match=r"no gap: .* signs at random: give a rank"):
+        rank_by_gap(problem)
+
+
+def test_the_gap_is_asked_of_entries_alone(randn):
+    with pytest.raises(TypeError, match="a MatrixCompletion; got MatrixApproximation"):
+        rank_by_gap(MatrixApproximation(randn(4, 4)))
+    with pytest.raises(ValueError, match=r"got a batch .*2"):
+        rank_by_gap(uneven(randn, 2))

@@ -151,6 +151,7 @@ def test_kawaguchi_on_data_within_its_hypotheses(randn, seen, widths):
             least = torch.linalg.eigvalsh(layers_hessian(problem, layers))[0]
             seen.of("BRTW Theorem 31(4)").number("least eigenvalues of Hess L^N", least)
             assert float(least) < -1e-3
+            assert classify(problem, layers) == "strict saddle"
     assert saddles > 0, "higher points nearby as well"
 
 

@@ -206,6 +206,7 @@ def test_local_minima_that_a_search_finds_are_global_and_the_others_saddles(rand
     assert float((losses[~minimum] - best).min()) > 1e-3
     kinds = classify(LeastSquares(X, Y), layers.split(x))
     assert [kind == "global minimum" for kind in kinds] == minimum.tolist()
+    assert [kind.endswith("strict saddle") for kind in kinds] == (~minimum).tolist()
 
 
 def test_the_search_finds_local_minima_where_a_loss_has_them(randn):

@@ -26,7 +26,7 @@ from deeplin.estimators.entries import Entries, pairs_of
 from deeplin.estimators.validation import compressed, matrix, weights_of, with_labels
 from deeplin.geometry.coordinates import Point
 from deeplin.optim import Minimum, continuation, minimize
-from deeplin.problems import MatrixCompletion, Problem, Ridge, spectral_start
+from deeplin.problems import MatrixCompletion, Problem, Ridge, rank_by_gap, spectral_start
 from deeplin.problems.biases import Biases, fit_biases
 
 __all__ = ["LowRankCompletion"]
@@ -55,7 +55,9 @@ class LowRankCompletion(
 
     Args:
         rank: r; "auto": the rank of least error on a tenth of the entries, found one rank after the
-            other until two more do not lower it; all entries are then fitted with it.
+            other until two more do not lower it; all entries are then fitted with it. "gap": how
+            many singular values of the entries, biases taken off, stand out of their noise
+            (`deeplin.problems.rank_by_gap`): no fit, but small ones beside large ones are missed.
         biases: whether a, b and μ are fitted, or their ridge, a number: how many further entries of
             bias 0 each row and column has. True: 1.
         reg: λ.
@@ -72,6 +74,7 @@ class LowRankCompletion(
         mean_, row_biases_, column_biases_: μ, a (m,), b (n,).
         rank_, n_iter_, loss_: what was reached; loss_ with the ridge.
         held_out_rmse_: with rank="auto", of the ranks 1, 2, …
+        gap_: with rank="gap", the singular values and the edge of their noise.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -84,7 +87,7 @@ class LowRankCompletion(
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
-        "rank": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "rank": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto", "gap"})],
         "biases": ["boolean", Interval(Real, 0, None, closed="left")],
         "reg": [Interval(Real, 0, None, closed="left")],
         "depth": [Interval(Real, 1, None, closed="both")],
@@ -132,16 +135,22 @@ class LowRankCompletion(
         random = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
         rank = self.rank
-        vars(self).pop("held_out_rmse_", None)
+        for name in ("held_out_rmse_", "gap_"):
+            vars(self).pop(name, None)
         if rank == "auto":
             self.held_out_rmse_ = self._errors_by_rank(known, generator)
             rank = 1 + int(np.argmin(self.held_out_rmse_))
-        elif rank > min(known.shape):
+        elif rank != "gap" and rank > min(known.shape):
             raise ValueError(
                 f"rank must be at most min(m, n) = {min(known.shape)} of the known entries; got "
                 f"rank={rank}: take fewer, or rank='auto'."
             )
         biases, problem, scale = self._problem(known)
+        if rank == "gap" and scale:
+            self.gap_ = rank_by_gap(problem, generator=generator)
+            rank = self.gap_.rank
+        elif rank == "gap":
+            rank = 1  # of what round-off is left there is no spectrum
         found = None
         if scale:
             found = minimize(

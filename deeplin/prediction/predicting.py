@@ -7,10 +7,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deeplin.flows import DLRAFlow, EndToEndFlow, LayerFlow, OjaFlow, PQWFlow, RiccatiFlow
+from deeplin.flows import (
+    DLRAFlow,
+    EndToEndFlow,
+    LayerFlow,
+    OjaFlow,
+    PQWFlow,
+    PSDDLRAFlow,
+    RiccatiFlow,
+)
 from deeplin.flows.contract import Flow, Start, State, TangentFlow
 from deeplin.geometry.metric import DepthMetric, Metric, as_metric
 from deeplin.network import DeepLinear, end_to_end
+from deeplin.prediction.cone import case_on_cone, positive_part
 from deeplin.prediction.conserved import are_balanced, ranks_of, reach
 from deeplin.prediction.limits import prediction_in_reach, prediction_of_rank
 from deeplin.prediction.statement import Prediction
@@ -72,13 +81,17 @@ def predict_flow(problem: Problem, flow: Flow, y0: State, *, rank: int | None = 
     """The same of a flow from its state y0, in the flow's own time.
 
     Oja's flow has a rate of its own, λ_r − λ_{r+1} (closed form `deeplin.exact.oja`; the untied
-    flow arrives as layers of depth 2 do), and the clock of rescaled flows runs at σ_r.
+    flow arrives as layers of depth 2 do), and the clock of rescaled flows runs at σ_r. Where W
+    stays semidefinite the limit of ½‖W − X‖² is that of the positive part of ½(X + Xᴴ).
 
     - `rank`: that of the start; by default what the state's numbers show. Layers show theirs.
     """
     metric = _metric_of(flow, y0)
     rescaled = isinstance(flow, EndToEndFlow | DLRAFlow) and flow.rescaled
-    passes = isinstance(flow, LayerFlow | TangentFlow) and not rescaled
+    cone = isinstance(flow, PSDDLRAFlow)
+    positive = positive_part(problem) if cone else None
+    known = problem if positive is None else positive
+    passes = isinstance(flow, LayerFlow | TangentFlow) and not rescaled and known is problem
     if isinstance(flow, LayerFlow):
         prediction = _of_layers(
             problem, metric, y0, passes=passes and len(y0) == 1, most=flow.balanced_rank
@@ -87,9 +100,10 @@ def predict_flow(problem: Problem, flow: Flow, y0: State, *, rank: int | None = 
         ranks = flow.rank(y0) if rank is None else y0[0].new_full((), rank, dtype=torch.int64)
         balanced = not isinstance(flow, RiccatiFlow) or _riccati_is_balanced(flow, y0)
         W = flow.end_to_end(y0) if balanced and problem.optimum is not None else None
-        prediction = _of_batch(problem, metric, W, ranks, balanced=True, passes=passes)
+        prediction = _of_batch(known, metric, W, ranks, balanced=True, passes=passes)
 
     def in_own_time(case: Prediction) -> Prediction:
+        case = case_on_cone(problem, positive, metric, case) if cone else case
         limit, k = case.limit, case.rank
         oja = isinstance(flow, OjaFlow) and not isinstance(flow, RiccatiFlow)
         if case.why and (oja or rescaled):

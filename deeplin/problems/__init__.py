@@ -6,6 +6,7 @@ from deeplin.problems.classification import LogisticRegression
 from deeplin.problems.completion import MatrixCompletion
 from deeplin.problems.contract import Optimum, Problem
 from deeplin.problems.function import from_loss
+from deeplin.problems.gap import Gap, rank_by_gap
 from deeplin.problems.least_squares import LeastSquares, autoencoder
 from deeplin.problems.readers import from_file, from_frame
 from deeplin.problems.ridge import Ridge
@@ -16,6 +17,7 @@ from deeplin.problems.spectral import spectral_start
 from deeplin.problems.spectrum import Spectrum
 
 __all__ = [
+    "Gap",
     "LeastSquares",
     "LogisticRegression",
     "MatrixApproximation",
@@ -32,5 +34,6 @@ __all__ = [
     "from_frame",
     "from_loss",
     "own_rows",
+    "rank_by_gap",
     "spectral_start",
 ]

@@ -166,6 +166,12 @@ class MatrixCompletion(Problem):
         )
         return other
 
+    def with_values(self, values: Inexact[Tensor, "*batch p"]) -> Self:
+        """The problem of other values at the same places, the entries not sorted again."""
+        other = copy.copy(self)
+        other.values, other._values = values, values[..., self._pattern.order]
+        return other
+
     # -- dense -----------------------------------------------------------------------------------
 
     def _sum(self, errors: Tensor, weights: Tensor | None) -> Tensor:

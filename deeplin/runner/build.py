@@ -42,6 +42,7 @@ from deeplin.runner.following import (
 from deeplin.runner.methods import unstable_step
 from deeplin.runner.named_flows import FLOWS, choose_flow
 from deeplin.runner.observables import Known, Observables, flow_observables, with_factors
+from deeplin.runner.rank_choice import check_planted_rank, chosen_rank
 from deeplin.runner.ranks import shared
 from deeplin.runner.schema import check
 from deeplin.runner.targets import make, options_of
@@ -100,7 +101,8 @@ def build(cfg: DictConfig) -> Experiment:
     dtype = _DTYPES[cfg.dtype]
     dtype = dtype.to_complex() if problem.field == "complex" else dtype
     manifold = cfg.get("manifold")
-    widths = widths_of(cfg.network, problem.shape, _largest_rank(problem), _rank_of(manifold))
+    rank, why = chosen_rank(cfg.network, manifold, problem)
+    widths = widths_of(cfg.network, problem.shape, _largest_rank(problem), rank)
     network = _network(widths, cfg.repeats, dtype)
     offered = {"net": network, "problem": problem, "generator": _generator(cfg.seed, 1)}
     with slow(f"making the start, init={cfg.init.name}"):
@@ -113,7 +115,7 @@ def build(cfg: DictConfig) -> Experiment:
         chosen = [] if at.noted is None else [at.noted]
     else:
         method, at, chosen = _chosen(cfg, network, problem)
-    source = replace(source, notes=(*source.notes, *chosen))
+    source = replace(source, notes=(*source.notes, *why, *chosen))
     flow, state, prediction = at.flow, at.state, at.prediction
     _check_rank(min(widths), problem, prediction, method.t1)
     t1, told = _end_time(method.t1, prediction, problem, flow, state)
@@ -135,7 +137,7 @@ def build(cfg: DictConfig) -> Experiment:
     with slow(f"{what} for method={method.name}"):
         stepper = made(state, network, cfg.log.records, method)
     check_size(flow, state, stepper)
-    check_edge_of_cone(problem, flow, stepper, prediction.rank)
+    check_edge_of_cone(problem, flow, stepper, prediction)
     if not t1 / stepper.stretch <= _MOST_STEPS:
         raise ValueError(
             f"a run of {t1:.4g} in steps of {stepper.stretch:.4g} has more of them than can be "
@@ -266,13 +268,10 @@ def _stepper(method: DictConfig, **offered: object) -> Stepper:
     return stepper
 
 
-def _rank_of(manifold: DictConfig | None) -> int | None:
-    return None if manifold is None else manifold.get("rank")
-
-
 def data_of(cfg: DictConfig) -> Data:
     """The data of a configuration."""
     problem, dtype = cfg.problem, _DTYPES[cfg.dtype]
+    check_planted_rank(problem)
     seed = problem.get("seed", cfg.seed)
     options = options_of(problem, "name", "seed", "_rank_", "_depth_")
     group = shared(cfg)
@@ -326,7 +325,7 @@ def widths_of(
     Of square matrices auto leaves out the full rank: the flow keeps the sign of det W, which may be
     another than the minimizer's.
 
-    - `chosen`: the rank where it is that of a manifold
+    - `chosen`: the rank where it is that of a manifold, or was found
     """
     d_y, d_x = shape
     if group.widths is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from deeplin.integrators import (
     Rosenbrock,
     Stepper,
 )
-from deeplin.linalg import halves, hermitian_part, is_semidefinite
+from deeplin.linalg import halves, hermitian_part
 from deeplin.network import DeepLinear, end_to_end
 from deeplin.prediction import Prediction, predict_flow
 from deeplin.problems import LeastSquares
@@ -81,8 +81,7 @@ def followed_on(manifold: DictConfig, source: Data, network: DeepLinear) -> Foll
 def _predicted(problem: Problem, flow: Flow, state: State) -> Prediction:
     _check_start(problem, factors(flow, state))
     with slow("computing what is predicted: the limit and the rate"):
-        prediction = predict_flow(problem, flow, state)
-    return _on_the_cone(problem, prediction) if isinstance(flow, PSDDLRAFlow) else prediction
+        return predict_flow(problem, flow, state)
 
 
 def check_fits(cfg: DictConfig, fitting: Sequence[str]) -> None:
@@ -122,29 +121,9 @@ def _check_start(problem: Problem, matrices: Sequence[Tensor]) -> None:
             )
 
 
-def _on_the_cone(problem: Problem, prediction: Prediction) -> Prediction:
-    """What is left of a prediction where W stays positive semidefinite.
-
-    A minimizer on M_k that is semidefinite is that on the cone, too. The rate is that of Hermitian
-    directions alone, the same as on M_k where all critical points are semidefinite.
-    """
-    optimum = problem.optimum
-    if optimum is None or is_semidefinite(optimum.minimizer(optimum.rank)):
-        return prediction
-    if is_semidefinite(optimum.minimizer(prediction.rank)):
-        reason = "X is not semidefinite: its other part changes the rate on the cone"
-        return replace(prediction, rate=None, mode=None, rate_missing=reason)
-    missing = (
-        f"the optimum of rank {prediction.rank} is not positive semidefinite, as W(t) is, and on "
-        "the cone no limit is predicted"
-    )
-    return replace(
-        prediction, limit=None, loss=None, unique=False, rate=None, mode=None, pace=None,
-        missing=missing, rate_missing=missing,
-    )  # fmt: skip
-
-
-def check_edge_of_cone(problem: Problem, flow: Flow, stepper: Stepper, rank: int) -> None:
+def check_edge_of_cone(
+    problem: Problem, flow: Flow, stepper: Stepper, prediction: Prediction
+) -> None:
     """Raise ValueError where explicit steps of U, S meet S → 0, at which no step is short enough.
 
     Of ½‖W − X‖² on the cone the rank of W(t) goes down to the number of positive eigenvalues of X.
@@ -153,6 +132,8 @@ def check_edge_of_cone(problem: Problem, flow: Flow, stepper: Stepper, rank: int
         return
     if not torch.equal(problem.C, torch.eye(problem.d_x).to(problem.C)):
         return
+    rank = prediction.rank if prediction.start_rank is None else prediction.start_rank
+    rank = min(rank, problem.optimum.rank)
     values = torch.linalg.eigvalsh(hermitian_part(problem.B))
     noise = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     positive = int((values > noise).sum())

@@ -137,7 +137,8 @@ class Run:
             widths = [factors[0].shape[-1], *(W_j.shape[-2] for W_j in factors)]
         else:
             rank = max(1, int(torch.linalg.matrix_rank(W).max()))
-            widths = widths_of(self.config.network, W.shape[-2:], rank)
+            found = rank if self.config.network.rank == "gap" else None
+            widths = widths_of(self.config.network, W.shape[-2:], rank, found)
         net = DeepLinear(widths, batch_shape=W.shape[:-2], dtype=W.dtype)
         if not self._checkpoint.layers:
             return init.balanced_(net, W)

@@ -27,6 +27,8 @@ class Option:
 
 _SEED = whole(0, 2**31 - 1)
 _RANK = whole(1)
+# As network.rank is, whose default it is; where it is used `check_planted_rank` asks for a number.
+_OF_MATRIX = Kind(_RANK.must, lambda value: _RANK.holds(value) or value in ("auto", "gap"))
 _EIGENVALUE = number("", lambda x: abs(x) < float("inf"))
 
 # What a sweeper may be asked to make small.
@@ -152,7 +154,7 @@ OPTIONS: Mapping[str, Option] = {
         "scikit-learn's bundled samples that are classified",
         choice("digits", "breast_cancer", "iris", "wine"),
     ),
-    "problem.rank": Option("of the teacher, or of the matrix that is sought", _RANK),
+    "problem.rank": Option("of the teacher, or of the matrix that is sought", _OF_MATRIX),
     "problem.depth": Option("of the teacher", whole(2, 1000)),
     "problem.columns": Option(
         "of a table of triples the names of row, column and value; null: the first three",
@@ -188,8 +190,8 @@ OPTIONS: Mapping[str, Option] = {
     "network.depth": Option("number of layers N", whole(2, 1000)),
     "network.rank": Option(
         "smallest width, d_1, at most those of the data; auto: the largest that a minimum can "
-        "have, at most 10",
-        _RANK | choice("auto"),
+        "have, at most 10; gap, of a completion: the singular values of its entries that stand out",
+        _RANK | choice("auto") | choice("gap"),
     ),
     "network.widths": Option(
         "all widths [d_0,...,d_N] instead of depth and rank",
