@@ -141,7 +141,6 @@ CONE = [*RUN, "init=balanced", "init.psd=true", "method=rgd", "flow=psd_dlra"]
         # The best matrix of rank 3 has eigenvalues 2, 1, −0.9: what the cone reaches is another.
         (["problem.spectrum=[2,1,-0.9,0.5,0.2]"], 0.5 * (0.9**2 + 0.2**2), 1 - 0.2 / 0.5),
         (["problem.spectrum=[2,1,-0.3,0.5]"], 0.5 * 0.3**2, 1.0),
-        (["problem.spectrum=[2,1,-0.9]"], 0.5 * 0.9**2, None),  # with less than 3 positive ones
     ],
 )
 def test_on_the_cone_the_limit_is_that_of_the_positive_part(tmp_path, words, loss, rate):
@@ -153,22 +152,26 @@ def test_on_the_cone_the_limit_is_that_of_the_positive_part(tmp_path, words, los
     assert "of X the positive part of ½(X + Xᴴ) counts" in end["verdict"]
     assert end["loss"] == pytest.approx(loss)
     assert end["optimal_loss"] == pytest.approx(loss, rel=1e-12)
-    if rate is None:
-        assert end["rate_predicted"] is None
-    else:
-        assert end["rate_predicted"] == pytest.approx(-math.log1p(-0.2 * rate) / 0.2)
-        assert end["rate_measured"] == pytest.approx(end["rate_predicted"], rel=0.05)
+    assert end["rate_predicted"] == pytest.approx(-math.log1p(-0.2 * rate) / 0.2)
+    assert end["rate_measured"] == pytest.approx(end["rate_predicted"], rel=0.05)
+
+
+def test_a_run_to_the_edge_of_the_cone_is_neither_praised_nor_blamed(tmp_path):
+    words = ["problem.kind=hermitian", "problem.spectrum=[2,1,-0.9]", "method.t1=60"]
+    assert train(*CONE, *words, folder=tmp_path) == 0
+    verdict = seen(tmp_path)["verdict"]
+    assert verdict.startswith("No verdict: X has fewer positive eigenvalues"), verdict
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["problem=teacher", "problem.d=5", "network.rank=2"],  # no ½‖W − X‖²: nothing is known
-        ["problem.kind=hermitian", "problem.spectrum=[2,1,-0.9]"],  # on the edge: no rate
+        ["problem=teacher", "problem.d=5", "network.depth=2"],  # no ½‖W − X‖²: nothing is known
+        [*RUN, "problem.kind=hermitian", "problem.spectrum=[2,1,-0.9]"],  # to the edge
     ],
 )
 def test_without_a_prediction_the_cone_asks_for_a_time(tmp_path, capsys, words):
-    assert train(*CONE, *words, folder=tmp_path) == 2
+    assert train(*words, "network.rank=3", *CONE[len(RUN) :], folder=tmp_path) == 2
     assert "give method.t1=<flow time>" in capsys.readouterr().err
 
 

@@ -174,14 +174,23 @@ def test_limit_and_rate_on_the_cone_are_those_of_the_flow_itself(randn, depth, s
     assert float((P @ slopes + prediction.rate * (P @ tangents)).norm()) < 1e-6 * float(P.norm())
 
 
-def test_at_the_edge_of_the_cone_there_is_a_limit_and_no_rate(randn):
-    problem, V = deeplin.MatrixApproximation(diagonal(2, -1, -3, 0)), randn(4, 2)
-    flow = flows.PSDDLRAFlow(problem)
-    prediction = predict_flow(problem, flow, flow.init_state(V @ V.mT, 2))
-    torch.testing.assert_close(prediction.limit, diagonal(2, 0, 0, 0), rtol=0, atol=1e-14)
-    assert (prediction.rank, prediction.start_rank, prediction.rate) == (1, 2, None)
+@pytest.mark.parametrize("spectrum", [(2, -1, -3, -2), (-1, -2, -3, -1)])
+def test_the_edge_of_the_cone_is_a_limit_of_depth_two_alone(randn, spectrum):
+    """For N = 1 σ̇ = −(σ + |λ|) along an eigenvector of λ < 0: it ends in finite time."""
+    problem, V = deeplin.MatrixApproximation(diagonal(*spectrum)), randn(4, 2)
+    flow = flows.PSDDLRAFlow(problem, depth=2)
+    y = flow.init_state(V @ V.mT, 2)
+    prediction = predict_flow(problem, flow, y)
+    H_plus = diagonal(*spectrum).clamp(min=0)
+    torch.testing.assert_close(prediction.limit, H_plus, rtol=0, atol=1e-14)
+    assert (prediction.start_rank, prediction.rate) == (2, None)
+    assert prediction.loss == pytest.approx(float(problem.loss(H_plus)))
     assert "fewer positive eigenvalues than the rank 2 of W(0)" in prediction.rate_missing
-    assert prediction.loss == pytest.approx(5.0)
+    end = flow.end_to_end(deeplin.solve(flow, y, 8.0, rtol=1e-6).y[-1])
+    torch.testing.assert_close(end, H_plus, rtol=0, atol=2e-2)
+    single = predict_flow(problem, flows.PSDDLRAFlow(problem), y)
+    assert (single.limit, single.loss) == (None, None)
+    assert "in finite time" in single.missing
 
 
 @pytest.mark.parametrize("depth", [2, 3])

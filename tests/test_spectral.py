@@ -116,21 +116,33 @@ def entries_of(W, rows, cols):
     return MatrixCompletion(rows, cols, W[rows, cols], tuple(W.shape))
 
 
+def dense_and_scaled(problem, values):
+    """The entries, zeros elsewhere, rows and columns to equal sums of squares by 20 passes."""
+    X = np.zeros(problem.shape)
+    np.add.at(X, (problem.rows.numpy(), problem.cols.numpy()), values.numpy())
+    squares = np.zeros(problem.shape)
+    np.add.at(squares, (problem.rows.numpy(), problem.cols.numpy()), values.numpy() ** 2)
+    b = np.ones(problem.shape[1])
+    for _ in range(20):
+        a = 1 / (squares @ b)
+        b = 1 / (a @ squares)
+    scaled = a[:, None] * squares * b
+    return np.sqrt(a[:, None] * b * squares.sum() / scaled.sum()) * X
+
+
 def test_the_gap_is_that_of_dense_matrices(randn):
-    """The same signs on dense matrices, evened out; entries that are listed twice have one."""
+    """The same signs on dense matrices, scaled alike; entries that are listed twice have one."""
     places = uneven(randn)
     problem = entries_of(randn(30, 1) @ randn(1, 25), places.rows, places.cols)
     gap = rank_by_gap(problem, generator=torch.Generator().manual_seed(5))
     signs = torch.randint(2, (19, 360), generator=torch.Generator().manual_seed(5)) * 2 - 1
     where, which = torch.unique(problem.rows * 25 + problem.cols, return_inverse=True)
     assert len(where) < 360
-    flipped = MatrixCompletion(
-        problem.rows, problem.cols, problem.values * signs[:, which], problem.shape
-    )
-    edges = np.linalg.svd(evened(flipped), compute_uv=False)[:, 0]
-    sigma = np.linalg.svd(evened(problem), compute_uv=False)
-    assert gap.edge == pytest.approx(edges.max(), rel=1e-3)
-    assert gap.rank == (sigma > edges.max()).sum() == 1
+    draws = [dense_and_scaled(problem, problem.values * row[which]) for row in signs]
+    edge = max(np.linalg.norm(draw, 2) for draw in draws)
+    sigma = np.linalg.svd(dense_and_scaled(problem, problem.values), compute_uv=False)
+    assert gap.edge == pytest.approx(edge, rel=1e-3)
+    assert gap.rank == (sigma > edge).sum() == 1
     np.testing.assert_allclose(gap.sigma, sigma[:2], atol=0.02 * sigma[0])
     assert f"above {gap.edge:.4g}" in str(gap)
     assert rank_by_gap(Ridge(problem, 0.1)).rank == rank_by_gap(problem).rank == 1
@@ -139,8 +151,7 @@ def test_the_gap_is_that_of_dense_matrices(randn):
 SEEDS = range(5)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5])
-@pytest.mark.parametrize("rank", [1, 3, 7])
+@pytest.mark.parametrize(("rank", "noise"), [(1, 0.0), (3, 0.0), (3, 0.5), (7, 0.0)])
 def test_planted_ranks_have_a_gap(rank, noise):
     """Oversampling 5, equal singular values; errors of half the size of the entries."""
     found = []
@@ -177,16 +188,16 @@ def test_small_values_beside_large_ones_are_seen_as_far_as_is_said(times, rank):
 
 
 def test_entries_without_a_matrix_behind_them_have_none(generator):
-    """In 40 draws of Gaussian entries at most 7 have one, the tail of binomial(40, 1/20) above."""
+    """Of 20 draws of Gaussian entries at most 4 have one: of binomial(20, 1/20) 0.997."""
     places, refused = torch.randperm(750, generator=generator)[:250], 0
-    for _ in range(40):
+    for _ in range(20):
         values = torch.randn(250, dtype=F64, generator=generator)
         problem = MatrixCompletion(places // 25, places % 25, values, (30, 25))
         with contextlib.suppress(ValueError):
             rank_by_gap(problem)
             continue
         refused += 1
-    assert refused >= 33
+    assert refused >= 16
     with pytest.raises(ValueError, match=r"no gap: .* signs at random: give a rank"):
         rank_by_gap(problem)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from deeplin.geometry.metric import Metric
+from deeplin.geometry.metric import DepthMetric, Metric
 from deeplin.linalg import hermitian_part, is_semidefinite
 from deeplin.prediction.statement import Prediction
 from deeplin.problems import LeastSquares, MatrixApproximation
@@ -28,7 +28,8 @@ class PositivePart(MatrixApproximation):
     of a metric (c, d) has on u_iu_jᴴ + u_ju_iᴴ the eigenvalue c_ij for i, j ∈ J, and
     d_i(1 − λ_j/λ_i) for i ∈ J, j ∉ J: all but that of the k largest are strict saddles, and
     negative λ_j change the rate alone. Where H has fewer than k positive eigenvalues there is no
-    minimum of rank k: W(t) goes to the edge of the cone.
+    minimum of rank k, and W(t) goes to the edge of the cone: for N >= 2 to H_+, in infinite time;
+    for N = 1, where σ̇ = −(σ + |λ|) along an eigenvector, in finite time, and there its flow ends.
 
     Source: ours; for semidefinite X HLZ Lemma 2.4 and HLZ Theorem 3.1.
     Shapes: X (n, n), real or complex.
@@ -91,6 +92,10 @@ def case_on_cone(
         f"the optimum of rank {case.rank} is not positive semidefinite, as W(t) is, and of this "
         "loss no other is known on the cone"
     )
+    return _without_limit(case, missing)
+
+
+def _without_limit(case: Prediction, missing: str) -> Prediction:
     return replace(
         case, limit=None, loss=None, unique=False, rate=None, mode=None, pace=None,
         missing=missing, rate_missing=missing,
@@ -104,11 +109,12 @@ def _of_positive_part(
         return case
     case = replace(case, note="of X the positive part of ½(X + Xᴴ) counts, as W(t) is semidefinite")
     if case.start_rank is not None and case.start_rank > positive.optimum.rank:
-        missing = (
-            f"X has fewer positive eigenvalues than the rank {case.start_rank} of W(0): the limit "
-            "lies on the edge of the cone"
-        )
-        return replace(case, rate=None, mode=None, pace=None, rate_missing=missing)
+        few = f"X has fewer positive eigenvalues than the rank {case.start_rank} of W(0)"
+        if isinstance(metric, DepthMetric) and metric.depth >= 2:
+            reason = f"{few}: the limit lies on the edge of the cone"
+            return replace(case, rate=None, mode=None, pace=None, rate_missing=reason)
+        missing = f"{few}: W(t) meets the edge of the cone in finite time, where its flow ends"
+        return _without_limit(case, missing)
     if case.rate is None or metric is None:
         return case
     rate, P = positive.slowest_mode(metric, case.rank)
