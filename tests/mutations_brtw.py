@@ -94,13 +94,6 @@ BRTW = (
     M("BRTW (22)", METRIC, "ratio = metric.side_ratio(sigma)", "ratio = metric.side(sigma)"),
     M(
         "BRTW Prop. 12",
-        LAYERS,
-        "left[j - p - 2].mH) for",
-        "left[j - p - 2]) for",
-        "test_flows::test_rank_is_constant",
-    ),
-    M(
-        "BRTW Prop. 12",
         "deeplin/geometry/retractions.py",
         "left, right = sigma ** ((N - j) / N), sigma ** ((j - 1) / N)",
         "left, right = sigma ** ((N - j) / N), sigma ** (j / N)",
