@@ -307,12 +307,13 @@ def recovery() -> float:
             print(f"{method}, depth {depth}\noversampling{heads}", file=sys.stderr)
             for oversampling in _OVERSAMPLING:
                 begin = time.perf_counter()
-                counts = sum(
+                on_each = [
                     _recovered(oversampling, method, depth, options[method], seed)
                     for seed in range(_SETS)
-                )
-                shares += [int(count) / (_SETS * _TRUTHS) for count in counts]
-                cells = "".join(_cell(int(count), _SETS * _TRUTHS) for count in counts)
+                ]
+                counts = torch.stack(on_each).sum(0).tolist()
+                shares += [count / (_SETS * _TRUTHS) for count in counts]
+                cells = "".join(_cell(count, _SETS * _TRUTHS) for count in counts)
                 taken = time.perf_counter() - begin
                 print(f"{oversampling:<12g}{cells}  {taken:5.1f} s", file=sys.stderr, flush=True)
     return float(np.mean(shares))
