@@ -116,6 +116,8 @@ def test_seeds_repeat_bit_for_bit(tmp_path):
 
 # Where a run is at its limit already, to what the verdict asks.
 EARLY = "stop.grad_norm=1e-5"
+# Data of which λ_1/ρ is a fifth of that of the usual ones, and with it the steps of a run.
+MILD = "problem.seed=2"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ EARLY = "stop.grad_norm=1e-5"
     ids=" ".join,
 )
 def test_every_option_runs(tmp_path, options):
-    assert train(*SMALL, *options, folder=tmp_path) == 0
+    assert train(*SMALL, MILD, *options, folder=tmp_path) == 0
     end = summary(tmp_path)
     assert math.isfinite(end["loss"])
     if "method.t1" not in " ".join(options) and "max_steps" not in " ".join(options):

@@ -17,7 +17,8 @@ from deeplin.runner.folder import RunFolder
 from deeplin.runner.methods import scheduled
 from deeplin.runner.run import run
 
-SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2"]
+# Of these data λ_1/ρ is a fifth of that of problem.seed=0, and with it the steps of a run.
+SMALL = ["problem=gaussian", "problem.d=6", "network.rank=2", "problem.seed=2"]
 WELL = ["problem=approximation", "problem.n=6", "network.rank=2"]
 CONE = [*WELL, "init=balanced", "init.psd=true"]
 MANIFOLD = "manifold=fixed_rank"
@@ -50,8 +51,8 @@ def ended(folder, *words):
 def test_a_step_of_balanced_layers_is_the_manifolds_with_their_retraction(depth, labels, factored):
     """BRTW's two sides of one flow, at one step, whatever its length; SGD leaves the layers
     balanced to O(dt^2), so its second step is another, and rebalanced ones stay the same."""
-    problem = ["problem=teacher", "problem.d=6"] if labels else SMALL[:2]
-    words = [*problem, "network.rank=2", f"network.depth={depth}", "method.dt=0.003"]
+    problem = ["problem=teacher", "problem.d=6", "network.rank=2"] if labels else SMALL
+    words = [*problem, f"network.depth={depth}", "method.dt=0.003"]
     sgd = made(*words, "method=sgd")
     rebalanced = made(*words, "method=euler", "method.rebalance=true")
     point = made(
@@ -129,7 +130,7 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize("words", RUNS, ids=lambda words: " ".join(w for w in words[3:]))
+@pytest.mark.parametrize("words", RUNS, ids=lambda words: " ".join(w for w in words[3:] if w != SMALL[3]))
 def test_runs_reach_the_predicted_optimum(words, tmp_path):
     follows = "method=riemannian_sgd" in words
     faster = ["stop.grad_norm=1e-6", *(["method.safety=0.5"] if follows else [])]
