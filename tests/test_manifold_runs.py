@@ -130,7 +130,9 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize("words", RUNS, ids=lambda words: " ".join(w for w in words[3:] if w != SMALL[3]))
+@pytest.mark.parametrize(
+    "words", RUNS, ids=lambda words: " ".join(w for w in words[3:] if w != SMALL[3])
+)
 def test_runs_reach_the_predicted_optimum(words, tmp_path):
     follows = "method=riemannian_sgd" in words
     faster = ["stop.grad_norm=1e-6", *(["method.safety=0.5"] if follows else [])]
