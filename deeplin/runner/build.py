@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from deeplin.problems.memory import ask_for_memory
 from deeplin.runner.automatic import Forecast, as_chosen, fitting, is_for_sgd
 from deeplin.runner.best import check_early_stop
 from deeplin.runner.cost import Stiffness, check_size
+from deeplin.runner.devices import check_device
 from deeplin.runner.following import (
     Followed,
     check_edge_of_cone,
@@ -94,7 +94,7 @@ def build(cfg: DictConfig) -> Experiment:
     Raises: ValueError, with one sentence, for a value that an option cannot take.
     """
     check(cfg)
-    _check_device(cfg.device)
+    check_device(cfg.device)
     with slow("reading the data"):
         source = data_of(cfg).to(cfg.device)
     problem = source.problem
@@ -282,17 +282,6 @@ def data_of(cfg: DictConfig) -> Data:
             f"the target of problem={problem.name} must return Data; got {type(made).__name__}."
         )
     return made
-
-
-def _check_device(device: str) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that torch once had
-            float(torch.zeros(1, device=device))
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(
-            f"device must be one that torch has here, such as cpu or cuda; got {device!r}."
-        ) from error
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:

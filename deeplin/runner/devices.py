@@ -1,10 +1,11 @@
-"""One device for each job of a sweep, where there are several and the jobs run side by side."""
+"""Which devices there are, and one for each job of a sweep that runs beside others."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,19 @@ import torch
 
 from deeplin.runner.lock import locked
 
-__all__ = ["own_device"]
+__all__ = ["check_device", "own_device"]
+
+
+def check_device(device: str) -> None:
+    """Raises: ValueError, with one sentence, for a device that torch does not have here."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch once had
+            float(torch.zeros(1, device=device))
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"device must be one that torch has here, such as cpu or cuda; got {device!r}."
+        ) from error
 
 
 @contextlib.contextmanager

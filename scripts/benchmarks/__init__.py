@@ -1,4 +1,4 @@
-"""What a measurement is, and how times are taken."""
+"""What a measurement is, on which device, and how times are taken."""
 
 from __future__ import annotations
 
@@ -6,22 +6,35 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
+CPU = torch.device("cpu")
+Measure = Callable[[torch.device], float] | Callable[[], float]
+
 
 @dataclass(frozen=True)
 class Line:
     """A measurement: what it is called, what it measures, in which unit, and how good is enough.
 
     `alone` ones run in a fresh process, the others with one thread; `named` ones, which take long,
-    when they are named.
+    when they are named. What runs on the processor alone says why in `processor`; the others take a
+    device.
     """
 
     name: str
-    measure: Callable[[], float]
+    measure: Callable[..., float]
     unit: str
     at_most: float | None = None
     at_least: float | None = None
     alone: bool = False
     named: bool = False
+    processor: str = ""
+
+    def on(self, device: torch.device) -> float:
+        """The number, measured on a device."""
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return self.measure() if self.processor else self.measure(device)
 
     def holds(self, value: float) -> bool:
         return (self.at_most is None or value <= self.at_most) and (
@@ -38,14 +51,21 @@ class Line:
 LINES: dict[str, Line] = {}
 
 
-def line(name: str, unit: str, **bounds) -> Callable[[Callable[[], float]], Callable[[], float]]:
+def line(name: str, unit: str, **bounds) -> Callable[[Measure], Measure]:
     """Registers a function under a name; its docstring says what the number is."""
 
-    def register(measure: Callable[[], float]) -> Callable[[], float]:
+    def register(measure: Measure) -> Measure:
         LINES[name] = Line(name, measure, unit, **bounds)
         return measure
 
     return register
+
+
+def clock() -> float:
+    """Seconds, once a GPU has done what it was told: it works while Python goes on."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds(step: Callable[[], object], repeats: int = 30) -> float:
@@ -54,9 +74,9 @@ def seconds(step: Callable[[], object], repeats: int = 30) -> float:
         step()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         step()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return sorted(times)[len(times) // 2]
 
 
@@ -72,9 +92,9 @@ def ratio(ours: Callable[[], object], theirs: Callable[[], object], repeats: int
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for step, count, record in zip(steps, counts, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             for _ in range(count):
                 step()
-            record.append((time.perf_counter() - start) / count)
+            record.append((clock() - start) / count)
     own, other = (sorted(record)[len(record) // 2] for record in times)
     return other / own

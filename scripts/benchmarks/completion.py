@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from functools import cache
 
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from benchmarks import line, seconds
+from benchmarks import CPU, clock, line, seconds
+from benchmarks.flows import PYMANOPT
 from deeplin.geometry.coordinates import Point
 from deeplin.optim import Minimum, continuation, minimize
 from deeplin.optim.solver import Solver
@@ -19,20 +19,29 @@ from deeplin.problems import MatrixCompletion, spectral_start
 from deeplin.problems.planted import entries_at, planted_factors
 
 F64 = torch.float64
+CMFREC = "cmfrec computes there"
 
 
 @cache
-def planted(n: int, rank: int, oversampling: float, condition: float = 1.0, seed: int = 0):
-    """(problem, factors of the truth), n×n."""
-    generator = torch.Generator().manual_seed(seed)
-    return MatrixCompletion.planted(
+def planted(
+    n: int,
+    rank: int,
+    oversampling: float,
+    device: torch.device = CPU,
+    *,
+    condition: float = 1.0,
+    seed: int = 0,
+) -> tuple[MatrixCompletion, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(problem, factors of the truth), n×n, the same on every device."""
+    problem, (U, sigma, V) = MatrixCompletion.planted(
         (n, n),
         rank,
         oversampling=oversampling,
         condition=condition,
-        generator=generator,
+        generator=torch.Generator().manual_seed(seed),
         dtype=F64,
     )
+    return problem.to(device), (U.to(device), sigma.to(device), V.to(device))
 
 
 def until(goal: float, problem: MatrixCompletion) -> Callable[[Solver, Point], bool]:
@@ -43,12 +52,12 @@ def until(goal: float, problem: MatrixCompletion) -> Callable[[Solver, Point], b
 
 def solved(known: MatrixCompletion, rank: int, goal: float, **options) -> tuple[float, Point]:
     """(seconds, W): everything from the triples on, entries sorted and start found included."""
-    begin = time.perf_counter()
+    begin = clock()
     problem = MatrixCompletion(known.rows, known.cols, known.values, known.shape)
     found = minimize(
         problem, spectral_start(problem, rank), after_each=until(goal, problem), **options
     )
-    return time.perf_counter() - begin, found.point
+    return clock() - begin, found.point
 
 
 def residual(known: MatrixCompletion, A: np.ndarray, B: np.ndarray) -> float:
@@ -77,20 +86,20 @@ def by_cmfrec(known: MatrixCompletion, rank: int, iterations: int) -> tuple[floa
         random_state=0,
         verbose=False,
     )
-    begin = time.perf_counter()
+    begin = clock()
     model.fit(X)
-    return time.perf_counter() - begin, residual(known, model.A_, model.B_)
+    return clock() - begin, residual(known, model.A_, model.B_)
 
 
 @line("completion", "s", at_most=0.5)
-def completion() -> float:
+def completion(device: torch.device) -> float:
     """5000×5000 of rank 10, 500 000 known entries, from the triples to a relative residual 1e-8."""
-    known, _ = planted(5000, 10, 5)
+    known, _ = planted(5000, 10, 5, device)
     solved(known, 10, 1e-2)  # compiles
     return min(solved(known, 10, 1e-8)[0] for _ in range(5))
 
 
-@line("completion-cmfrec", "times faster", at_least=3.5)
+@line("completion-cmfrec", "times faster", at_least=3.5, processor=CMFREC)
 def completion_cmfrec() -> float:
     """cmfrec's time to 2e-8, where its ALS stalls, over ours to 1e-8, on the same matrix."""
     known, _ = planted(5000, 10, 5)
@@ -136,27 +145,27 @@ def by_pymanopt(known: MatrixCompletion, start: Point, tol: float) -> float:
     point = type(manifold.random_point())(*(part.numpy() for part in parts))
     peer = Peer(max_iterations=1000, max_time=300, min_gradient_norm=tol, verbosity=0)
     problem = pymanopt.Problem(manifold, cost, euclidean_gradient=gradient)
-    begin = time.perf_counter()
+    begin = clock()
     result = peer.run(problem, initial_point=point)
-    taken = time.perf_counter() - begin
+    taken = clock() - begin
     print(f"Pymanopt: {taken:.2f} s; {result.stopping_criterion}", file=sys.stderr)
     return taken
 
 
-@line("completion-pymanopt", "times faster", at_least=10)
+@line("completion-pymanopt", "times faster", at_least=10, processor=PYMANOPT)
 def completion_pymanopt() -> float:
     """Pymanopt's time over ours, conjugate gradients, 2000×2000 of rank 10, ‖grad‖ to 1e-5 ‖X‖."""
     known, _ = planted(2000, 10, 5)
     start, tol = spectral_start(known, 10), 1e-5 * float(known.values.norm())
     ours = []
     for _ in range(4):
-        begin = time.perf_counter()
+        begin = clock()
         minimize(known, start, tol=tol)
-        ours.append(time.perf_counter() - begin)
+        ours.append(clock() - begin)
     return by_pymanopt(known, start, tol) / min(ours)
 
 
-@line("completion-batch", "times faster", at_least=10)
+@line("completion-batch", "times faster", at_least=10, processor=PYMANOPT)
 def completion_batch() -> float:
     """1000 matrices 60×40 of rank 5 to ‖grad‖ = 1e-10 by our trust region, all at once.
 
@@ -169,10 +178,10 @@ def completion_batch() -> float:
     rows, cols = pattern.rows, pattern.cols
     values = (A[:, rows] * B[:, cols]).sum(-1)
     known = MatrixCompletion(rows, cols, values, (60, 40))
-    begin = time.perf_counter()
+    begin = clock()
     start = spectral_start(known, 5)
     found = minimize(known, start, method="trust_region", tol=1e-10, max_iter=300)
-    ours = time.perf_counter() - begin
+    ours = clock() - begin
     rest = int((~found.converged).sum())
     print(f"ours: {ours:.2f} s, {rest} of 1000 did not get to 1e-10", file=sys.stderr)
     theirs = 0.0
@@ -183,27 +192,27 @@ def completion_batch() -> float:
 
 
 @line("completion-limit", "times", at_most=4)
-def completion_limit() -> float:
+def completion_limit(device: torch.device) -> float:
     """An iteration of conjugate gradients over the time in which memory moves what it reads.
 
     Of each known entry, in three passes (residual and GV; GᴴU; the step's curvature): three column
     numbers of 4 bytes, its place of 4, the value, the residual written and read, 8 each: 40 bytes.
     The memory's rate is that of copying 256 MB. 20000×20000 of rank 10, 2 000 000 known entries.
     """
-    known, _ = planted(20_000, 10, 5)
-    source = torch.zeros(2**25, dtype=F64)
+    known, _ = planted(20_000, 10, 5, device)
+    source = torch.zeros(2**25, dtype=F64, device=device)
     target = torch.empty_like(source)
     rate = 2 * source.numel() * 8 / seconds(lambda: target.copy_(source), 10)
     return _iteration(known, 10) / (40 * len(known.rows) / rate)
 
 
 @line("completion-profile", "share", at_least=0.7)
-def completion_profile() -> float:
+def completion_profile(device: torch.device) -> float:
     """The share of an iteration of conjugate gradients that its three products with entries take.
 
     5000×5000 of rank 10, 500 000 known entries.
     """
-    known, _ = planted(5000, 10, 5)
+    known, _ = planted(5000, 10, 5, device)
     point = spectral_start(known, 10)
     left, right = torch.cat([point.U, point.U], 1), torch.cat([point.V, point.V], 1)
 
@@ -219,7 +228,7 @@ def _iteration(known: MatrixCompletion, rank: int) -> float:
     times: list[float] = []
 
     def note(solver: Solver, point: Point) -> None:
-        times.append(time.perf_counter())
+        times.append(clock())
 
     minimize(known, spectral_start(known, rank), max_iter=25, after_each=note)
     steps = np.diff(times)[9:]
@@ -227,20 +236,16 @@ def _iteration(known: MatrixCompletion, rank: int) -> float:
 
 
 @line("trust-region", "s", at_most=2)
-def trust_region() -> float:
+def trust_region(device: torch.device) -> float:
     """1000×1000, rank 5, condition 1e5, twice as many entries as dimensions, by trust regions.
 
     Rank by rank to ‖grad‖ = 1e-13 ‖X‖; the last gradient norms and the error of W are told.
     """
-    generator = torch.Generator().manual_seed(1)
-    known, truth = MatrixCompletion.planted(
-        (1000, 1000), 5, oversampling=2, condition=1e5, generator=generator, dtype=F64
-    )
-    return _second_order(known, truth)
+    return _second_order(*planted(1000, 5, 2, device, condition=1e5, seed=1))
 
 
 @line("trust-region-few", "s", at_most=0.3)
-def trust_region_few() -> float:
+def trust_region_few(device: torch.device) -> float:
     """300×350, rank 5, condition 10, 1.5 times as many entries as dimensions, alike.
 
     Each row and column has five known entries at least: with fewer its row of the factor is free.
@@ -250,7 +255,8 @@ def trust_region_few() -> float:
     U, sigma, V = planted_factors(shape, rank, condition=10, generator=generator, dtype=F64)
     rows, cols = _places(shape, rank, round(1.5 * (sum(shape) - rank) * rank), generator)
     values = entries_at(rows, cols, U * sigma, V)
-    return _second_order(MatrixCompletion(rows, cols, values, shape), (U, sigma, V))
+    known = MatrixCompletion(rows, cols, values, shape).to(device)
+    return _second_order(known, (U.to(device), sigma.to(device), V.to(device)))
 
 
 def _second_order(
@@ -262,7 +268,7 @@ def _second_order(
 
     def found_anew() -> Minimum:
         norms.clear()
-        begin = time.perf_counter()
+        begin = clock()
         *_, found = continuation(
             MatrixCompletion(known.rows, known.cols, known.values, known.shape),
             rank,
@@ -271,7 +277,7 @@ def _second_order(
             max_iter=100,
             after_each=lambda solver, point: norms.append(float(solver.gradient_norm)),
         )
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
         return found
 
     found = [found_anew() for _ in range(6)][-1]
@@ -288,7 +294,7 @@ _SETS, _TRUTHS = 2, 10
 
 
 @line("recovery", "share", at_least=0.3, named=True)
-def recovery() -> float:
+def recovery(device: torch.device) -> float:
     """The share of recovered instances in all cells of a table, which is told.
 
     60×50 of rank 3, ten truths a cell on each of two sets of places, which have three at least in
@@ -306,15 +312,15 @@ def recovery() -> float:
         for depth in _DEPTHS:
             print(f"{method}, depth {depth}\noversampling{heads}", file=sys.stderr)
             for oversampling in _OVERSAMPLING:
-                begin = time.perf_counter()
+                begin = clock()
                 on_each = [
-                    _recovered(oversampling, method, depth, options[method], seed)
+                    _recovered(oversampling, method, depth, options[method], seed, device)
                     for seed in range(_SETS)
                 ]
                 counts = torch.stack(on_each).sum(0).tolist()
                 shares += [count / (_SETS * _TRUTHS) for count in counts]
                 cells = "".join(_cell(count, _SETS * _TRUTHS) for count in counts)
-                taken = time.perf_counter() - begin
+                taken = clock() - begin
                 print(f"{oversampling:<12g}{cells}  {taken:5.1f} s", file=sys.stderr, flush=True)
     return float(np.mean(shares))
 
@@ -326,7 +332,12 @@ def _cell(count: int, runs: int) -> str:
 
 
 def _recovered(
-    oversampling: float, method: str, depth: float, options: dict, seed: int
+    oversampling: float,
+    method: str,
+    depth: float,
+    options: dict,
+    seed: int,
+    device: torch.device,
 ) -> torch.Tensor:
     """How many of the truths of each condition are recovered, on one set of places."""
     shape, rank = (60, 50), 3
@@ -338,7 +349,8 @@ def _recovered(
         for _ in range(_TRUTHS)
     ]
     truth = torch.stack([(U * sigma) @ V.mT for U, sigma, V in draws])
-    known = MatrixCompletion(rows, cols, truth[:, rows, cols], shape)
+    known = MatrixCompletion(rows, cols, truth[:, rows, cols], shape).to(device)
+    truth = truth.to(device)
     found = minimize(
         known, spectral_start(known, rank), method=method, depth=depth, tol=1e-8, **options
     )
@@ -362,16 +374,17 @@ def _places(
 
 
 @line("completion-large", "s", at_most=60, alone=True)
-def completion_large() -> float:
+def completion_large(device: torch.device) -> float:
     """100 000×100 000 of rank 10, 10⁷ known entries, to 1e-8 on two cores; the error at 10⁵ others.
 
     The problem is drawn before; sorting its entries and the start are counted.
     """
     torch.set_num_threads(2)
-    known, (U, sigma, V) = planted(100_000, 10, 5)
+    known, (U, sigma, V) = planted(100_000, 10, 5, device)
     taken, point = solved(known, 10, 1e-8)
     generator = torch.Generator().manual_seed(1)
-    rows, cols = (torch.randint(100_000, (100_000,), generator=generator) for _ in range(2))
+    places = torch.randint(100_000, (2, 100_000), generator=generator)
+    rows, cols = places.to(device)
     truth = entries_at(rows, cols, U * sigma, V)
     error = (entries_at(rows, cols, point.U @ point.S, point.V) - truth).norm() / truth.norm()
     print(f"relative error at fresh places {float(error):.1e}", file=sys.stderr)

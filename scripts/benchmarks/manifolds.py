@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     import geoopt
 
 from benchmarks import line, ratio
+from benchmarks.flows import PYMANOPT
 from deeplin.manifolds import FixedRankFactored
 from deeplin.nn import FixedRankLinear
 from deeplin.optim import RiemannianSGD
@@ -31,13 +32,13 @@ def resident_mb(key: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def adam_steps(size: int, rank: int, entries: int, count: int) -> None:
+def adam_steps(size: int, rank: int, entries: int, count: int, device: torch.device) -> None:
     """RiemannianAdam on the completion of a size×size matrix."""
     manifold = FixedRankFactored(size, size, rank)
-    rows, cols = (torch.randint(size, (entries,)) for _ in range(2))
-    values = torch.randn(entries, dtype=torch.float64)
+    rows, cols = (torch.randint(size, (entries,), device=device) for _ in range(2))
+    values = torch.randn(entries, dtype=torch.float64, device=device)
     problem = MatrixCompletion(rows, cols, values, (size, size))
-    x = manifold.random(dtype=torch.float64)
+    x = manifold.random(dtype=torch.float64, device=device)
     p = geoopt.ManifoldParameter(x)
     optimizer = geoopt.optim.RiemannianAdam([p], lr=1e-2)
     for _ in range(count):
@@ -47,19 +48,25 @@ def adam_steps(size: int, rank: int, entries: int, count: int) -> None:
 
 
 @line("adam-memory", "MB", at_most=200, alone=True)
-def adam_memory() -> float:
+def adam_memory(device: torch.device) -> float:
     """Peak resident set above the baseline, RiemannianAdam on FixedRankFactored(20000, 20000, 10).
 
     Counted: the parameter, the data (200 000 known entries), the optimizer's state, three steps.
-    The baseline is a process that has imported everything and stepped a 50×50 matrix once.
+    The baseline is a process that has imported everything and stepped a 50×50 matrix once. On a GPU
+    the peak is that of its own memory, as torch has allocated it.
     """
     torch.set_num_threads(1)
-    adam_steps(50, 3, 100, 1)
+    adam_steps(50, 3, 100, 1, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        adam_steps(20_000, 10, 200_000, 3, device)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
     reset = Path("/proc/self/clear_refs")
     if os.access(reset, os.W_OK):
         reset.write_text("5")  # the peak starts anew
     baseline = resident_mb("VmRSS")
-    adam_steps(20_000, 10, 200_000, 3)
+    adam_steps(20_000, 10, 200_000, 3, device)
     return resident_mb("VmHWM") - baseline
 
 
@@ -87,11 +94,11 @@ def pymanopt_move(m: int, n: int, rank: int):
     return move
 
 
-def our_step(batch: tuple[int, ...], m: int, n: int, rank: int, depth: float):
+def our_step(m: int, n: int, rank: int, depth: float, device: torch.device):
     """One step of RiemannianSGD on ½‖W − X‖², autograd included."""
     manifold = FixedRankFactored(m, n, rank, depth)
-    X = torch.randn(*batch, m, n, dtype=torch.float64)
-    start = manifold.random(*batch, m + n + rank, rank, dtype=torch.float64)
+    X = torch.randn(m, n, dtype=torch.float64, device=device)
+    start = manifold.random(dtype=torch.float64, device=device)
     p = geoopt.ManifoldParameter(start)
     optimizer = geoopt.optim.RiemannianSGD([p], lr=1e-7)
 
@@ -104,27 +111,30 @@ def our_step(batch: tuple[int, ...], m: int, n: int, rank: int, depth: float):
     return step
 
 
-@line("move-pymanopt", "times faster", at_least=0.25)
+@line("move-pymanopt", "times faster", at_least=0.25, processor=PYMANOPT)
 def move_pymanopt() -> float:
     """Pymanopt's time for partials -> gradient -> retraction over ours, 5000×4000 of rank 10."""
     return ratio(our_move((), 5000, 4000, 10), pymanopt_move(5000, 4000, 10), 31)
 
 
-@line("batch-pymanopt", "times faster", at_least=1)
+@line("batch-pymanopt", "times faster", at_least=1, processor=PYMANOPT)
 def batch_pymanopt() -> float:
     """The same for a batch of 64 matrices 60×40 of rank 5, which Pymanopt takes one by one."""
     return 64 * ratio(our_move((64,), 60, 40, 5), pymanopt_move(60, 40, 5), 31)
 
 
 @line("depth-cost", "times", at_most=1.3)
-def depth_cost() -> float:
+def depth_cost(device: torch.device) -> float:
     """A gradient step at depth 64 over one at depth 2: nothing grows with the depth."""
-    return ratio(our_step((), 500, 400, 5, 2), our_step((), 500, 400, 5, 64), 31)
+    shallow, deep = (our_step(500, 400, 5, depth, device) for depth in (2, 64))
+    return ratio(shallow, deep, 31)
 
 
-def training_step(net: nn.Sequential, optimizer: torch.optim.Optimizer, batch: int):
+def training_step(net: nn.Module, optimizer: torch.optim.Optimizer, batch: int):
     """Forward, backward and step on images of the digits' size."""
-    x, labels = torch.randn(batch, 64), torch.randint(10, (batch,))
+    device = next(net.parameters()).device
+    x = torch.randn(batch, 64, device=device)
+    labels = torch.randint(10, (batch,), device=device)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -134,13 +144,13 @@ def training_step(net: nn.Sequential, optimizer: torch.optim.Optimizer, batch: i
     return step
 
 
-def layer_cost(batch: int, depth: float) -> float:
+def layer_cost(batch: int, depth: float, device: torch.device) -> float:
     """A step of 64→512→512→10 with two FixedRankLinear over one with two thin nn.Linear each."""
     hidden = (64, 512), (512, 512)
 
     def net(pair) -> nn.Sequential:
         inner = [part for sizes in hidden for part in (*pair(*sizes), nn.ReLU())]
-        return nn.Sequential(*inner, nn.Linear(512, 10))
+        return nn.Sequential(*inner, nn.Linear(512, 10)).to(device)
 
     def thin(n: int, m: int) -> tuple[nn.Module, ...]:
         return nn.Linear(n, 16, bias=False), nn.Linear(16, m)
@@ -156,18 +166,18 @@ def layer_cost(batch: int, depth: float) -> float:
 
 
 @line("layer-cost", "times", at_most=2)
-def layer_cost_small() -> float:
+def layer_cost_small(device: torch.device) -> float:
     """FixedRankLinear over two thin nn.Linear, 64→512→512→10 of rank 16, batch 64: a whole step."""
-    return layer_cost(64, 1)
+    return layer_cost(64, 1, device)
 
 
 @line("layer-cost-depth2", "times", at_most=2)
-def layer_cost_depth() -> float:
+def layer_cost_depth(device: torch.device) -> float:
     """The same with the metric of depth 2, which takes an r×r SVD."""
-    return layer_cost(64, 2)
+    return layer_cost(64, 2, device)
 
 
 @line("layer-cost-1024", "times", at_most=2)
-def layer_cost_large() -> float:
+def layer_cost_large(device: torch.device) -> float:
     """The same at depth 1 and batch 1024."""
-    return layer_cost(1024, 1)
+    return layer_cost(1024, 1, device)
