@@ -42,7 +42,7 @@ class Quartic(Problem):
 
 def entropy(W):
     """A function of W, not quadratic and not symmetric in its entries."""
-    weights = torch.arange(1.0, W.shape[-1] + 1, dtype=F64)
+    weights = torch.arange(1.0, W.shape[-1] + 1, dtype=F64, device=W.device)
     return ((W - 0.3).abs().square() * weights).sum((-2, -1)).log1p()
 
 

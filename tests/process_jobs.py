@@ -15,7 +15,13 @@ from deeplin import DeepLinear, LeastSquares
 from deeplin.linalg import adjoint_products, orthonormal_factor, own_rows, tangent_step
 from deeplin.manifolds import FixedRankFactored, ShardedFixedRank
 from deeplin.optim import ConjugateGradient, continuation, minimize
-from deeplin.problems import MatrixCompletion, Ridge, ShardedCompletion, spectral_start
+from deeplin.problems import (
+    MatrixCompletion,
+    Ridge,
+    ShardedCompletion,
+    begin_processes,
+    spectral_start,
+)
 
 F64, C128 = torch.float64, torch.complex128
 PROCESSES = 4
@@ -31,8 +37,7 @@ CASES = {
 def work(rank, port, queue, folder):
     """Puts (rank, what was found) into the queue, or a traceback."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
+    begin_processes(
         init_method=f"tcp://127.0.0.1:{port}",
         rank=rank,
         world_size=PROCESSES,
@@ -40,6 +45,24 @@ def work(rank, port, queue, folder):
     )
     try:
         queue.put((rank, jobs(rank, folder)))
+        dist.barrier()
+    except Exception:
+        queue.put((rank, traceback.format_exc()))
+    dist.destroy_process_group()
+
+
+def work_on_gpus(rank, port, queue):
+    """The same of two processes with a GPU each: completion, and moments of the first's samples."""
+    here = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": 2}
+    device = begin_processes("cuda", **here, timeout=timedelta(minutes=1))
+    try:
+        known = known_entries(F64, False).to(device)
+        losses, point = solved(shard_of(known, dist.group.WORLD), *CASES["cg"][2:])
+        W = point.dense().cpu()
+        x, y = samples(F64)
+        batches = [] if rank else [(x.to(device), y.to(device))]
+        moments = LeastSquares.from_batches(batches, dist.group.WORLD)
+        queue.put((rank, (str(device), losses, W.numpy(), moments.B.cpu().numpy())))
         dist.barrier()
     except Exception:
         queue.put((rank, traceback.format_exc()))
@@ -285,6 +308,7 @@ def refused(group):
         "hessian": said(
             lambda: minimize(problem, point, depth=2, method="trust_region", max_iter=2)
         ),
+        "backend": said(lambda: problem.to("meta")),
         "group": said(
             lambda: ConjugateGradient([whole.parameter(whole.origin(dtype=F64))], problem=problem)
         ),

@@ -17,11 +17,12 @@ from process_jobs import (
     stepped,
     trained,
     work,
+    work_on_gpus,
 )
 
 from deeplin.manifolds import FixedRankFactored
 from deeplin.optim import ConjugateGradient
-from deeplin.problems import ShardedCompletion
+from deeplin.problems import ShardedCompletion, begin_processes
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +30,29 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("processes")
 
 
-@pytest.fixture(scope="module")
-def found(processes, folder):
+def together(processes, count, target, *more):
+    """What so many processes have put into their queue, by rank."""
     queue = processes.Queue()
-    store = dist.TCPStore("127.0.0.1", 0, PROCESSES, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)
     port = store.port
     del store
-    arguments = [(rank, port, queue, str(folder)) for rank in range(PROCESSES)]
-    members = [processes.Process(target=work, args=each, daemon=True) for each in arguments]
+    arguments = [(rank, port, queue, *more) for rank in range(count)]
+    members = [processes.Process(target=target, args=each, daemon=True) for each in arguments]
     for process in members:
         process.start()
     seen = {}
     for _ in members:
         rank, found = queue.get(timeout=200)
-        assert isinstance(found, dict), f"process {rank}: {found}"
+        assert not isinstance(found, str), f"process {rank}: {found}"
         seen[rank] = found
     for process in members:
         process.join()
     return seen
+
+
+@pytest.fixture(scope="module")
+def found(processes, folder):
+    return together(processes, PROCESSES, work, str(folder))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128], ids=str)
@@ -160,6 +166,7 @@ def test_a_checkpoint_of_four_processes_is_resumed_by_two_and_by_one(found, fold
         ("depth", "finite depths alone"),
         ("hessian", "take depth=1, or conjugate gradients"),
         ("group", "must be spread over the same processes"),
+        ("backend", "send nothing that is on meta, with the backends cpu:gloo: begin them with"),
     ],
 )
 def test_what_shards_cannot_do_is_said_by_each(found, what, sentence):
@@ -169,7 +176,7 @@ def test_what_shards_cannot_do_is_said_by_each(found, what, sentence):
 
 
 def test_processes_that_have_not_begun_are_asked_for():
-    with pytest.raises(ValueError, match="none have begun: call torch"):
+    with pytest.raises(ValueError, match="none have begun: call deeplin"):
         ShardedCompletion([0], [0], torch.ones(1), (2, 2))
 
 
@@ -196,3 +203,46 @@ def test_layers_cut_over_two_processes_are_those_of_one(found):
             for a, b in zip(ours, theirs, strict=True):
                 assert abs(a - b).max() <= 1e-12 * abs(b).max()
         assert abs(W - net.end_to_end().detach().numpy()).max() <= 1e-12 * abs(W).max()
+
+
+# -- on GPUs ---------------------------------------------------------------------------------------
+
+
+def test_each_process_has_the_gpu_of_its_number(monkeypatch):
+    """And the backends of its device; what torchrun says of this machine counts, not of all."""
+    begun, chosen = [], []
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda *a, **options: begun.append((a, options))
+    )
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert begin_processes() == torch.device("cpu")
+    assert begun.pop() == (("cpu:gloo",), {})
+    here = {"rank": 1, "world_size": 2}
+    assert begin_processes("cuda", **here) == torch.device("cuda", 1)
+    assert begun.pop() == (("cpu:gloo,cuda:nccl",), here)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert begin_processes("cuda", rank=6, world_size=8) == torch.device("cuda", 0)
+    assert chosen == [torch.device("cuda", 1), torch.device("cuda", 0)]
+    begun.clear()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="this one has 3 processes and 2 GPUs: begin as many as"):
+        begin_processes("cuda")
+    with pytest.raises(ValueError, match="each on the GPU of its own number; got 'cuda:1'"):
+        begin_processes("cuda:1")
+    assert begun == []
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
+def test_two_gpus_are_one_process(processes, alone):
+    """NCCL: completion step by step, moments of samples that one of the two has."""
+    _, losses, point = alone["cg"]
+    x, y = samples(torch.float64)
+    for rank, (device, ours, W, B) in together(processes, 2, work_on_gpus).items():
+        assert device == f"cuda:{rank}"
+        assert ours[:20] == pytest.approx(losses[:20], rel=1e-8)
+        assert abs(W - point.dense().numpy()).max() <= 1e-8 * abs(W).max()
+        assert abs(B - (y.mT @ x).numpy()).max() <= 1e-12 * abs(B).max()

@@ -6,6 +6,7 @@ from deeplin.linalg.lanczos import largest_modulus
 from deeplin.linalg.orthonormal import orthonormal_factor, random_orthogonal
 from deeplin.linalg.powers import expm1_ratio, power_divided_difference
 from deeplin.linalg.precision import working, working_dtype
+from deeplin.linalg.processes import begin_processes, check_backend
 from deeplin.linalg.products import (
     batch_last,
     chain,
@@ -36,8 +37,10 @@ __all__ = [
     "adjoint_products",
     "agreed",
     "batch_last",
+    "begin_processes",
     "begun",
     "chain",
+    "check_backend",
     "check_rows",
     "expm1_ratio",
     "gather_rows",

@@ -67,7 +67,7 @@ def begun(owner: str, group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     if group is None:
         raise ValueError(
             f"{owner} needs the processes of torch.distributed; none have begun: call "
-            'torch.distributed.init_process_group("gloo"), under torchrun.'
+            "deeplin.problems.begin_processes(), under torchrun."
         )
     return group
 
@@ -80,7 +80,7 @@ def gathered(own: Made, group: dist.ProcessGroup) -> list[Made]:
     all_of = [own] * dist.get_world_size(group)
     try:
         dist.all_gather_object(all_of, own, group=group)
-    except RuntimeError as error:  # gloo's own, or DistError
+    except RuntimeError as error:  # the backend's own, or DistError
         raise ConnectionError(
             "another process of this group has gone: what it said, or who ended it, tells why."
         ) from error

@@ -1,6 +1,6 @@
 """Losses of a matrix W, their Euclidean gradients, and what is known of their optima."""
 
-from deeplin.linalg import own_rows
+from deeplin.linalg import begin_processes, own_rows
 from deeplin.problems.approximation import MatrixApproximation
 from deeplin.problems.classification import LogisticRegression
 from deeplin.problems.completion import MatrixCompletion
@@ -30,6 +30,7 @@ __all__ = [
     "ShardedCompletion",
     "Spectrum",
     "autoencoder",
+    "begin_processes",
     "from_file",
     "from_frame",
     "from_loss",

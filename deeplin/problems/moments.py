@@ -11,7 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.linalg import agreed
+from deeplin.linalg import agreed, check_backend
 from deeplin.problems.autograd import half_square
 from deeplin.problems.memory import ask_for_memory
 
@@ -115,24 +115,28 @@ def _over_processes(
 
     Cost: one all-reduce of (d_x + d_y) d_x + 1 numbers, after one of their sizes.
     """
-    sizes = None if B is None else (tuple(B.shape), autoencoder, dtype)
+    sizes = None if B is None else (tuple(B.shape), autoencoder, dtype, B.device.type)
     gathered: list = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, (sizes, m), group=group)
     known = [own for own, _ in gathered if own is not None]
     if not known:
         return None, None, None, 0, autoencoder, dtype
-    if len({shape for shape, _, _ in known}) > 1:
+    if len({shape for shape, *_ in known}) > 1:
         raise ValueError(
             "the samples of all processes must have the same numbers of columns; got (d_y, d_x) = "
-            f"{', '.join(str(shape) for shape, _, _ in known)}."
+            f"{', '.join(str(shape) for shape, *_ in known)}."
         )
-    (d_y, d_x), _, dtype = known[0]
-    for _, _, other in known:
+    if len({kind for *_, kind in known}) > 1:
+        raise ValueError(
+            "the samples of all processes must be on devices of one kind; got "
+            f"{', '.join(kind for *_, kind in known)}."
+        )
+    (d_y, d_x), _, dtype, kind = known[0]
+    device = torch.device(kind) if C is None else C.device  # the current one of its kind
+    check_backend("from_batches", device, group)
+    for _, _, other, _ in known:
         dtype = torch.promote_types(dtype, other)
     wide = torch.complex128 if dtype.is_complex else torch.float64
-    device = torch.device("cpu") if C is None else C.device
-    if C is None and dist.get_backend(group) == "nccl":
-        device = torch.device("cuda")
     sums = torch.zeros((d_x + d_y) * d_x + 1, dtype=wide, device=device)
     if C is not None and B is not None and yy is not None:
         sums = torch.cat([part.to(wide).flatten() for part in (C, B, yy)])
@@ -140,7 +144,7 @@ def _over_processes(
     dist.all_reduce(torch.view_as_real(sums) if wide.is_complex else sums, group=group)
     C, B, yy = sums[: d_x * d_x], sums[d_x * d_x : -1], sums[-1].real
     count = sum(number for _, number in gathered)
-    tied = all(own for _, own, _ in known)
+    tied = all(own for _, own, *_ in known)
     return C.reshape(d_x, d_x), B.reshape(d_y, d_x), yy, count, tied, dtype
 
 

@@ -11,7 +11,16 @@ import torch.distributed as dist
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from deeplin.linalg import agreed, begun, check_rows, gather_rows, own_rows, scatter_rows, sum_over
+from deeplin.linalg import (
+    agreed,
+    begun,
+    check_backend,
+    check_rows,
+    gather_rows,
+    own_rows,
+    scatter_rows,
+    sum_over,
+)
 from deeplin.problems.completion import MatrixCompletion
 from deeplin.problems.contract import Problem
 
@@ -66,13 +75,13 @@ class ShardedCompletion(Problem):
         weights: Tensor | None,
         products: str,
     ) -> MatrixCompletion:
-        (m, n), own = self.shape, self.own_rows
-        rows, height = rows - own.start, own.stop - own.start
+        (m, n), here = self.shape, self.own_rows
+        rows, height = rows - here.start, here.stop - here.start
         if rows.numel() and not bool(((rows >= 0) & (rows < height)).all()):
             raise ValueError(
-                f"ShardedCompletion: this process has the rows {own.start}..{own.stop - 1} of {m}, "
-                f"as own_rows({m}, group) says; got entries of "
-                f"{int(rows.min()) + own.start}..{int(rows.max()) + own.start}: "
+                f"ShardedCompletion: this process has the rows {here.start}..{here.stop - 1} of "
+                f"{m}, as own_rows({m}, group) says; got entries of "
+                f"{int(rows.min()) + here.start}..{int(rows.max()) + here.start}: "
                 "give each process those of its own."
             )
         if isinstance(values, Tensor) and values.ndim != 1:
@@ -80,7 +89,9 @@ class ShardedCompletion(Problem):
                 "ShardedCompletion takes one matrix, values of shape (p,); got "
                 f"{tuple(values.shape)}: spread the matrices of a batch, not their rows."
             )
-        return MatrixCompletion(rows, cols, values, (height, n), weights=weights, products=products)
+        own = MatrixCompletion(rows, cols, values, (height, n), weights=weights, products=products)
+        check_backend("ShardedCompletion", own.values.device, self.group)
+        return own
 
     @property
     def own_rows(self) -> slice:
@@ -97,6 +108,7 @@ class ShardedCompletion(Problem):
         own = self.own.to(*args, **kwargs)
         if own is self.own:
             return self
+        check_backend("ShardedCompletion", own.values.device, self.group)
         moved = ShardedCompletion.__new__(ShardedCompletion)
         moved.shape, moved.group, moved.own = self.shape, self.group, own
         return moved

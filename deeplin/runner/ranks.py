@@ -20,6 +20,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
+from deeplin.linalg import begin_processes
 from deeplin.problems.readers import from_file, is_pattern
 from deeplin.runner.errors import EXPECTED
 from deeplin.runner.terminal import complain
@@ -48,11 +49,10 @@ class _Team:
         return cls(rank, size, dist.PrefixStore("deeplin", store))
 
     def reading(self) -> dist.ProcessGroup:
-        """The group of all processes, made when it is first needed; the processor's memory."""
+        """The group of all processes, begun when it is first needed: files are read on the CPU."""
         if self.group is None:
             store = dist.PrefixStore("reading", self.store)
-            dist.init_process_group(
-                "gloo",
+            begin_processes(
                 store=store,
                 rank=self.rank,
                 world_size=self.size,

@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 from benchmarks import line
 from deeplin.manifolds import ShardedFixedRank
 from deeplin.optim import ConjugateGradient
-from deeplin.problems import ShardedCompletion, own_rows
+from deeplin.problems import ShardedCompletion, begin_processes, own_rows
 from deeplin.problems.planted import entries_at
 
 RANK = 10
@@ -89,7 +89,7 @@ def work(rank: int, count: int, n: int, port: int, queue) -> None:
     """((computation, communication, whole) of each step, bytes held, peak of memory)."""
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
+    begin_processes(init_method=address, rank=rank, world_size=count)
     group = dist.group.WORLD
     before = _peak()
     problem = drawn(n, group)
@@ -144,7 +144,7 @@ def _model(p: float, n: float) -> list[float]:
     return [n / p, RANK**2 * log2(p), 1.0]
 
 
-@line("scaling", "s a step, a model")
+@line("scaling", "s a step, a model", processor="its processes share the cores, and gloo")
 def scaling() -> float:
     """Completion by 1, 2 and 4 processes; what a model of it gives for 10⁸×10⁸ on 64 nodes.
 
