@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import process_jobs
+import reproduce
 import sklearn.preprocessing
 import tensorboard.backend.event_processing.event_accumulator
 import torch
@@ -14,6 +15,7 @@ from runner import SMALL, train
 assert process_jobs
 assert sklearn.preprocessing
 assert tensorboard.backend.event_processing.event_accumulator
+assert reproduce
 torch.set_num_threads(1)
 with (
     tempfile.TemporaryDirectory() as folder,

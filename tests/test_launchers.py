@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import reproduce
 import slurm
 import torch
 from hydra.core.plugins import Plugins
@@ -57,7 +58,12 @@ def same_bits(a: Path, b: Path) -> bool:
 # -- sweeps in processes of their own, which have imported everything already ----------------------
 
 
-def _train(words: list[str], place: Path, prepare: Callable[[Path], None] | None) -> None:
+def _run(
+    main: Callable[[list[str]], int],
+    words: list[str],
+    place: Path,
+    prepare: Callable[[Path], None] | None,
+) -> None:
     os.chdir(place)
     said = os.open("said.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(said, 1)
@@ -66,7 +72,14 @@ def _train(words: list[str], place: Path, prepare: Callable[[Path], None] | None
     torch.set_num_threads(1)
     if prepare is not None:
         prepare(place)
-    os._exit(train(*words))
+    code = main(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _train(words: list[str]) -> int:
+    return train(*words)
 
 
 @pytest.fixture
@@ -75,7 +88,7 @@ def sweep(processes, tmp_path):
 
     def begun(*words: str, prepare: Callable[[Path], None] | None = None):
         words = (*SHORT, "-m", f"hydra.sweep.dir={tmp_path}/sweep", *words)
-        process = processes.Process(target=_train, args=(list(words), tmp_path, prepare))
+        process = processes.Process(target=_run, args=(_train, list(words), tmp_path, prepare))
         process.start()
         return process
 
@@ -132,7 +145,6 @@ def forked_and_lasting(place: Path) -> None:
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
-@needs("hydra_joblib_launcher")
 def test_joblib_loses_a_worker_and_the_sweep_goes_on(sweep, tmp_path):
     """joblib then kills the others, and tells of no job at all."""
     words = [*JOBLIB, "seed=0,1,2"]
@@ -172,7 +184,6 @@ def wait_for(done: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-@needs("hydra_joblib_launcher")
 def test_a_killed_command_takes_its_workers_along(sweep, tmp_path):
     (tmp_path / "lasting").touch()
     folders = [tmp_path / "sweep" / f"seed={seed}" for seed in (0, 1)]
@@ -187,6 +198,103 @@ def test_a_killed_command_takes_its_workers_along(sweep, tmp_path):
     assert code == 0
     assert said.count("resumed at t = ") == 2
     assert [row["status"] for row in jobs(tmp_path / "sweep")] == ["0", "0"]
+
+
+# -- the reproduction of the papers ---------------------------------------------------------------
+
+
+@pytest.fixture
+def reproduced(processes, tmp_path):
+    """As `sweep`, of `reproduce.py hlz/example11`, which has four runs, with two workers."""
+
+    def begun(prepare: Callable[[Path], None]):
+        words = ["hlz/example11", "--quick", "--processes", "2", "--root", "."]
+        process = processes.Process(target=_run, args=(reproduce.main, words, tmp_path, prepare))
+        (tmp_path / "said.txt").unlink(missing_ok=True)
+        process.start()
+        return process
+
+    def run(prepare: Callable[[Path], None]) -> tuple[int | None, str]:
+        process = begun(prepare)
+        process.join()
+        return process.exitcode, (tmp_path / "said.txt").read_text()
+
+    run.begun = begun
+    return run
+
+
+def forked_and_deadly_once(place: Path) -> None:
+    """The first run at its fifth step kills its process, if there is a file `deadly`."""
+    original = Checkpointer.on_step
+
+    def on_step(self, stepper):
+        original(self, stepper)
+        if stepper.step == 5:
+            self.save()
+            with contextlib.suppress(FileNotFoundError):
+                (place / "deadly").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpointer.on_step = on_step
+    forked(place, lambda place: None)
+
+
+def test_the_reproduction_loses_a_worker_and_goes_on(reproduced, tmp_path):
+    """There is a report without the runs that are missing, and what is finished stays."""
+    (tmp_path / "deadly").touch()
+    code, said = reproduced(forked_and_deadly_once)
+    assert code == 1
+    assert not (tmp_path / "deadly").exists()
+    assert "error: hydra/launcher=joblib has not run all jobs (TerminatedWorkerError: " in said
+    assert ": not finished: it goes on from its last checkpoint" in said
+    assert "runs are not finished" in said
+    assert "Traceback" not in said
+    assert len(list(tmp_path.glob("*/report.html"))) == 1
+    folders = sorted((tmp_path / "jobs").iterdir())
+    made = {f: (f / "checkpoint.pt").read_bytes() for f in folders if status(f) == 0}
+    assert len(made) < 4
+    code, said = reproduced(forked_and_deadly_once)
+    assert code == 0
+    assert "error:" not in said
+    folders = sorted((tmp_path / "jobs").iterdir())
+    assert [status(folder) for folder in folders] == [0] * 4
+    assert all((f / "checkpoint.pt").read_bytes() == before for f, before in made.items())
+    assert "  resumed at t = " in "".join((f / "log.txt").read_text() for f in folders)
+
+
+def forked_and_slow(place: Path) -> None:
+    """From the fifth step on, when its state is saved, each takes a while, if there is a file."""
+    original = Checkpointer.on_step
+
+    def on_step(self, stepper):
+        original(self, stepper)
+        if stepper.step == 5:
+            self.save()
+        if stepper.step >= 5 and (place / "lasting").exists():
+            time.sleep(0.2)
+
+    Checkpointer.on_step = on_step
+    forked(place, lambda place: None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_reproduction_that_is_stopped_lets_its_runs_save(reproduced, tmp_path, number):
+    """Also where the signal reaches the command alone."""
+    (tmp_path / "lasting").touch()
+    process = reproduced.begun(forked_and_slow)
+    wait_for(lambda: len(list(tmp_path.glob("jobs/*/checkpoint.pt"))) == 2)
+    stopped = [path.parent for path in tmp_path.glob("jobs/*/checkpoint.pt")]
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 128 + number
+    said = (tmp_path / "said.txt").read_text()
+    assert said.splitlines()[-1] == "interrupted: the same command goes on from here."
+    assert "Traceback" not in said
+    assert [status(folder) for folder in stopped] == [143, 143]
+    assert not any(lock.holder(folder) for folder in stopped)
+
+
+# -- the other launchers ---------------------------------------------------------------------------
 
 
 def in_this_process(place: Path) -> None:

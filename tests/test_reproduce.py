@@ -4,13 +4,12 @@ import json
 import math
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import reproduce
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from reproduction import SUBJECTS, Claim, Subject, brtw_limits
 from reproduction.hlz import gradient_norm, slopes
@@ -20,7 +19,9 @@ from runner import ROOT
 
 from deeplin.loop import History, Kind, Result
 from deeplin.runner.checkpoints import Checkpoint
+from deeplin.runner.configurations import CONF
 from deeplin.runner.folder import FORMAT, RunFolder
+from deeplin.runner.outcomes import NOT_BEGUN, Ended
 
 FILES = sorted((ROOT / "conf" / "experiment").glob("*/*.yaml"))
 FILES.append(ROOT / "conf" / "experiment" / "bridge.yaml")
@@ -54,7 +55,7 @@ def test_every_experiment_has_a_subject_and_a_header():
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_configurations_compose_at_the_papers_sizes(name):
-    runs = compositions(name)
+    runs = [run.cfg for run in compositions(name)]
     if name in SIZES:
         count, depths, sizes = SIZES[name]
         assert len(runs) == count
@@ -73,12 +74,22 @@ def test_configurations_compose_at_the_papers_sizes(name):
 
 
 def test_shared_runs_are_one(tmp_path):
-    first = {folder_of(cfg, tmp_path) for cfg in compositions("brtw/fig01")}
-    second = {folder_of(cfg, tmp_path) for cfg in compositions("brtw/fig02")}
+    first = {folder_of(run, tmp_path) for run in compositions("brtw/fig01")}
+    second = {folder_of(run, tmp_path) for run in compositions("brtw/fig02")}
     assert second < first
-    assert {folder_of(c, tmp_path) for c in compositions("brtw/fig12")} == {
-        folder_of(c, tmp_path) for c in compositions("brtw/fig09")
+    assert {folder_of(run, tmp_path) for run in compositions("brtw/fig12")} == {
+        folder_of(run, tmp_path) for run in compositions("brtw/fig09")
     }
+
+
+@pytest.mark.parametrize("name", ["brtw/fig03", "hlz/example11", "bridge"])
+def test_a_run_is_a_job_of_the_experiments_sweep(name):
+    """What its words compose, as train.py does, is its configuration: so is its folder."""
+    planned = compositions(name, SUBJECTS[name].quick)
+    for run in (planned[0], planned[-1]):
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            composed = compose("train", list(run.words))
+        assert OmegaConf.to_container(composed, resolve=True) == OmegaConf.to_container(run.cfg)
 
 
 # Figures that draw the same runs.
@@ -119,23 +130,23 @@ def test_quick(names, tmp_path, capsys):
 
 
 def test_finished_runs_are_not_run_again_and_stopped_ones_go_on(tmp_path):
-    cfg = compositions("hlz/example11")[1]
-    folder = folder_of(cfg, tmp_path)
-    short = OmegaConf.merge(cfg, {"stop": {"max_steps": 40}})
+    planned = compositions("hlz/example11")[1]
+    folder = folder_of(planned, tmp_path)
+    short = OmegaConf.merge(planned.cfg, {"stop": {"max_steps": 40}})
     folder.mkdir()
     from deeplin.runner.run import run
 
     run(short, folder)  # type: ignore[arg-type]
     assert finished(folder)
     before = (folder / "checkpoint.pt").stat().st_mtime_ns
-    assert execute([cfg], tmp_path) == []
+    assert execute([planned], tmp_path) == []
     assert (folder / "checkpoint.pt").stat().st_mtime_ns == before
 
 
 def test_whether_a_run_is_finished_is_asked_of_the_kind(tmp_path):
     """Whatever its sentence says; and both files must tell the same end."""
     files = RunFolder(tmp_path)
-    files.write_config(compositions("hlz/example11")[0])
+    files.write_config(compositions("hlz/example11")[0].cfg)
     for kind in Kind:
         sentence = "interrupted, converged, reached"
         files.save_checkpoint(Checkpoint({}, History(), 0.0, Result(kind, sentence)))
@@ -158,17 +169,18 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_job_is_run_again(tmp_path, name):
     """And nothing else of the whole report suffers."""
-    cfg = OmegaConf.merge(compositions("hlz/example11")[1], {"stop": {"max_steps": 9}})
-    folder = folder_of(cfg, tmp_path)  # type: ignore[arg-type]
-    assert execute([cfg], tmp_path) == []  # type: ignore[list-item]
+    run = compositions("hlz/example11", {"stop.max_steps": "9"})[1]
+    folder = folder_of(run, tmp_path)
+    assert execute([run], tmp_path) == []
     kept = (folder / name).read_bytes()
     for damaged in (*DAMAGE[name], kept[: len(kept) // 2], None):
         (folder / name).unlink()
         if damaged is not None:
             (folder / name).write_bytes(damaged)
         assert finished(folder) is (name == "provenance.json" and damaged is None)
-        assert execute([cfg], tmp_path) == []  # type: ignore[list-item]
+        assert execute([run], tmp_path) == []
         assert finished(folder)
+        assert RunFolder(folder).read_status() == {"status": 0}
     if name == "checkpoint.pt":
         assert "It is run again here." in (folder / "log.txt").read_text()
 
@@ -180,7 +192,11 @@ def test_options_that_cannot_be(tmp_path, capsys):
         (["--processes", "-1"], "--processes must be >= 1; got -1"),
         (["--root", str(tmp_path / "file")], "--root must be a folder that can be written"),
         (["--root", str(tmp_path / "file" / "a")], "--root must be a folder that can be written"),
+        (["seed=1"], "what is reproduced has the options of its files; hydra/launcher=<name>"),
+        (["hydra/launcher=jobli"], "the nearest valid names are hydra/launcher=joblib"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_job=1"], "n_job"),
     ):
+        words = [*words] if "--root" in words else [*words, "--root", str(tmp_path)]
         assert reproduce.main(["brtw/fig07", *words]) == 2
         error = capsys.readouterr().err
         assert sentence in error
@@ -206,39 +222,34 @@ def test_a_report_states_the_code_of_its_runs(tmp_path, capsys):
     assert "2 by commit 0ld, code 0ld code, torch 1.0" in report.read_text()
 
 
-ORPHANS = """
-import sys, time
-sys.path.insert(0, {scripts!r})
-from reproduction.runs import workers
-if __name__ == "__main__":
-    with workers(2) as pool:
-        print(*[pool.submit(__import__("os").getpid).result() for _ in range(9)], flush=True)
-        list(pool.map(time.sleep, [600, 600]))
-"""
-
-
-def test_workers_end_with_the_process_that_they_work_for(tmp_path):
-    (tmp_path / "orphans.py").write_text(ORPHANS.format(scripts=str(ROOT / "scripts")))
-    with subprocess.Popen(
-        [sys.executable, "orphans.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        pids = set(map(int, parent.stdout.readline().split()))
-        parent.kill()
-    assert pids
-    for _ in range(100):
-        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-        if not left:
-            break
-        time.sleep(0.1)
-    assert not left
-
-
 def test_a_run_that_cannot_be_made_is_a_sentence(tmp_path):
-    cfg = compositions("hlz/example11")[0]
-    cfg.network.rank = 9
-    (sentence,) = execute([cfg], tmp_path)
-    assert "rank must satisfy" in sentence
+    """The others are made, and the folder says it, too."""
+    good, bad = (
+        compositions("hlz/example11", {"stop.max_steps": "9", "network.rank": rank})[1]
+        for rank in ("2", "9")
+    )
+    (sentence,) = execute([bad, good], tmp_path)
+    assert sentence.startswith(f"{folder_of(bad, tmp_path)}: rank must satisfy")
+    assert RunFolder(folder_of(bad, tmp_path)).read_status()["status"] == 2
+    assert finished(folder_of(good, tmp_path))
+
+
+def test_the_longest_runs_are_begun_first(tmp_path, monkeypatch):
+    """Each once; those that were not begun are one sentence."""
+    planned = compositions("brtw/fig01", SUBJECTS["brtw/fig01"].quick)
+    seen, ends = [], [Ended(0, 0.0), Ended(None, math.inf, sentence=NOT_BEGUN)]
+    for end, said in zip(ends, (0, 1), strict=True):
+        seen.clear()
+        launched = lambda jobs, *_, end=end: seen.extend(jobs) or [end] * len(jobs)  # noqa: E731
+        monkeypatch.setattr("reproduction.runs.launched", launched)
+        failures = execute([*planned, planned[0]], tmp_path)
+        assert len(failures) == said
+        assert {job.name for job in seen} == {folder_of(run, tmp_path).name for run in planned}
+        sizes = {run.words: run.cfg.problem.d * run.cfg.network.depth for run in planned}
+        of_jobs = [sizes[job.words] for job in seen]
+        assert of_jobs == sorted(of_jobs, reverse=True)
+        assert len(set(of_jobs)) > 1
+    assert failures == [f"{len(planned)} runs were not begun: the same command begins them"]
 
 
 def test_one_more_subject_keeps_the_ledger_in_the_full_report(tmp_path, monkeypatch):

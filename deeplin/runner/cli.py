@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -142,8 +143,11 @@ def _stands_somewhere() -> bool:
     return True
 
 
-def job(cfg: DictConfig) -> Outcome:
-    """Run one configuration in Hydra's folder; bad input is one sentence, and a sweep goes on."""
+def job(cfg: DictConfig, *, quiet: bool = False) -> Outcome:
+    """Run one configuration in Hydra's folder; bad input is one sentence, and a sweep goes on.
+
+    A quiet job of a sweep prints to log.txt there, and draws nothing.
+    """
     hydra_config = HydraConfig.get()
     folder = relative(Path(hydra_config.runtime.output_dir))
     objective = cfg.get("objective", "auto")
@@ -156,8 +160,9 @@ def job(cfg: DictConfig) -> Outcome:
         name = os.path.relpath(folder, sweep)
         # A launcher may have brought the job to another process.
         label = f"[{name if len(name) <= _SHORT else f'#{number}'}] "
-        with patient(label), ending_with_parent(), own_device(cfg.device):
-            status, told = _job(cfg, folder)
+        output = _written(folder) if quiet else patient(label)
+        with output, ending_with_parent(), own_device(cfg.device):
+            status, told = _job(cfg, folder, quiet=quiet)
         if status == 2:
             RunFolder(folder).refuse(told)
         constant = hydra_config.job.config.override_dirname.exclude_keys
@@ -175,11 +180,27 @@ def train(cfg: DictConfig) -> Outcome:
     return job(cfg)
 
 
-def _job(cfg: DictConfig, folder: Path) -> tuple[int, str]:
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """A context in which what is printed goes to a file in a folder."""
+    with (
+        (folder / "log.txt").open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        try:
+            yield
+        except Exception:  # a fault of the program's own
+            traceback.print_exc()
+            raise
+
+
+def _job(cfg: DictConfig, folder: Path, *, quiet: bool = False) -> tuple[int, str]:
     """The status of one run, and the sentence of what went wrong before it could end."""
+    options = {"draw": False} if quiet else {}
     with abandonable() as abandoned:
         try:
-            status = run(cfg if cfg.resume is None else _resumed(cfg, folder), folder)
+            status = run(cfg if cfg.resume is None else _resumed(cfg, folder), folder, **options)
             told = ""
         except KeyboardInterrupt as stop:
             status, told = _stopped(number_of(stop), folder)

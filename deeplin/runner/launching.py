@@ -21,15 +21,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from deeplin.runner.configurations import task
 from deeplin.runner.ending import unchanged
 from deeplin.runner.folder import RunFolder
-from deeplin.runner.lock import holder
+from deeplin.runner.lock import LOCK, holder
 from deeplin.runner.names import job_folder
 from deeplin.runner.outcomes import NOT_BEGUN, Ended, ended, noted
+from deeplin.runner.overrides import read_overrides
 from deeplin.runner.schema import flatten
+from deeplin.runner.signals import passed_on
 from deeplin.runner.sweeps import objective_of
 from deeplin.runner.terminal import complain
 
-__all__ = ["accounted", "ended_in", "in_sweep", "relative"]
+__all__ = ["PLACED", "Accounted", "accounted", "ended_in", "in_sweep", "relative"]
 
+PLACED = "hydra.sweep.subdir"  # what gives a job a folder of its own name
 _KILLED = 137  # 128 + SIGKILL: whatever else ends a process lets it say so
 
 
@@ -41,7 +44,7 @@ def accounted() -> Iterator[None]:
     was, some report nothing, and the sweep would seem to be done: here its folder is asked.
     """
     make_sweeper, make_launcher = Plugins.instantiate_sweeper, Plugins.instantiate_launcher
-    made: list[_Accounted] = []
+    made: list[Accounted] = []
     sweepers: list[Sweeper] = []
 
     def sweeper(
@@ -62,7 +65,7 @@ def accounted() -> Iterator[None]:
         self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> Launcher:
         its = make_launcher(self, hydra_context, task_function, config)
-        made.append(_Accounted(its, hydra_context, config))
+        made.append(Accounted(its, hydra_context, config))
         return made[-1]
 
     Plugins.instantiate_sweeper, Plugins.instantiate_launcher = sweeper, launcher
@@ -76,7 +79,7 @@ def accounted() -> Iterator[None]:
                 its.note([words for batch in one.overrides for words in batch], 0)
 
 
-class _Accounted(Launcher):
+class Accounted(Launcher):
     """A launcher whose jobs are all noted when it has ended, however it ends."""
 
     def __init__(self, launcher: Launcher, context: HydraContext, config: DictConfig):
@@ -96,7 +99,8 @@ class _Accounted(Launcher):
         returned: Sequence[JobReturn] = ()
         self.has_launched = True
         try:
-            returned = self._launcher.launch(job_overrides, initial_job_idx)
+            with passed_on(self._at_work):
+                returned = self._launcher.launch(job_overrides, initial_job_idx)
             return returned
         except Exception as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
@@ -112,6 +116,11 @@ class _Accounted(Launcher):
         status = max((one.status or 0 for one in mine), default=0)
         was_killed = isinstance(fault, BrokenProcessPool) or any(one.began for one in mine)
         raise SystemExit(status if status >= 128 else _KILLED if was_killed else 2)
+
+    def _at_work(self) -> set[Path]:
+        """The folders that processes write to."""
+        locks = Path(self._config.hydra.sweep.dir).glob(f"*/{LOCK}")
+        return {lock.parent for lock in locks if holder(lock.parent)}
 
     def note(
         self, jobs: Sequence[Sequence[str]], first: int, returned: Sequence[JobReturn] = ()
@@ -136,7 +145,10 @@ class _Accounted(Launcher):
         cfg = None
         written = OmegaConf.to_container(of_hydra.sweep)
         assert isinstance(written, dict)
-        if str(written["subdir"]).startswith("${job_folder:"):
+        placed = [word for word in words if word.startswith(f"{PLACED}=")]
+        if placed:  # by the program that composed it
+            folder = sweep / str(read_overrides(placed, {})[-1].value)
+        elif str(written["subdir"]).startswith("${job_folder:"):
             folder = sweep / job_folder(own, constant, str(sweep))
         else:
             cfg = self._composed(number, words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Ended", "Outcome", "ended", "noted", "worst"]
+__all__ = ["NOT_BEGUN", "Ended", "Outcome", "ended", "noted", "worst"]
 
 NOT_BEGUN = "not begun"  # the sentence of a job that no process has taken up
 

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 from deeplin.runner.kinds import shown
 
-__all__ = ["Given", "read_overrides", "whole"]
+__all__ = ["Given", "in_quotes", "read_overrides", "whole"]
 
 MOST_RUNS = 10**5  # of one sweep
 
@@ -87,6 +87,11 @@ def _try(word: str) -> Override | None:
 
 def _quoted(word: str) -> str:
     key, _, value = word.partition("=")
+    return in_quotes(key, value)
+
+
+def in_quotes(key: str, value: str) -> str:
+    """The word that gives an option a text, whatever characters that has."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'{key}="{escaped}"'
 

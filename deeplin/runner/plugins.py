@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["missing", "told_to_launcher"]
+__all__ = ["missing", "most_at_once", "told_to_launcher"]
 
 _SUBMITIT = "hydra-submitit-launcher"
 # Those that README names, with what holds them.
@@ -33,13 +33,20 @@ def missing(group: str, name: object) -> str | None:
     return package if found is None else None
 
 
-def told_to_launcher(cfg: DictConfig) -> list[str]:
-    """The words with which a sweep does not start more processes than there are cores.
+def most_at_once(cfg: DictConfig) -> int | None:
+    """How many jobs a launcher is given at a time; None: all of them.
 
-    submitit's local executor starts all jobs that it is given at once.
+    submitit's local executor starts all that it is given at once: as many as there are cores.
     """
     chosen = cfg.hydra.runtime.choices
+    if chosen["hydra/sweeper"] != "basic":
+        return None
     given = OmegaConf.select(cfg, "hydra.sweeper.max_batch_size")
-    if chosen["hydra/launcher"] != "submitit_local" or chosen["hydra/sweeper"] != "basic" or given:
-        return []
-    return [f"hydra.sweeper.max_batch_size={os.cpu_count() or 1}"]
+    cores = os.cpu_count() or 1
+    return given or (cores if chosen["hydra/launcher"] == "submitit_local" else None)
+
+
+def told_to_launcher(cfg: DictConfig) -> list[str]:
+    """The words with which a sweep gives its launcher no more jobs than that."""
+    most = most_at_once(cfg)
+    return [] if most is None else [f"hydra.sweeper.max_batch_size={most}"]

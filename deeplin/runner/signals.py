@@ -9,14 +9,25 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
-__all__ = ["Abandoned", "Interruption", "abandonable", "ending_with_parent", "number_of", "unbegun"]
+__all__ = [
+    "Abandoned",
+    "Interruption",
+    "abandonable",
+    "ending_with_parent",
+    "number_of",
+    "passed_on",
+    "unbegun",
+]
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _SECONDS = 1.0  # between two looks at whether a parent lives
+_AT_MOST = 10.0  # that jobs have to save their state
 
 
 @functools.cache
@@ -103,6 +114,28 @@ def ending_with_parent() -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
+
+
+@contextlib.contextmanager
+def passed_on(at_work: Callable[[], Collection[Path]]) -> Iterator[None]:
+    """A context in which Ctrl-C and SIGTERM reach the workers of this process before itself.
+
+    joblib kills its workers when it is interrupted: first the folders that are at work have the
+    time to save the state of their runs.
+    """
+
+    def pass_on(number: int, frame: object) -> None:
+        workers = multiprocessing.active_children()
+        theirs = set(at_work()) if workers else set()
+        for worker in workers:
+            worker.terminate()
+        latest = time.monotonic() + _AT_MOST
+        while theirs.intersection(at_work()) and time.monotonic() < latest:
+            time.sleep(_SECONDS / 20)
+        raise KeyboardInterrupt(number)
+
+    with _handled_by(pass_on):
+        yield
 
 
 @contextlib.contextmanager

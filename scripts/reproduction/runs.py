@@ -1,4 +1,4 @@
-"""The runs of an experiment: composed from its configuration, executed side by side, read back."""
+"""The runs of an experiment: composed from its configuration, launched as a sweep, read back."""
 
 from __future__ import annotations
 
@@ -6,18 +6,9 @@ import contextlib
 import copy
 import hashlib
 import itertools
-import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
-from multiprocessing import (
-    active_children,
-    get_all_start_methods,
-    get_context,
-    parent_process,
-)
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
-import deeplin.runner.cli as cli  # its resolvers stand in the configurations
 from deeplin.loop import History, Kind, Result
 from deeplin.problems import LeastSquares
 from deeplin.problems.data import Data
@@ -36,11 +25,10 @@ from deeplin.runner.build import data_of
 from deeplin.runner.configurations import CONF
 from deeplin.runner.ending import told
 from deeplin.runner.folder import FORMAT, Checkpoint, Damaged, RunFolder
+from deeplin.runner.jobs import Job, launched  # its resolvers stand in the configurations
 from deeplin.runner.lock import locked
-from deeplin.runner.run import run
+from deeplin.runner.outcomes import NOT_BEGUN
 from deeplin.runner.verdict import fitted_rate
-
-_ = cli.main
 
 
 class Run:
@@ -132,8 +120,16 @@ class Run:
         return self.cfg.network.rank
 
 
-def compositions(name: str, changes: Mapping[str, str] | None = None) -> list[DictConfig]:
-    """The configurations of all runs of an experiment: of its sweep, if it has one.
+@dataclass(frozen=True)
+class Composition:
+    """A run of an experiment: the words that compose it, as in a sweep, and its configuration."""
+
+    words: tuple[str, ...]
+    cfg: DictConfig
+
+
+def compositions(name: str, changes: Mapping[str, str] | None = None) -> list[Composition]:
+    """All runs of an experiment: of its sweep, if it has one.
 
     `changes` replace values of the configuration, or of its sweep.
     """
@@ -141,7 +137,7 @@ def compositions(name: str, changes: Mapping[str, str] | None = None) -> list[Di
 
 
 @cache
-def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictConfig]:
+def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[Composition]:
     changes = dict(items)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         chosen = [f"experiment={name}"]
@@ -157,18 +153,24 @@ def _compositions(name: str, items: tuple[tuple[str, str], ...]) -> list[DictCon
             if (CONF / key).is_dir():
                 texts = override.sweep_string_iterator() if swept else [override.value()]
                 groups.append([f"{key}={text}" for text in texts])
+            elif swept:
+                texts = override.sweep_string_iterator()
+                pairs = zip(texts, override.sweep_iterator(), strict=True)
+                values.append([(key, f"{key}={text}", value) for text, value in pairs])
             else:
-                each = override.sweep_iterator() if swept else [override.value()]
-                values.append([(key, value) for value in each])
+                values.append([(key, override.input_line, override.value())])
         found = []
         # Hydra composes files, which takes long: once for all values of a sweep.
         for files in itertools.product(*groups):
             base = compose("train", [*chosen, *fixed, *files])
             for combination in itertools.product(*values):
                 cfg = copy.deepcopy(base)
-                for key, value in combination:
+                for key, _, value in combination:
                     OmegaConf.update(cfg, key, value, merge=False)
-                found.append(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+                words = *chosen, *fixed, *files, *(word for _, word, _ in combination)
+                cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+                assert isinstance(cfg, DictConfig)
+                found.append(Composition(words, cfg))
     return found
 
 
@@ -183,9 +185,9 @@ def left_out(name: str) -> str:
     return " ".join(f"{found}{told}".replace("#", " ").split())
 
 
-def folder_of(cfg: DictConfig, root: Path) -> Path:
-    """Where the run of a configuration lies: equal configurations of one format are one run."""
-    text = f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True, sort_keys=True)
+def folder_of(run: Composition, root: Path) -> Path:
+    """Where a run lies: equal configurations of one format are one run."""
+    text = f"format: {FORMAT}\n" + OmegaConf.to_yaml(run.cfg, resolve=True, sort_keys=True)
     return root / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -212,83 +214,49 @@ def finished_runs(folders: Sequence[Path]) -> list[Run]:
     return [Run(folder) for folder in folders if finished(folder)]
 
 
-@contextlib.contextmanager
-def workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes for runs and figures, which import while the caller goes on; none if only one.
-
-    Ctrl-C lets every run save its state.
-    """
-    if processes == 1:
-        yield None
-        return
-    once = "forkserver" in get_all_start_methods()  # its processes share one import
-    context = get_context("forkserver" if once else "spawn")
-    # A thread each: more of them than cores would wait for each other.
-    with ProcessPoolExecutor(processes, context, _begin) as pool:
-        pool.submit(os.getpid)  # so that the imports begin
-        try:
-            yield pool
-        except KeyboardInterrupt:
-            for worker in active_children():  # a signal to this process alone has not told them
-                worker.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _begin() -> None:
-    """Of each worker: it has one thread, and ends with the process that it works for."""
-    torch.set_num_threads(1)
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def execute(
-    configurations: Sequence[DictConfig], root: Path, pool: ProcessPoolExecutor | None = None
-) -> list[str]:
-    """Run what is not finished yet, the largest first, with a progress bar.
+def execute(runs: Sequence[Composition], root: Path, launcher: Sequence[str] = ()) -> list[str]:
+    """Run what is not finished yet, the largest first, by the launcher that the words choose.
 
     Returns a sentence for each run that could not be made, or did not end as was asked. Raises
     KeyboardInterrupt when a run was stopped; the next call continues it.
     """
     todo, failures = {}, []
-    for folder, cfg in {folder_of(cfg, root): cfg for cfg in configurations}.items():
+    for folder, run in {folder_of(run, root): run for run in runs}.items():
         end = end_of(folder)
         if end is None:
-            todo[folder] = cfg
+            todo[folder] = run
         elif end.kind.status:
             failures.append(f"{folder}: {end.sentence}")
     if not todo:
         return failures
-    order = sorted(todo, key=lambda folder: -_work(todo[folder]))
-    ends = _ends([(OmegaConf.to_yaml(todo[folder]), folder) for folder in order], pool)
-    for folder, status, text in tqdm(ends, total=len(todo), unit="run", disable=None):
-        if status >= 128:
-            raise KeyboardInterrupt
-        if status:
-            failures.append(f"{folder}: {text}")
+    for folder in filter(Path.exists, todo):
+        _clear_damaged(folder)
+    order = sorted(todo, key=lambda folder: -_work(todo[folder].cfg))
+    jobs = [Job(todo[folder].words, folder.name) for folder in order]
+    ends = launched(jobs, root, launcher, CONF)
+    for folder, end in zip(order, ends, strict=True):
+        if end.status != 0 and end.sentence != NOT_BEGUN:
+            failures.append(f"{folder}: {end.sentence}; what it printed is in log.txt there")
+    left = sum(end.sentence == NOT_BEGUN for end in ends)
+    if left:
+        failures.append(f"{left} runs were not begun: the same command begins them")
     return failures
 
 
-def _ends(
-    jobs: Sequence[tuple[str, Path]], pool: ProcessPoolExecutor | None
-) -> Iterator[tuple[Path, int, str]]:
-    """(folder, exit status, what went wrong) of each run, as they end."""
-    if pool is None:
-        for text, folder in jobs:
-            yield folder, *_execute(text, folder)
-        return
-    running = {pool.submit(_execute, text, folder): folder for text, folder in jobs}
-    for future in as_completed(running):
+def _clear_damaged(folder: Path) -> None:
+    """Clear a folder of which a file is not as it was written: its run begins again there."""
+    files = RunFolder(folder)
+    with contextlib.suppress(ValueError, OSError):  # of which the run itself will tell
         try:
-            yield running[future], *future.result()
-        except BrokenProcessPool:
-            yield running[future], 2, "a process was killed; the same command goes on from here"
+            with files.held():
+                files.read_config()
+                files.sessions()
+                files.load_checkpoint()
+        except Damaged as error:
+            with locked(folder):
+                files.clear()
+            with (folder / "log.txt").open("a", encoding="utf-8") as log:
+                print(f"{error} It is run again here.", file=log)
 
 
 def _work(cfg: DictConfig) -> float:
@@ -297,27 +265,3 @@ def _work(cfg: DictConfig) -> float:
     return (
         size**2 * (10 if cfg.flow == "layers" else 1) * (3 if cfg.problem.name == "teacher" else 1)
     )
-
-
-def _execute(text: str, folder: Path) -> tuple[int, str]:
-    """One run, its output in log.txt beside its results: the exit status, and what went wrong."""
-    cfg = OmegaConf.create(text)
-    assert isinstance(cfg, DictConfig)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        (folder / "log.txt").open("a", encoding="utf-8") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        try:
-            try:
-                status = run(cfg, folder, draw=False)
-            except Damaged as error:
-                print(f"{error} It is run again here.")
-                with locked(folder):
-                    RunFolder(folder).clear()
-                status = run(cfg, folder, draw=False)
-            end = end_of(folder)
-            return status, f"{end.sentence if end else 'no end was told'}; see log.txt there"
-        except (ValueError, TypeError, OSError) as error:
-            return 2, str(error)
