@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cores",
     )
     parser.add_argument("--root", type=Path, default=ROOT, help="where runs and reports go")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.list:
         for name, subject in sorted(SUBJECTS.items()):
             print(f"{name:16}{subject.title}")

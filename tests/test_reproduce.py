@@ -192,7 +192,10 @@ def test_options_that_cannot_be(tmp_path, capsys):
         (["--processes", "-1"], "--processes must be >= 1; got -1"),
         (["--root", str(tmp_path / "file")], "--root must be a folder that can be written"),
         (["--root", str(tmp_path / "file" / "a")], "--root must be a folder that can be written"),
-        (["seed=1"], "what is reproduced has the options of its files; hydra/launcher=<name>"),
+        (
+            ["--quick", "seed=1"],
+            "what is reproduced has the options of its files; hydra/launcher=<name>",
+        ),
         (["hydra/launcher=jobli"], "the nearest valid names are hydra/launcher=joblib"),
         (["hydra/launcher=joblib", "hydra.launcher.n_job=1"], "n_job"),
     ):
