@@ -371,21 +371,3 @@ def _places(
     known.view(-1)[rest.topk(count - int(known.sum())).indices] = True
     rows, cols = known.nonzero(as_tuple=True)
     return rows, cols
-
-
-@line("completion-large", "s", at_most=60, alone=True)
-def completion_large(device: torch.device) -> float:
-    """100 000×100 000 of rank 10, 10⁷ known entries, to 1e-8 on two cores; the error at 10⁵ others.
-
-    The problem is drawn before; sorting its entries and the start are counted.
-    """
-    torch.set_num_threads(2)
-    known, (U, sigma, V) = planted(100_000, 10, 5, device)
-    taken, point = solved(known, 10, 1e-8)
-    generator = torch.Generator().manual_seed(1)
-    places = torch.randint(100_000, (2, 100_000), generator=generator)
-    rows, cols = places.to(device)
-    truth = entries_at(rows, cols, U * sigma, V)
-    error = (entries_at(rows, cols, point.U @ point.S, point.V) - truth).norm() / truth.norm()
-    print(f"relative error at fresh places {float(error):.1e}", file=sys.stderr)
-    return taken
