@@ -71,7 +71,7 @@ def rank_by_gap(
     and that of rows and columns, is taken off before.
 
     Source: [HSD20], signflip parallel analysis with upper-edge comparison, the largest of 19 draws
-        for a quantile; the scales [LZK22], §2; the bound above [BN12].
+        for a quantile; the scales [LZK22]; the bound above [BN12].
     Shapes: one matrix, no batch; weights count as factors of the entries.
     Cost: two products with a vector for some 20 to 100 Lanczos steps a draw, and a
         `leading_svd` with 12 columns, or 1.5 times twice the rank; nothing m×n.
