@@ -107,8 +107,12 @@ def test_the_median_is_drawn_in_the_band_of_all_seeds():
 
 @pytest.mark.parametrize("name", ["brtw/teacher", "brtw/fig03", "brtw/fig11", "hlz/example11"])
 def test_runs_are_composed_as_hydra_composes_them(name):
-    """A sweep is composed from one reading of the files; its last run is Hydra's own."""
-    run = compositions(name)[-1]
+    """A sweep is composed from one reading of the files; its last run is Hydra's own.
+
+    As it is of the words that a launcher gets.
+    """
+    planned = compositions(name)[-1]
+    run = planned.cfg
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         chosen = [f"experiment={name}"]
         params = compose("train", chosen, return_hydra_config=True).hydra.sweeper.params or {}
@@ -119,8 +123,9 @@ def test_runs_are_composed_as_hydra_composes_them(name):
             value = OmegaConf.select(run, key)
             text = str(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else value
             chosen.append(f"{key}={text}")
-        whole = OmegaConf.create(OmegaConf.to_container(compose("train", chosen), resolve=True))
-    assert run == whole
+        for words in (chosen, list(planned.words)):
+            whole = OmegaConf.to_container(compose("train", words), resolve=True)
+            assert run == OmegaConf.create(whole), words
 
 
 def test_the_data_of_a_figure_hold_its_bands():
