@@ -247,6 +247,26 @@ def test_what_is_left_of_a_vector_elsewhere_is_measured_without_moving_it(depth,
         torch.testing.assert_close(found, dense.real.sum((-2, -1)))
 
 
+@pytest.mark.parametrize(("depth", "alone"), [(1, True), (1, False), (2, True)])
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
+def test_matrices_that_have_one_loss_go_one_way(solver, depth, alone, generator):
+    """Its sum is that of one point of a product, also beside a parameter of another kind."""
+    manifold = FixedRankFactored(9, 7, 2, depth=depth, gradient="taped")
+    truths = manifold.to_dense(manifold.random(3, 18, 2, dtype=F64, generator=generator))
+    x = manifold.parameter(manifold.from_dense(truths + 0.1 * truths.flip(0)))
+    b = torch.nn.Parameter(torch.ones(4, dtype=F64))
+    optimizer = solver([x] if alone else [x, b], tol=1e-10)
+
+    def loss():
+        A, B = manifold.factor_pair(x)
+        return 0.5 * (A @ B.mT - truths).square().sum() + 0.5 * (b - 2).square().sum()
+
+    run(optimizer, loss, 300)
+    assert optimizer.loss.shape == ()
+    torch.testing.assert_close(manifold.to_dense(x.detach()), truths, rtol=0, atol=1e-8)
+    torch.testing.assert_close(b.detach(), torch.full_like(b, 1 if alone else 2))
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
 @pytest.mark.parametrize("taped", [False, True])
 def test_each_matrix_of_a_batch_goes_its_own_way(solver, taped, randn):

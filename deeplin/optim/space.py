@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import starmap
 
 import geoopt
 import torch
@@ -42,7 +43,6 @@ class Space:
     def __init__(self, parameters: Sequence[Tensor]):
         self.parameters = list(parameters)
         self.manifolds = [_solving(manifold_of(p)) for p in parameters]
-        self._flat = [isinstance(manifold, geoopt.Euclidean) for manifold in self.manifolds]
         self.batch = torch.Size()
 
     def set_batch(self, shape: torch.Size) -> None:
@@ -76,21 +76,21 @@ class Space:
 
     def inner(self, x: Vector, u: Vector, v: Vector) -> Float[Tensor, "*batch"]:
         """g_x(u, v), summed over the parameters."""
+        return self._summed(starmap(_inner, zip(self.manifolds, x, u, v, strict=True)))
+
+    def across(self, x: Vector, u: Vector, y: Vector, v: Vector) -> Float[Tensor, "*batch"]:
+        """g_y(T(u), v), u tangent at x and T its transport to y, where v is tangent."""
+        return self._summed(starmap(_across, zip(self.manifolds, x, u, y, v, strict=True)))
+
+    def _summed(self, values: Iterable[Tensor]) -> Float[Tensor, "*batch"]:
+        """Of the parameters, and of all entries that are no batch."""
         total: Tensor | None = None
-        for manifold, flat, a, b, c in zip(self.manifolds, self._flat, x, u, v, strict=True):
-            value = (b.conj() * c).real if flat else manifold.inner(a, b, c, keepdim=True)
+        for value in values:
             if value.shape != self.batch:
                 value = value.reshape(*self.batch, -1).sum(-1)
             total = value if total is None else total + value
         assert total is not None
         return total
-
-    def across(self, x: Vector, u: Vector, y: Vector, v: Vector) -> Float[Tensor, "*batch"]:
-        """g_y(T(u), v), u tangent at x and T its transport to y, where v is tangent."""
-        if len(self.manifolds) == 1 and isinstance(self.manifolds[0], TangentFixedRank):
-            (a,), (b,), (c,), (d,) = x, u, y, v
-            return self.manifolds[0].across(a, b, c, d)
-        return self.inner(y, self.transport(x, y, u), v)
 
     def norm(self, x: Vector, u: Vector) -> Float[Tensor, "*batch"]:
         """‖u‖_x."""
@@ -132,6 +132,22 @@ class Space:
         """u, tangent at x, as a tangent vector at y."""
         parts = zip(self.manifolds, x, y, u, strict=True)
         return [_transported(manifold, a, b, c) for manifold, a, b, c in parts]
+
+
+def _inner(manifold: geoopt.Manifold | TangentFixedRank, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """g_x(u, v), in a Euclidean space entry by entry."""
+    if isinstance(manifold, geoopt.Euclidean):
+        return (u.conj() * v).real
+    return manifold.inner(x, u, v, keepdim=True)
+
+
+def _across(
+    manifold: geoopt.Manifold | TangentFixedRank, x: Tensor, u: Tensor, y: Tensor, v: Tensor
+) -> Tensor:
+    """g_y(T(u), v)."""
+    if isinstance(manifold, TangentFixedRank):
+        return manifold.across(x, u, y, v)
+    return _inner(manifold, y, _transported(manifold, x, y, u), v)
 
 
 def _transported(
