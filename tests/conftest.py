@@ -163,7 +163,16 @@ def pytest_configure(config):
 
 # What takes longest, and shares the server of `processes`: begun first, so that what is left in the
 # end is short, and the processes of pytest end together.
-_FIRST = ("experiment", "reproduce", "torchrun", "processes", "launchers", "faults", "many_starts")
+_FIRST = (
+    "experiment",
+    "reproduce",
+    "torchrun",
+    "processes",
+    "launchers",
+    "launched_reproduction",
+    "faults",
+    "many_starts",
+)
 
 
 @pytest.hookimpl(trylast=True)

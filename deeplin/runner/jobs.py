@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from deeplin.runner.beside import beside
 from deeplin.runner.cli import job
 from deeplin.runner.configurations import CONF
 from deeplin.runner.folder import RunFolder
@@ -88,23 +88,16 @@ def _watched(folders: Sequence[Path]) -> Iterator[None]:
     Launchers tell of their jobs when all have ended: what is known before stands in the folders.
     """
     before = {folder: _stamp(folder) for folder in folders}
-    over = threading.Event()
 
-    def look() -> None:
+    def look() -> bool:
         bar.update(sum(_stamp(folder) not in (None, before[folder]) for folder in folders) - bar.n)
-
-    def watch() -> None:
-        while not over.wait(_SECONDS):
-            look()
+        return True
 
     with tqdm(total=len(folders), unit="run", disable=None) as bar:
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
         try:
-            yield
+            with beside(look, _SECONDS):
+                yield
         finally:
-            over.set()
-            watcher.join()
             look()
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from deeplin.runner.beside import beside
+
 __all__ = [
     "Abandoned",
     "Interruption",
@@ -99,21 +101,15 @@ def ending_with_parent() -> Iterator[None]:
     if parent is None:
         yield
         return
-    over = threading.Event()
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            if over.wait(_SECONDS):
-                return
-        os.kill(os.getpid(), signal.SIGTERM)
+    def look() -> bool:
+        alone = os.getppid() != parent
+        if alone:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return not alone
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with beside(look, _SECONDS):
         yield
-    finally:
-        over.set()
-        watcher.join()
 
 
 @contextlib.contextmanager
