@@ -22,7 +22,7 @@ def status(folder: Path) -> object:
     return RunFolder(folder).read_status().get("status")
 
 
-def wait_for(done: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(done: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end

@@ -123,6 +123,9 @@ def test_the_rank_is_that_above_the_gap(draw):
     assert not hasattr(model.set_params(rank=2).fit(pairs, entries), "gap_")
     with pytest.raises(ValueError, match=r"no gap: .* give a rank"):
         model.set_params(rank="gap").fit(pairs, draw.standard_normal(len(pairs)))
+    model.fit(pairs, np.full(len(pairs), 3.0))  # of which the mean leaves nothing
+    assert model.rank_ == 1
+    assert not hasattr(model, "gap_")
 
 
 def test_a_sparse_matrix_is_its_stored_entries(draw):

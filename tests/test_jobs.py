@@ -9,7 +9,7 @@ from hydra.core.singleton import Singleton
 from launching import SHORT, status
 from runner import train
 
-from deeplin.runner import devices, targets
+from deeplin.runner import devices, jobs, targets
 from deeplin.runner.folder import RunFolder
 
 
@@ -53,6 +53,37 @@ def test_trusted_packages_go_with_hydras_singletons(monkeypatch):
     assert "ours" not in targets._Trusted().packages
     Singleton.set_state(state)
     assert targets._Trusted().packages == kept.packages == {"deeplin", "ours"}
+
+
+def test_a_bar_counts_the_jobs_that_have_ended(tmp_path, monkeypatch):
+    shown = []
+
+    class Bar:
+        n = 0
+
+        def __init__(self, total, **options):
+            shown.append(total)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc_info):
+            pass
+
+        def update(self, more):
+            self.n += more
+            shown.append(self.n)
+
+    monkeypatch.setattr(jobs, "tqdm", Bar)
+    folders = [RunFolder(tmp_path / name) for name in "abc"]
+    for folder in folders:
+        folder.path.mkdir()
+    folders[0].write_status(130)  # of the time before
+    with jobs._watched([folder.path for folder in folders]):
+        folders[0].write_status(0)
+        folders[2].write_status(2)
+    assert shown[0] == 3
+    assert shown[-1] == 2
 
 
 # -- statuses --------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ def test_what_does_not_go_together_is_said_by_each(found):
         said = found[rank]["moments"]
         assert "needs at least one batch" in said[True]
         assert "must have the same numbers of columns; got (d_y, d_x) =" in said[False]
+        assert "must be on devices of one kind; got cpu, meta" in said["kinds"]
 
 
 @pytest.fixture(scope="module")
