@@ -221,7 +221,7 @@ def test_a_step_is_the_exact_one_along_the_tangent(randn, generator):
     manifold = FixedRankFactored(30, 25, 2, depth=1)
     x = manifold.parameter(manifold.random(dtype=F64, generator=generator))
     W = manifold.to_dense(x.detach())
-    optimizer = ConjugateGradient([x], problem=problem)
+    optimizer = ConjugateGradient([x], problem=problem, preconditioner=None)
     optimizer.step()
     # The first direction is −P_W(∇f); the loss along W + tξ is a parabola through three points.
     U, _, Vh = torch.linalg.svd(W)

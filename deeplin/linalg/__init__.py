@@ -26,6 +26,7 @@ from deeplin.linalg.shards import (
     gathered,
     own_rows,
     scatter_rows,
+    sum_of_blocks,
     sum_over,
     tall_qr,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "psd_tangent_step",
     "random_orthogonal",
     "scatter_rows",
+    "sum_of_blocks",
     "sum_over",
     "tall_qr",
     "tall_times",

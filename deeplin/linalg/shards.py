@@ -24,6 +24,7 @@ __all__ = [
     "gathered",
     "own_rows",
     "scatter_rows",
+    "sum_of_blocks",
     "sum_over",
     "tall_qr",
 ]
@@ -181,6 +182,25 @@ def scatter_rows(A: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     own = torch.empty_like(parts[0])
     dist.reduce_scatter(_real(own), [_real(part) for part in parts], group=group)
     return own[: rows.stop - rows.start]
+
+
+def sum_of_blocks(
+    make: Callable[[slice], Tensor], count: int, group: dist.ProcessGroup | None
+) -> Tensor:
+    """This process's rows of the sum of what the processes make, as `make` has it of some rows.
+
+    Nobody has more than the rows of one process at a time, where `scatter_rows` has all of them.
+    """
+    if group is None:
+        return make(slice(0, count))
+    processes, own = dist.get_world_size(group), None
+    block = -(-count // processes)
+    for rank in range(processes):
+        part = make(slice(rank * block, min(count, (rank + 1) * block))).contiguous()
+        dist.reduce(_real(part), dist.get_global_rank(group, rank), group=group)
+        own = part if rank == dist.get_rank(group) else own
+    assert own is not None
+    return own
 
 
 def _filled(A: Tensor, count: int) -> Tensor:

@@ -44,7 +44,8 @@ class ConjugateGradient(Solver):
         decrease, curvature: c_1 and c_2 of the Wolfe conditions.
         most: evaluations in a line search.
         preconditioner: (x, gradient) ↦ a tangent vector, lists of a tensor for each parameter;
-            symmetric positive definite.
+            symmetric positive definite. ``"blocks"``: the `BlockPreconditioner` of `problem`, in
+            the embedded metric; ``"auto"``: that where there is one; None: none.
 
     >>> import geoopt
     >>> A = torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64))
@@ -72,7 +73,7 @@ class ConjugateGradient(Solver):
         decrease: float = 1e-4,
         curvature: float = 0.1,
         most: int = 25,
-        preconditioner: Preconditioner | None = None,
+        preconditioner: Preconditioner = "auto",
     ):
         name = type(self).__name__
         defaults = {
@@ -122,7 +123,7 @@ class ConjugateGradient(Solver):
             exact=exact,
         )
         y, new = found.x, found.gradient
-        P_new = self._preconditioned(y, new)
+        P_new = self._preconditioner_at(objective, y, found.loss)(new)
         moved = space.transport(x, y, direction)
         products = Products(
             new=space.inner(y, new, P_new),
@@ -143,7 +144,7 @@ class ConjugateGradient(Solver):
             "length": torch.where(found.decreased, found.length, numbers["length"]),
             "square": products.new,
             "gradient_norm": products.new.clamp(min=0).sqrt()
-            if self._preconditioner is None
+            if P_new is new
             else space.norm(y, new),
             "stalled": torch.where(found.decreased, 0.0, numbers["stalled"] + 1),
         }
@@ -159,7 +160,7 @@ class ConjugateGradient(Solver):
         """The first direction, −P grad f, and a first step that moves x by its own unit."""
         loss, gradient = objective.evaluate(x)
         space = objective.space
-        P = self._preconditioned(x, gradient)
+        P = self._preconditioner_at(objective, x, loss)(gradient)
         square = space.inner(x, gradient, P)
         zeros = torch.zeros_like(loss)
         length = 1 / space.norm(x, P)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from deeplin.geometry import DepthMetric
 from deeplin.manifolds import FixedRankFactored
+from deeplin.optim.blocks import BlockPreconditioner
 from deeplin.optim.objectives import Closure, ClosureObjective, Objective, ProblemObjective
 from deeplin.optim.space import Space, Vector, manifold_of
 from deeplin.problems import Problem
 
 __all__ = ["Preconditioner", "Solver", "number"]
 
-# (x, gradient) -> a tangent vector; for each parameter one tensor.
-Preconditioner = Callable[[Vector, Vector], Vector]
+# (x, gradient) -> a tangent vector; for each parameter one tensor. Or one of ours, by its name.
+Preconditioner = Callable[[Vector, Vector], Vector] | Literal["auto", "blocks"] | None
 
 
 def number(owner: str, name: str, value: object, low: float, high: float) -> float:
@@ -39,15 +43,26 @@ class Solver(torch.optim.Optimizer):
         params,
         defaults: dict[str, float],
         problem: Problem | None,
-        preconditioner: Preconditioner | None,
+        preconditioner: Preconditioner,
     ):
         self._problem, self._preconditioner = problem, preconditioner
+        self._blocks: BlockPreconditioner | None = None
         self._versions: list[int] | None = None
         self._objective: Objective | None = None
         self._evaluations = 0
         super().__init__(params, defaults)
         parameters = self._parameters
+        if not callable(preconditioner) and preconditioner not in (None, "auto", "blocks"):
+            raise ValueError(
+                f"{type(self).__name__}: preconditioner must be a function of (x, gradient), "
+                f'"blocks", "auto" or None; got {preconditioner!r}.'
+            )
         if problem is None:
+            if preconditioner == "blocks":
+                raise ValueError(
+                    f'{type(self).__name__}: preconditioner="blocks" needs problem=..., of which '
+                    "the blocks of the Hessian are known; leave it out, or give a function."
+                )
             return
         one = parameters[0] if len(parameters) == 1 else None
         manifold = manifold_of(one) if one is not None else None
@@ -70,6 +85,15 @@ class Solver(torch.optim.Optimizer):
                 "ShardedCompletion and a point on ShardedFixedRank of one group, or neither."
             )
 
+        embedded = manifold.metric == DepthMetric(1)
+        if preconditioner == "blocks" and not embedded:
+            raise ValueError(
+                f'{type(self).__name__}: preconditioner="blocks" belongs to the embedded metric, '
+                f"depth=1; got {manifold.metric!r}: take that, or leave it out."
+            )
+        if preconditioner in ("auto", "blocks") and embedded:
+            self._blocks = BlockPreconditioner()
+
     @property
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -87,6 +111,8 @@ class Solver(torch.optim.Optimizer):
     def load_state_dict(self, state_dict) -> None:
         """As torch's; the parameters are trusted to be those that the state belongs to."""
         super().load_state_dict(state_dict)
+        if self._blocks is not None:
+            self._blocks.forget()
         self._versions = [p._version for p in self._parameters]
 
     def _start(self, closure: Closure | None) -> tuple[Objective, list[Tensor], bool]:
@@ -124,8 +150,28 @@ class Solver(torch.optim.Optimizer):
         for p, part in zip(self._parameters, vector, strict=True):
             self.state[p][name] = part
 
-    def _preconditioned(self, x: Vector, gradient: Vector) -> Vector:
-        return gradient if self._preconditioner is None else self._preconditioner(x, gradient)
+    def _preconditioner_at(
+        self, objective: Objective, x: Vector, loss: Tensor
+    ) -> Callable[[Vector], Vector]:
+        """u ↦ P(u) at x, where the loss is known."""
+        given = self._preconditioner
+        if callable(given):
+            return partial(given, x)
+        if not self._takes_blocks(objective):
+            return _itself
+        assert self._blocks is not None
+        assert isinstance(objective, ProblemObjective)
+        found = self._blocks.at(objective, x, loss, self._numbers)
+        if found is None and given == "blocks":
+            raise ValueError(
+                f'preconditioner="blocks" needs a problem whose rows meet in no term, as a '
+                f"completion's; got {type(self._problem).__name__}: leave it out."
+            )
+        return found or _itself
+
+    def _takes_blocks(self, objective: Objective) -> bool:
+        """Whether the blocks of the Hessian precondition."""
+        return self._blocks is not None and isinstance(objective, ProblemObjective)
 
     # -- what a user asks ------------------------------------------------------------------------
 
@@ -153,3 +199,7 @@ class Solver(torch.optim.Optimizer):
         if name not in self._numbers:
             raise RuntimeError(f"{type(self).__name__} knows this after the first step alone.")
         return self._numbers[name]
+
+
+def _itself(vector: Vector) -> Vector:
+    return vector

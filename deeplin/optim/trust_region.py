@@ -57,7 +57,7 @@ class TrustRegion(Solver):
             at κ·tol.
         most: products with the Hessian in a step.
         preconditioner: (x, u) ↦ an approximate inverse of the Hessian times u, symmetric positive
-            definite.
+            definite; or as in `ConjugateGradient`.
 
     >>> import geoopt
     >>> A = torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64))
@@ -88,7 +88,7 @@ class TrustRegion(Solver):
         theta: float = 1.0,
         kappa: float = 0.1,
         most: int = 500,
-        preconditioner: Preconditioner | None = None,
+        preconditioner: Preconditioner = "auto",
     ):
         name = type(self).__name__
         defaults = {
@@ -147,7 +147,8 @@ class TrustRegion(Solver):
 
     def _narrowed(self, objective: Objective, which: Bool[Tensor, "*batch"]) -> Objective | None:
         """The loss of some matrices, where all that is asked of it can be had of them alone."""
-        if callable(self._hessian) or self._preconditioner is not None or which.ndim != 1:
+        asked = callable(self._hessian) or callable(self._preconditioner)
+        if asked or self._takes_blocks(objective) or which.ndim != 1:
             return None
         return objective.narrowed(which)
 
@@ -162,7 +163,7 @@ class TrustRegion(Solver):
         """(numbers, x, gradient) after a step of the active matrices."""
         space, loss, radius = objective.space, numbers["loss"], numbers["radius"]
         found = truncated_cg(
-            self._model(objective, x, gradient),
+            self._model(objective, x, gradient, loss),
             radius,
             self._goal(numbers),
             active,
@@ -198,11 +199,12 @@ class TrustRegion(Solver):
         share = (norm / numbers["first_norm"]) ** self._option("theta")
         return (norm * share.clamp(max=kappa)).clamp(min=kappa * self._option("tol"))
 
-    def _model(self, objective: Objective, x: Vector, gradient: Vector) -> Model:
+    def _model(self, objective: Objective, x: Vector, gradient: Vector, loss: Tensor) -> Model:
         def narrowed(which: Bool[Tensor, "*batch"]) -> Model:
             part = objective.narrowed(which)
             assert part is not None
-            return self._model(part, [v[which] for v in x], [v[which] for v in gradient])
+            few_x, few_gradient = ([v[which] for v in vector] for vector in (x, gradient))
+            return self._model(part, few_x, few_gradient, loss[which])
 
         none = torch.zeros(objective.space.batch, dtype=torch.bool)
         can = objective.space.batch and self._narrowed(objective, none) is not None
@@ -211,7 +213,7 @@ class TrustRegion(Solver):
             x,
             gradient,
             self._second(objective, x, gradient),
-            lambda u: self._preconditioned(x, u),
+            self._preconditioner_at(objective, x, loss),
             narrowed if can else None,
         )
 
@@ -232,7 +234,7 @@ class TrustRegion(Solver):
         norm = space.norm(x, gradient)
         radius = torch.full_like(loss, self._option("radius"))
         if not self._option("radius"):
-            P = self._preconditioned(x, gradient)
+            P = self._preconditioner_at(objective, x, loss)(gradient)
             square = space.inner(x, gradient, P)
             length = square / space.inner(x, P, self._second(objective, x, gradient)(P))
             radius = torch.where(length > 0, length, 1.0) * square.clamp(min=0).sqrt()

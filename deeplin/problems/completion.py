@@ -8,12 +8,15 @@ from functools import cached_property, partial
 from typing import Self
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 from deeplin import sampled
 from deeplin.problems.autograd import half_square
+from deeplin.problems.blocks import RowTimes, damped_inverses
 from deeplin.problems.contract import Problem
+from deeplin.problems.known import indices_of, weights_of
 from deeplin.problems.planted import distinct_places, entries_at, planted_factors
 
 __all__ = ["MatrixCompletion"]
@@ -61,7 +64,7 @@ class MatrixCompletion(Problem):
             )
         self.shape, self.values = shape, values
         self.rows, self.cols = (
-            _indices(name, index, values)
+            indices_of(name, index, values)
             for name, index in zip(("rows", "cols"), (rows, cols), strict=True)
         )
         count = values.shape[-1] if values.ndim else 0
@@ -83,7 +86,7 @@ class MatrixCompletion(Problem):
                 f"MatrixCompletion: values must be finite; {bad} of {values.numel()} are NaN or "
                 "±inf: leave out the entries that are not known."
             )
-        self.weights = None if weights is None else _weights(weights, values)
+        self.weights = None if weights is None else weights_of(weights, values)
         if products not in PRODUCTS:
             raise ValueError(
                 f"MatrixCompletion: products must be one of {', '.join(map(repr, PRODUCTS))}; got "
@@ -319,6 +322,26 @@ class MatrixCompletion(Problem):
             return sampled.TangentProducts(self._pattern, *tensors, weights)
         return super().hessian_at(U, S, V)
 
+    def inverse_blocks(
+        self,
+        U: Tensor,
+        S: Tensor,
+        V: Tensor,
+        damping: Tensor,
+        shift: float = 0.0,
+        group: dist.ProcessGroup | None = None,
+    ) -> tuple[RowTimes, RowTimes]:
+        """As `Problem.inverse_blocks`: G_i = Σ_j w_ij V_jᴴV_j over the known entries of row i.
+
+        Cost: O(p r² + (m + n) r³), then O(m r²) and O(n r²).
+        """
+        weights = self._curvatures_at(U, S, V)
+        return damped_inverses(self._pattern, weights, U, V, damping, shift, group)
+
+    def _curvatures_at(self, U: Tensor, S: Tensor, V: Tensor) -> Tensor | None:
+        """`_curvatures` at W = USVᴴ."""
+        return self._weights
+
     def _curvatures(self, errors: Tensor) -> Tensor | None:
         """The second derivative of the loss by each error; None: all are 1."""
         return self._weights
@@ -356,35 +379,3 @@ def _half_square(errors: Tensor, weights: Tensor | None) -> Tensor:
         return half_square(errors if weights is None else weights.sqrt() * errors, -1)
     # One pass where the sum of squares takes two.
     return 0.5 * torch.linalg.vecdot(errors, _weighted(errors, weights))
-
-
-def _indices(name: str, index: Tensor | Sequence[int], values: Tensor) -> Tensor:
-    index = torch.as_tensor(index, device=values.device)
-    if not index.numel():
-        return index.long()
-    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise TypeError(
-            f"MatrixCompletion: {name} must be whole numbers; got dtype {index.dtype}: convert "
-            f"them with torch.as_tensor({name}, dtype=torch.int64)."
-        )
-    return index.long()
-
-
-def _weights(weights: Tensor, values: Tensor) -> Tensor:
-    if not isinstance(weights, Tensor) or not weights.is_floating_point():
-        given = f"dtype {weights.dtype}" if isinstance(weights, Tensor) else type(weights).__name__
-        raise TypeError(
-            f"MatrixCompletion: weights must be a tensor of real numbers; got {given}: convert "
-            "them with torch.as_tensor(weights, dtype=torch.float64)."
-        )
-    if weights.shape != values.shape[-1:]:
-        raise ValueError(
-            "MatrixCompletion needs one weight per known entry, of shape "
-            f"{tuple(values.shape[-1:])}; got {tuple(weights.shape)}."
-        )
-    if not bool(((weights >= 0) & torch.isfinite(weights)).all()):
-        raise ValueError(
-            "MatrixCompletion: weights must be finite and not negative; got values in "
-            f"{float(weights.min()):.3g}..{float(weights.max()):.3g}."
-        )
-    return weights.to(values.real.dtype)

@@ -7,7 +7,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
-from numbers import Integral
 from typing import Literal, Self, cast
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from deeplin.linalg import largest_modulus
 from deeplin.problems.autograd import beside, for_each, real, summed, zeros_between
 from deeplin.problems.moved import moved
+from deeplin.problems.shape import Shape, checked_shape
 
 __all__ = ["Optimum", "Problem"]
 
@@ -48,38 +48,6 @@ class Optimum(ABC):
         """All (J, W_J), |J| = k, the minimizer first, lazily; one of each continuum."""
 
 
-class _Shape:
-    """The attribute `shape` of a problem that has not set one, and the check of one that it sets.
-
-    A class attribute `shape` of a subclass hides this; `Problem.__init_subclass__` checks that.
-    """
-
-    def __get__(self, problem: Problem | None, owner: type) -> tuple[int, int] | _Shape:
-        if problem is None:
-            return self
-        if "shape" not in vars(problem):
-            raise TypeError(
-                f"{owner.__name__} must say the shape of its matrices: write shape = (m, n) in "
-                "the class, or set self.shape in __init__; it has none."
-            )
-        return vars(problem)["shape"]
-
-    def __set__(self, problem: Problem, shape: object) -> None:
-        vars(problem)["shape"] = checked_shape(shape, type(problem).__name__)
-
-
-def checked_shape(shape: object, owner: str) -> tuple[int, int]:
-    """The shape as a pair of integers. Raises: ValueError unless it is two positive ones."""
-    if isinstance(shape, tuple | list) and len(shape) == 2:
-        m, n = shape
-        if all(isinstance(d, Integral) and not isinstance(d, bool) and int(d) >= 1 for d in (m, n)):
-            return int(m), int(n)
-    raise ValueError(
-        f"shape of {owner} must be two positive integers (m, n); got {shape!r}: "
-        "for instance shape = (20, 30)."
-    )
-
-
 class Problem(ABC):
     """A loss f(W) of an m×n matrix, to be minimised by any flow, manifold or network of deeplin.
 
@@ -103,7 +71,7 @@ class Problem(ABC):
             [-1., -1., -1.]])
     """
 
-    shape: tuple[int, int] = cast(tuple[int, int], _Shape())
+    shape: tuple[int, int] = cast(tuple[int, int], Shape())
     group: dist.ProcessGroup | None = None
     """The processes that share the rows of factors; None: this one has them all."""
 
@@ -331,6 +299,23 @@ class Problem(ABC):
             return *self.hessian_products(U, S, V, left, right), *times(Vp, Up)
 
         return products
+
+    def inverse_blocks(
+        self,
+        U: Inexact[Tensor, "*batch m r"],
+        S: Inexact[Tensor, "*batch r r"],
+        V: Inexact[Tensor, "*batch n r"],
+        damping: Float[Tensor, "*batch"],
+        shift: float = 0.0,
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+        """(X ↦ X_i (G_i + (δμ + λ)·1)⁻¹, Y ↦ Y_j (H_j + (δν + λ)·1)⁻¹) at W = USVᴴ, row by row.
+
+        G_i is the Hessian of f(W + AVᴴ) in the row A_i, H_j that of f(W + UBᴴ) in B_j, each r×r,
+        of losses in which the rows of W meet in no term, nor the columns; μ and ν are the means of
+        their eigenvalues, δ is `damping`, λ `shift`. Where f is convex both are positive definite.
+        None, the default: f has no such form, or none that is known.
+        """
+        return None
 
     def curvature(self, W: Inexact[Tensor, "*#batch m n"]) -> float:
         """max |λ| of Hess f(W) over its eigenvalues and the matrices W; it limits explicit steps.

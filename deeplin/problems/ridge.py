@@ -129,6 +129,12 @@ class Ridge(Problem):
 
         return products
 
+    def inverse_blocks(
+        self, U: Tensor, S: Tensor, V: Tensor, damping: Tensor, shift: float = 0.0
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+        """The problem's, λ added to each eigenvalue."""
+        return self.problem.inverse_blocks(U, S, V, damping, shift + self.reg)
+
     def narrowed(self, which: Bool[Tensor, "*batch"]) -> Ridge | None:
         """As the problem's."""
         narrowed = self.problem.narrowed(which)

@@ -108,6 +108,9 @@ class RobustCompletion(MatrixCompletion):
         entries = sampled.sample(self._pattern, left, right)
         return self._times(self._curvatures(errors) * entries, P, Q)
 
+    def _curvatures_at(self, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+        return self._curvatures(sampled.sample(self._pattern, U @ S, V) - self._values)
+
     def _curvatures(self, errors: Tensor) -> Tensor:
         near = (errors.abs() <= self.delta).to(errors.dtype)
         return near if self._weights is None else self._weights * near

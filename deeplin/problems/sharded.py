@@ -21,6 +21,7 @@ from deeplin.linalg import (
     scatter_rows,
     sum_over,
 )
+from deeplin.problems.blocks import RowTimes
 from deeplin.problems.completion import MatrixCompletion
 from deeplin.problems.contract import Problem
 
@@ -188,6 +189,12 @@ class ShardedCompletion(Problem):
         # Of B, of which the Hessian knows nothing, the dtype and device alone are asked.
         HP, HhQ = self.own.hessian_times(A, B, left, whole, other, Q)
         return HP, scatter_rows(HhQ, self.group)
+
+    def inverse_blocks(
+        self, U: Tensor, S: Tensor, V: Tensor, damping: Tensor, shift: float = 0.0
+    ) -> tuple[RowTimes, RowTimes]:
+        """As `MatrixCompletion.inverse_blocks`, own rows."""
+        return self.own.inverse_blocks(U, S, V, damping, shift, group=self.group)
 
     # -- curvature -------------------------------------------------------------------------------
 

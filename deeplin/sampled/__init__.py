@@ -1,5 +1,6 @@
 """A product ABᴴ at given places, and sparse matrices of these places times thin ones."""
 
+from deeplin.sampled.blocks import Grams
 from deeplin.sampled.kernels import require
 from deeplin.sampled.pattern import Pattern
 from deeplin.sampled.products import (
@@ -13,6 +14,7 @@ from deeplin.sampled.products import (
 from deeplin.sampled.tangents import TangentProducts
 
 __all__ = [
+    "Grams",
     "Pattern",
     "TangentProducts",
     "adjoint_times",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from deeplin.sampled.places import Places
 __all__ = [
     "WIDEST",
     "available",
+    "block_times",
     "both_times",
     "fits",
     "half_width",
@@ -46,10 +47,24 @@ class _Job(ctypes.Structure):
     ]
 
 
+class _GramsJob(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_long)
+            for name in ("rows", "columns", "blocks", "rank", "first", "count")
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("bounds", "starts", "index", "place", "B", "weight", "out")
+        ),
+        ("weight_stride", ctypes.c_long),
+    ]
+
+
 @cache
-def _loops(vectors: int, real: str) -> ctypes.CDLL:
+def _loops(vectors: int, real: str, name: str = "products.c") -> ctypes.CDLL:
     macros = [f"-DREAL={real}", f"-DVECTORS={vectors}"]
-    return _library("products.c", macros)
+    return _library(name, macros)
 
 
 def _library(name: str, macros: list[str]) -> ctypes.CDLL:
@@ -227,3 +242,66 @@ def _prepared(
         in_parts(part, batch if each else chunks)
 
     return go
+
+
+def grams(
+    places: Places,
+    B: Float[Tensor, "batch n r"],
+    weights: Float[Tensor, "#batch p"] | None,
+    rows: range,
+) -> Float[Tensor, "batch m r w"]:
+    """Σ w_ij B_jᵀB_j for each of some rows i, on and above the diagonal.
+
+    Shapes: w whole vectors, zeros beyond r; r at most `WIDEST` of them.
+    """
+    batch, _, r = B.shape
+    wide = _padded(B, -(-r * B.element_size() // _VECTOR_BYTES))
+    out = B.new_empty((batch, len(rows), r, wide.shape[-1]))
+    of_all = places.bounds.clamp(rows.start, rows.stop)
+    inside = of_all[of_all.diff(append=of_all.new_full((1,), rows.stop)) > 0]
+    bounds = torch.cat([inside, inside.new_full((1,), rows.stop)])
+    stride = 0 if weights is None or len(weights) == 1 else len(places.index)
+    job = _GramsJob(
+        *(places.rows, places.columns, places.blocks, r, rows.start, len(rows)),
+        *map(_pointer, (bounds, places.starts, places.index, places.place, wide, weights, out)),
+        stride,
+    )
+
+    def part(begin: int, stop: int) -> None:
+        _blocks(out).grams(ctypes.byref(job), *map(ctypes.c_long, (0, batch, begin, stop)))
+
+    in_parts(part, len(bounds) - 1)
+    return out
+
+
+def invert(blocks: Float[Tensor, "batch m r w"], shift: Float[Tensor, " batch"]) -> None:
+    """(G_i + shift·1)⁻¹, in the place of what `grams` gives."""
+    loops, rank = _blocks(blocks), ctypes.c_long(blocks.shape[-2])
+    real = ctypes.c_double if blocks.dtype == torch.float64 else ctypes.c_float
+
+    def part(start: int | None, by: float, begin: int, stop: int) -> None:
+        where = map(ctypes.c_long, (begin, stop))
+        loops.invert(ctypes.c_void_p(start), rank, real(by), *where)
+
+    for one, by in zip(blocks, shift.tolist(), strict=True):
+        in_parts(partial(part, _pointer(one), by), len(one))
+
+
+def block_times(
+    X: Float[Tensor, "batch m r"], blocks: Float[Tensor, "batch m r w"]
+) -> Float[Tensor, "batch m r"]:
+    """The rows X_i times the matrices of `invert`."""
+    X = X.contiguous()
+    out = torch.empty_like(X)
+    loops, rank = _blocks(blocks), ctypes.c_long(X.shape[-1])
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (X, blocks, out)]
+    in_parts(
+        lambda begin, stop: loops.times(*pointers, rank, ctypes.c_long(begin), ctypes.c_long(stop)),
+        X.shape[0] * X.shape[1],
+    )
+    return out
+
+
+def _blocks(like: Tensor) -> ctypes.CDLL:
+    vectors = like.shape[-1] * like.element_size() // _VECTOR_BYTES
+    return _loops(vectors, _REALS[like.dtype], "blocks.c")
