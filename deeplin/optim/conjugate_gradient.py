@@ -123,6 +123,7 @@ class ConjugateGradient(Solver):
             exact=exact,
         )
         y, new = found.x, found.gradient
+        used = numbers.get("blocks_used")
         P_new = self._preconditioner_at(objective, y, found.loss)(new)
         moved = space.transport(x, y, direction)
         products = Products(
@@ -134,8 +135,12 @@ class ConjugateGradient(Solver):
         )
         beta = self._beta(products).nan_to_num(nan=0.0)
         new_slope = -products.new + beta * products.new_slope
-        # A direction that does not descend, or along which nothing was gained, is given up.
-        beta = torch.where((new_slope < 0) & found.decreased, beta, 0.0)
+        # A direction that does not descend, or along which nothing was gained, is given up; so is
+        # one of another preconditioner.
+        keeps = (new_slope < 0) & found.decreased
+        if used is not None:
+            keeps = keeps & (used == numbers["blocks_used"])
+        beta = torch.where(keeps, beta, 0.0)
         ahead = space.plus([-part for part in P_new], beta, moved)
         kept = {
             "loss": found.loss,

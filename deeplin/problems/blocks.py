@@ -13,8 +13,8 @@ from deeplin.sampled import Grams, Pattern
 
 __all__ = ["RowTimes", "damped_inverses"]
 
-# Each row of a tall matrix, times a matrix of its own.
-RowTimes = Callable[[Tensor], Tensor]
+# (X, Q) ↦ the rows X_i Q B_i Qᴴ, each with a matrix of its own.
+RowTimes = Callable[[Tensor, Tensor], Tensor]
 
 
 def damped_inverses(

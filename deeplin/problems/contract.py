@@ -307,8 +307,8 @@ class Problem(ABC):
         V: Inexact[Tensor, "*batch n r"],
         damping: Float[Tensor, "*batch"],
         shift: float = 0.0,
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
-        """(X ↦ X_i (G_i + (δμ + λ)·1)⁻¹, Y ↦ Y_j (H_j + (δν + λ)·1)⁻¹) at W = USVᴴ, row by row.
+    ) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] | None:
+        """((X, Q) ↦ X_iQ (G_i + (δμ + λ)·1)⁻¹Qᴴ, (Y, Q) ↦ Y_jQ (H_j + (δν + λ)·1)⁻¹Qᴴ) at USVᴴ.
 
         G_i is the Hessian of f(W + AVᴴ) in the row A_i, H_j that of f(W + UBᴴ) in B_j, each r×r,
         of losses in which the rows of W meet in no term, nor the columns; μ and ν are the means of

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deeplin.linalg import adjoint_products
 from deeplin.problems.autograd import half_square
+from deeplin.problems.blocks import RowTimes
 from deeplin.problems.contract import Problem
 
 __all__ = ["Ridge"]
@@ -131,7 +132,7 @@ class Ridge(Problem):
 
     def inverse_blocks(
         self, U: Tensor, S: Tensor, V: Tensor, damping: Tensor, shift: float = 0.0
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+    ) -> tuple[RowTimes, RowTimes] | None:
         """The problem's, λ added to each eigenvalue."""
         return self.problem.inverse_blocks(U, S, V, damping, shift + self.reg)
 

@@ -103,16 +103,27 @@ void invert(REAL *all, long rank, REAL shift, long begin, long stop)
     }
 }
 
-/* out_i = X_i A_i for matrices A as above, X and out with rows of `rank` numbers. */
-void times(const REAL *X, const REAL *all, REAL *out, long rank, long begin, long stop)
+/* x ↦ xA, of `rank` numbers and rows of vectors. */
+INLINE void row_times(const REAL *x, const lanes *A, long rank, lanes *out)
+{
+    for (int v = 0; v < V; v++)
+        out[v] = (lanes){0};
+    for (long k = 0; k < rank; k++)
+        for (int v = 0; v < V; v++)
+            out[v] += x[k] * A[k * V + v];
+}
+
+/* out_i = X_i Q A_i Qᵀ for matrices A as above; X and out with rows of `rank` numbers, Q and `back`,
+ * its transpose, with rows of vectors. */
+void times(const REAL *X, const REAL *all, const REAL *Q, const REAL *back, REAL *out, long rank,
+           long begin, long stop)
 {
     for (long i = begin; i < stop; i++) {
-        const lanes *A = (const lanes *)all + i * rank * V;
-        lanes sum[V] = {0};
+        lanes turned[V], x[V];
+        row_times(X + i * rank, (const lanes *)Q, rank, turned);
+        row_times((const REAL *)turned, (const lanes *)all + i * rank * V, rank, x);
+        row_times((const REAL *)x, (const lanes *)back, rank, turned);
         for (long k = 0; k < rank; k++)
-            for (int v = 0; v < V; v++)
-                sum[v] += X[i * rank + k] * A[k * V + v];
-        for (long k = 0; k < rank; k++)
-            out[i * rank + k] = ((const REAL *)sum)[k];
+            out[i * rank + k] = ((const REAL *)turned)[k];
     }
 }

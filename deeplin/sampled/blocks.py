@@ -60,8 +60,10 @@ class Grams:
         """Σ_i tr G_i."""
         return self.stored.diagonal(dim1=-2, dim2=-1).real.sum((-2, -1))
 
-    def inverse(self, shift: Float[Tensor, "*batch"]) -> Callable[[Tensor], Tensor]:
-        """X ↦ the rows X_i (G_i + shift·1)⁻¹, for X (*batch, m, r); what is stored may be used up.
+    def inverse(self, shift: Float[Tensor, "*batch"]) -> Callable[[Tensor, Tensor], Tensor]:
+        """(X, Q) ↦ the rows X_i Q(G_i + shift·1)⁻¹Qᴴ; what is stored may be used up.
+
+        Shapes: X (*batch, m, r), Q (*batch, r, r).
 
         Cost: O(m r³), then O(m r²) for each X.
         """
@@ -70,10 +72,16 @@ class Grams:
             eye = torch.eye(stored.shape[-1], dtype=stored.dtype, device=stored.device)
             shifted = stored + shift[..., None, None, None] * eye
             inverses = torch.cholesky_inverse(torch.linalg.cholesky_ex(shifted).L)
-            return lambda X: (X[..., None, :] @ inverses).squeeze(-2)
+            return lambda X, Q: ((X @ Q)[..., None, :] @ inverses).squeeze(-2) @ Q.mH
         blocks = stored.reshape(-1, *stored.shape[-3:])
         kernels.invert(blocks, shift.reshape(-1))
-        return lambda X: kernels.block_times(X.reshape(-1, *X.shape[-2:]), blocks).view(X.shape)
+
+        def times(X: Tensor, Q: Tensor) -> Tensor:
+            flat = (part.reshape(-1, *part.shape[-2:]) for part in (X, Q))
+            X_flat, Q_flat = flat
+            return kernels.block_times(X_flat, blocks, Q_flat).view(X.shape)
+
+        return times
 
 
 def _compiled(pattern: Pattern, *tensors: Tensor) -> bool:

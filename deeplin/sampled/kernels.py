@@ -288,17 +288,22 @@ def invert(blocks: Float[Tensor, "batch m r w"], shift: Float[Tensor, " batch"])
 
 
 def block_times(
-    X: Float[Tensor, "batch m r"], blocks: Float[Tensor, "batch m r w"]
+    X: Float[Tensor, "batch m r"],
+    blocks: Float[Tensor, "batch m r w"],
+    Q: Float[Tensor, "batch r r"],
 ) -> Float[Tensor, "batch m r"]:
-    """The rows X_i times the matrices of `invert`."""
-    X = X.contiguous()
-    out = torch.empty_like(X)
+    """The rows X_iQ times the matrices of `invert`, times Qᵀ."""
+    X, out = X.contiguous(), X.new_empty(X.shape)
     loops, rank = _blocks(blocks), ctypes.c_long(X.shape[-1])
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (X, blocks, out)]
-    in_parts(
-        lambda begin, stop: loops.times(*pointers, rank, ctypes.c_long(begin), ctypes.c_long(stop)),
-        X.shape[0] * X.shape[1],
-    )
+    vectors = blocks.shape[-1] * blocks.element_size() // _VECTOR_BYTES
+    turns, back = _padded(Q, vectors), _padded(Q.mT, vectors)
+
+    def part(parts: tuple[Tensor, ...], begin: int, stop: int) -> None:
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in parts]
+        loops.times(*pointers, rank, ctypes.c_long(begin), ctypes.c_long(stop))
+
+    for parts in zip(X, blocks, turns, back, out, strict=True):
+        in_parts(partial(part, parts), X.shape[1])
     return out
 
 
