@@ -46,6 +46,8 @@ class BlockPreconditioner:
 
     def __init__(self) -> None:
         self._inverses: tuple[RowTimes, RowTimes] | None = None
+        self.missing = False
+        """Whether the problem has turned out to have no blocks."""
 
     def forget(self) -> None:
         """The blocks are made again from what was kept, of which they are a function."""
@@ -90,6 +92,7 @@ class BlockPreconditioner:
                 then.U, then.S, then.V, kept["blocks_damping"]
             )
         if self._inverses is None:
+            self.missing = True
             kept["blocks_used"] = torch.zeros_like(loss)
             return None
         rows, columns = self._inverses

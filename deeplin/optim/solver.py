@@ -162,7 +162,7 @@ class Solver(torch.optim.Optimizer):
         assert self._blocks is not None
         assert isinstance(objective, ProblemObjective)
         found = self._blocks.at(objective, x, loss, self._numbers)
-        if found is None and given == "blocks":
+        if self._blocks.missing and given == "blocks":
             raise ValueError(
                 f'preconditioner="blocks" needs a problem whose rows meet in no term, as a '
                 f"completion's; got {type(self._problem).__name__}: leave it out."
@@ -171,7 +171,8 @@ class Solver(torch.optim.Optimizer):
 
     def _takes_blocks(self, objective: Objective) -> bool:
         """Whether the blocks of the Hessian precondition."""
-        return self._blocks is not None and isinstance(objective, ProblemObjective)
+        blocks = self._blocks
+        return blocks is not None and not blocks.missing and isinstance(objective, ProblemObjective)
 
     # -- what a user asks ------------------------------------------------------------------------
 

@@ -50,10 +50,9 @@ class Grams:
         given = (B,) if weights is None else (B, weights)
         if not _compiled(pattern, *given):
             return Grams(_grams(pattern, B, weights, adjoint)[..., rows, :, :], False)
-        flat = B.reshape(-1, *B.shape[-2:])
-        w = None if weights is None else weights.reshape(-1, pattern.size).contiguous()
+        w = None if weights is None else _flat(weights, 1).contiguous()
         places = pattern.second if adjoint else pattern.first
-        stored = kernels.grams(places, flat, w, range(places.rows)[rows])
+        stored = kernels.grams(places, _flat(B, 2), w, range(places.rows)[rows])
         return Grams(stored.reshape(*B.shape[:-2], *stored.shape[1:]), True)
 
     def traces(self) -> Float[Tensor, "*batch"]:
@@ -73,15 +72,15 @@ class Grams:
             shifted = stored + shift[..., None, None, None] * eye
             inverses = torch.cholesky_inverse(torch.linalg.cholesky_ex(shifted).L)
             return lambda X, Q: ((X @ Q)[..., None, :] @ inverses).squeeze(-2) @ Q.mH
-        blocks = stored.reshape(-1, *stored.shape[-3:])
-        kernels.invert(blocks, shift.reshape(-1))
+        blocks = _flat(stored, 3)
+        kernels.invert(blocks, shift.flatten())
+        return lambda X, Q: kernels.block_times(_flat(X, 2), blocks, _flat(Q, 2)).view(X.shape)
 
-        def times(X: Tensor, Q: Tensor) -> Tensor:
-            flat = (part.reshape(-1, *part.shape[-2:]) for part in (X, Q))
-            X_flat, Q_flat = flat
-            return kernels.block_times(X_flat, blocks, Q_flat).view(X.shape)
 
-        return times
+def _flat(tensor: Tensor, dims: int) -> Tensor:
+    """With one batch dimension before so many others."""
+    batch, own = tensor.shape[:-dims], tensor.shape[-dims:]
+    return tensor.reshape(batch.numel(), *own)
 
 
 def _compiled(pattern: Pattern, *tensors: Tensor) -> bool:
