@@ -30,8 +30,8 @@ class BlockPreconditioner:
     Along AVᴴ + UBᴴ the Hessian of a loss such as completion's has the blocks G_i for the rows of
     A, H_j for those of B (`Problem.inverse_blocks`), and what couples the two. Where each row has d
     known entries at random, coupling alone keeps PHess's eigenvalues from being 1 or 2: they lie
-    within 1 ± 2√(r/d), while those of Hess spread like those of the blocks, the more the more rows
-    there are. P is symmetric positive definite in the embedded metric.
+    within about 1 ± 2√(r/d), while those of Hess spread like those of the blocks, the more the more
+    rows there are. P is symmetric positive definite in the embedded metric.
 
     Blocks are kept for as long as neither the space of U nor that of V has turned by more than θ,
     sin²θ = δ, the damping; what they act on is turned back to the bases that they belong to. δ is
@@ -80,7 +80,7 @@ class BlockPreconditioner:
             return None
         UU, VV = _turns(point, manifold.point(kept["blocks_at"]))
         turned = torch.maximum(_sine_square(UU), _sine_square(VV))
-        due = (turned > damping) | (damping < _FALLEN * kept["blocks_damping"])
+        due = used & ((turned > damping) | (damping < _FALLEN * kept["blocks_damping"]))
         if bool(due.any()):
             kept["blocks_at"] = torch.where(_wide(due), x[0], kept["blocks_at"])
             kept["blocks_damping"] = torch.where(due, damping, kept["blocks_damping"])
@@ -88,9 +88,8 @@ class BlockPreconditioner:
             UU, VV = _turns(point, manifold.point(kept["blocks_at"]))
         if self._inverses is None:
             then = manifold.point(kept["blocks_at"])
-            self._inverses = objective.problem.inverse_blocks(
-                then.U, then.S, then.V, kept["blocks_damping"]
-            )
+            some = kept["blocks_damping"].clamp(max=1.0)  # of matrices that do not use theirs
+            self._inverses = objective.problem.inverse_blocks(then.U, then.S, then.V, some)
         if self._inverses is None:
             self.missing = True
             kept["blocks_used"] = torch.zeros_like(loss)

@@ -1,6 +1,7 @@
 """Losses of a matrix W, their Euclidean gradients, and what is known of their optima."""
 
 from deeplin.linalg import begin_processes, own_rows
+from deeplin.problems.alternating import alternating_start
 from deeplin.problems.approximation import MatrixApproximation
 from deeplin.problems.classification import LogisticRegression
 from deeplin.problems.completion import MatrixCompletion
@@ -29,6 +30,7 @@ __all__ = [
     "RobustCompletion",
     "ShardedCompletion",
     "Spectrum",
+    "alternating_start",
     "autoencoder",
     "begin_processes",
     "from_file",

@@ -308,6 +308,10 @@ OF_OPTIMIZERS: Mapping[str, Option] = {
         "gauss_newton: without the curvature of the manifold; null: the exact one",
         choice("gauss_newton") | null,
     ),
+    "method.optimizer.preconditioner": Option(
+        "blocks of the Hessian of completion, at depth 1; auto: where there are some; null: none",
+        choice("auto", "blocks") | null,
+    ),
     "method.optimizer.most": Option("products with the Hessian in a step", whole(1)),
     "method.optimizer.cg_method": Option(
         "of the direction: Polak-Ribiere, Fletcher-Reeves, or the gradient alone",

@@ -15,7 +15,7 @@ from benchmarks.flows import PYMANOPT
 from deeplin.geometry.coordinates import Point
 from deeplin.optim import Minimum, continuation, minimize
 from deeplin.optim.solver import Solver
-from deeplin.problems import MatrixCompletion, spectral_start
+from deeplin.problems import MatrixCompletion, alternating_start, spectral_start
 from deeplin.problems.planted import entries_at, planted_factors
 
 F64 = torch.float64
@@ -55,7 +55,7 @@ def solved(known: MatrixCompletion, rank: int, goal: float, **options) -> tuple[
     begin = clock()
     problem = MatrixCompletion(known.rows, known.cols, known.values, known.shape)
     found = minimize(
-        problem, spectral_start(problem, rank), after_each=until(goal, problem), **options
+        problem, alternating_start(problem, rank), after_each=until(goal, problem), **options
     )
     return clock() - begin, found.point
 
