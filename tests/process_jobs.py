@@ -19,6 +19,7 @@ from deeplin.problems import (
     MatrixCompletion,
     Ridge,
     ShardedCompletion,
+    alternating_start,
     begin_processes,
     spectral_start,
 )
@@ -172,6 +173,7 @@ def completion(group, dtype, weighted, *options):
     W = point.dense()
     return {
         "losses": losses,
+        "alternating": alternating_start(problem, RANK).dense().numpy(),
         "W": W.numpy(),
         "orthonormal": max(
             float((A.mH @ A - torch.eye(RANK)).abs().max()) for A in (whole.U, whole.V)

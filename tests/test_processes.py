@@ -22,7 +22,7 @@ from process_jobs import (
 
 from deeplin.manifolds import FixedRankFactored
 from deeplin.optim import ConjugateGradient
-from deeplin.problems import ShardedCompletion, begin_processes
+from deeplin.problems import ShardedCompletion, alternating_start, begin_processes
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,8 @@ def test_completion_is_that_of_one_process(found, alone, name, count):
             relative = 1e-7 * before if name == "trust region" else 1e-9 * b
             assert abs(a - b) <= relative + 1e-16 * losses[0]
         assert abs(ours["W"] - W.numpy()).max() <= 1e-9 * float(W.abs().max())
+        begun = alternating_start(problem, RANK).dense().numpy()
+        assert abs(ours["alternating"] - begun).max() <= 1e-9 * abs(begun).max()
         assert ours["orthonormal"] < 1e-13
         assert ours["loss of W"] == pytest.approx(float(problem.loss(W)), rel=1e-6, abs=1e-18)
         size = float(problem.egrad(torch.zeros_like(W)).abs().max())
