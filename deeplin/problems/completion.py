@@ -252,34 +252,36 @@ class MatrixCompletion(Problem):
     ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """Products of the (weighted) known entries, zeros elsewhere, rows and columns evened out.
 
-        A row whose weights (without weights: its number of known entries) are more than twice the
-        mean is divided by what brings it there, and so are columns: what is known of a few of them
-        would else hide the rest.
+        A row of which the sum of squares is more than twice the mean is divided by what brings it
+        there, and so are columns. The square root of that sum is a singular value, of vectors that
+        see a few rows alone; the more rows there are the larger is the largest, whereas those that
+        are looked for depend on the number of entries in a row.
 
-        Source: [KMO10], §1.2, where such rows are left out.
+        Source: [KMO10], §1.2, where rows of very many entries are left out.
         """
-        of_rows, of_columns = self.weights_of_each()
-        return self.evened(like, (of_rows, of_rows.mean()), (of_columns, of_columns.mean()))
+        of_rows, of_columns = self.squares_of_each()
+        means = (part.mean(-1, keepdim=True) for part in (of_rows, of_columns))
+        return self.evened(like, *zip((of_rows, of_columns), means, strict=True))
 
-    def weights_of_each(self) -> tuple[Float[Tensor, " m"], Float[Tensor, " n"]]:
-        """The sum of the weights of each row and of each column; without weights how many known."""
+    def squares_of_each(self) -> tuple[Float[Tensor, "*batch m"], Float[Tensor, "*batch n"]]:
+        """The sums of the squares of the (weighted) known entries of each row and column."""
         pattern = self._pattern
-        w = torch.ones_like(pattern.rows, dtype=self.values.real.dtype)
-        w = w if self._weights is None else self._weights
+        squares = self._slope(self._values, self._weights).abs().square()
         m, n = self.shape
         return (
-            w.new_zeros(m).index_add(0, pattern.rows, w),
-            w.new_zeros(n).index_add(0, pattern.cols, w),
+            squares.new_zeros((*squares.shape[:-1], m)).index_add(-1, pattern.rows, squares),
+            squares.new_zeros((*squares.shape[:-1], n)).index_add(-1, pattern.cols, squares),
         )
 
     def evened(
         self, like: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]
     ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """`back_projection` where the weights of each row, and of each column, and the means of
-        these are given."""
+        """`back_projection` where the sums of squares of each row, and of each column, and the
+        means of these are given."""
         pattern, entries = self._pattern, self._slope(self._values, self._weights)
         for index, (of_each, mean) in ((pattern.rows, rows), (pattern.cols, columns)):
-            entries = entries * (2 * mean / of_each.clamp(min=2 * mean))[index]
+            share = 2 * mean / torch.maximum(of_each, 2 * mean)
+            entries = entries * share.nan_to_num(nan=1.0).sqrt()[..., index]
         entries = entries.to(like.dtype)
         return (
             partial(sampled.sparse_times, pattern, entries),

@@ -168,7 +168,7 @@ class ShardedCompletion(Problem):
         self, like: Tensor
     ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """As `MatrixCompletion.back_projection`; columns count over all processes."""
-        of_rows, of_columns = self.own.weights_of_each()
+        of_rows, of_columns = self.own.squares_of_each()
         of_columns, total = sum_over(self.group, of_columns, of_rows.sum())
         m, n = self.shape
         times, adjoint_times = self.own.evened(like, (of_rows, total / m), (of_columns, total / n))
