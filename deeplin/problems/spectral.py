@@ -26,8 +26,9 @@ def spectral_start(
     """W = t Σ_{i≤r} σ_i u_i v_iᴴ, the best rank-r approximation of −∇f(0), of the best length t.
 
     Of a completion −∇f(0) is the matrix of the known entries, zeros elsewhere; its rows and columns
-    with very large sums of squares are weighed down (`MatrixCompletion.back_projection`). t is the exact
-    step along the quadratic model of f at 0: mn/p, in the mean, for p entries known at random.
+    of very large sums of squares are weighed down (`MatrixCompletion.back_projection`). t is the
+    exact step along the quadratic model of f at 0: mn/p, in the mean, for p entries known at
+    random.
 
     Of a problem that processes share each gets its own rows; what the iteration starts from is
     drawn whole on each.
