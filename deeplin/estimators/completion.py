@@ -26,7 +26,7 @@ from deeplin.estimators.entries import Entries, pairs_of
 from deeplin.estimators.validation import compressed, matrix, weights_of, with_labels
 from deeplin.geometry.coordinates import Point
 from deeplin.optim import Minimum, continuation, minimize
-from deeplin.problems import MatrixCompletion, Problem, Ridge, rank_by_gap, spectral_start
+from deeplin.problems import MatrixCompletion, Problem, Ridge, alternating_start, rank_by_gap
 from deeplin.problems.biases import Biases, fit_biases
 
 __all__ = ["LowRankCompletion"]
@@ -42,7 +42,7 @@ class LowRankCompletion(
 
     First μ, a, b (`problems.biases.fit_biases`), then W = UΣVᵀ of rank r that minimises
     ½Σ_l w_l (W_{i_l j_l} − residual_l)² + ½λ‖W‖_F², by Riemannian conjugate gradients or trust
-    regions from a spectral start. The ridge is quadratic in W, so that steps and Hessians stay
+    regions from `alternating_start`. The ridge is quadratic in W, so that steps and Hessians stay
     exact; it counts every entry of W, as if each were also seen as 0 with weight λ. Rows and
     columns that were never seen have bias 0 and W = 0 there.
 
@@ -155,7 +155,7 @@ class LowRankCompletion(
         if scale:
             found = minimize(
                 problem,
-                spectral_start(problem, int(rank), generator=generator),
+                alternating_start(problem, int(rank), generator=generator),
                 **self._options(scale),
             )
         self._keep(known, biases, found, int(rank))
