@@ -321,7 +321,7 @@ def test_conjugate_gradients_need_fewer_steps_from_there():
     starts = alternating_start(known, 3), spectral_start(known, 3)
     near, far = (minimize(known, start, tol=tol) for start in starts)
     assert bool(near.converged)
-    assert near.iterations < 0.75 * far.iterations
+    assert near.iterations < 0.85 * far.iterations
 
 
 # -- in solvers ------------------------------------------------------------------------------------
@@ -341,13 +341,13 @@ def test_steps_are_fewer_than_without():
     assert torch.equal(auto.point.U, few.point.U)
 
 
-def test_what_is_ill_conditioned_is_found():
+def test_what_is_ill_conditioned_is_found_in_fewer_steps():
     known, (U, sigma, V) = planted(shape=(300, 300), rank=5, condition=10.0)
     tol, start = 1e-8 * float(known.values.norm()), spectral_start(known, 5)
     found = minimize(known, start, tol=tol, max_iter=100)
     assert float((found.point.dense() - (U * sigma) @ V.mT).norm()) < 1e-6 * float(sigma.norm())
     plain = minimize(known, start, tol=tol, max_iter=200, preconditioner=None)
-    assert float(plain.gradient_norm) > 1e3 * tol
+    assert found.iterations < 0.6 * plain.iterations
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)

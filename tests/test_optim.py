@@ -277,7 +277,8 @@ def test_each_matrix_of_a_batch_goes_its_own_way(solver, taped, randn):
     )
 
     def optimizer_of(x, problem):
-        return solver([x], tol=1e-8, **({} if taped else {"problem": problem}))
+        known = {} if taped else {"problem": problem, "preconditioner": None}
+        return solver([x], tol=1e-8, **known)
 
     def advance(optimizer, x, problem):
         if taped:

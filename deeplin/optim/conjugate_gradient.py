@@ -45,7 +45,7 @@ class ConjugateGradient(Solver):
         most: evaluations in a line search.
         preconditioner: (x, gradient) ↦ a tangent vector, lists of a tensor for each parameter;
             symmetric positive definite. ``"blocks"``: the `BlockPreconditioner` of `problem`, in
-            the embedded metric; ``"auto"``: that where there is one; None: none.
+            the embedded metric; ``"auto"``: that where there is one, and no batch; None: none.
 
     >>> import geoopt
     >>> A = torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64))

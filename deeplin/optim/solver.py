@@ -170,9 +170,14 @@ class Solver(torch.optim.Optimizer):
         return found or _itself
 
     def _takes_blocks(self, objective: Objective) -> bool:
-        """Whether the blocks of the Hessian precondition."""
-        blocks = self._blocks
-        return blocks is not None and not blocks.missing and isinstance(objective, ProblemObjective)
+        """Whether the blocks of the Hessian precondition; by themselves those of one matrix.
+
+        Of batches, whose matrices are small, they cost more than they save.
+        """
+        blocks, asked = self._blocks, self._preconditioner == "blocks"
+        if blocks is None or blocks.missing or not isinstance(objective, ProblemObjective):
+            return False
+        return asked or not objective.space.batch
 
     # -- what a user asks ------------------------------------------------------------------------
 
