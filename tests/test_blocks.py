@@ -369,6 +369,12 @@ def test_a_state_with_blocks_goes_on_to_the_same_bits(solver, tmp_path):
     other.load_state_dict(kept["state"])
     assert [float(other.step()) for _ in range(4)] == straight
     assert torch.equal(x.detach(), y.detach())
+    for _ in range(4):
+        optimizer.step()  # to blocks of another point
+    kept = torch.load(tmp_path / "state.pt")
+    x.data.copy_(kept["x"])
+    optimizer.load_state_dict(kept["state"])
+    assert [float(optimizer.step()) for _ in range(4)] == straight
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
