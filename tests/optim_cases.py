@@ -31,3 +31,15 @@ def completion(randn, *batch, shape=(30, 25), rank=2, known=400, **options):
     truth = randn(*batch, shape[0], rank) @ randn(*batch, rank, shape[1])
     cols = cols % shape[1]
     return truth, MatrixCompletion(rows, cols, truth[..., rows, cols], shape, **options)
+
+
+def planted(seed=0, *, shape=(60, 50), rank=3, oversampling=3.0, **options):
+    """(completion of a random matrix, its factors)."""
+    return MatrixCompletion.planted(
+        shape,
+        rank,
+        oversampling=oversampling,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=F64,
+        **options,
+    )

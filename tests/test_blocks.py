@@ -5,26 +5,22 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from optim_cases import planted
 from runner import needs_compiler
 
 from deeplin import sampled
 from deeplin.manifolds import FixedRankFactored
-from deeplin.optim import ConjugateGradient, TrustRegion, minimize
 from deeplin.optim.blocks import BlockPreconditioner
 from deeplin.optim.objectives import ProblemObjective
 from deeplin.optim.space import Space
 from deeplin.problems import (
-    MatrixApproximation,
     MatrixCompletion,
     Ridge,
     RobustCompletion,
-    alternating_start,
-    spectral_start,
 )
 from deeplin.sampled import pattern
 
 F64, F32, C128 = torch.float64, torch.float32, torch.complex128
-SOLVERS = [ConjugateGradient, TrustRegion]
 M, N = 7, 5
 ROWS = torch.tensor([5, 2, 0, 2, 3, 2, 4, 0, 3, 2, 5, 4])
 COLS = torch.tensor([1, 4, 0, 4, 2, 4, 1, 2, 0, 1, 4, 0])
@@ -137,17 +133,6 @@ def test_blocks_are_those_of_the_hessian(kind, randn):
 # -- the preconditioner ----------------------------------------------------------------------------
 
 
-def planted(seed=0, *, shape=(60, 50), rank=3, oversampling=3.0, **options):
-    return MatrixCompletion.planted(
-        shape,
-        rank,
-        oversampling=oversampling,
-        generator=torch.Generator().manual_seed(seed),
-        dtype=F64,
-        **options,
-    )
-
-
 def at_truth(known, factors, manifold, *, loss):
     """ξ ↦ Pξ at the planted matrix, as if its loss were this share of that at 0; the point, too."""
     U, sigma, V = factors
@@ -247,194 +232,3 @@ def test_before_anything_is_fitted_there_are_none():
     manifold = FixedRankFactored(60, 50, 3, depth=1)
     assert at_truth(known, factors, manifold, loss=0.31**2)[0] is None
     assert at_truth(known, factors, manifold, loss=0.29**2)[0] is not None
-
-
-# -- alternating least squares ---------------------------------------------------------------------
-
-
-def test_a_sweep_fits_each_row_by_damped_least_squares(randn):
-    known, _ = planted()
-    start = spectral_start(known, 3)
-    found = alternating_start(known, 3, most=1)
-    X, mask = np.zeros((60, 50)), np.zeros((60, 50), dtype=bool)
-    X[known.rows, known.cols], mask[known.rows, known.cols] = known.values, True
-
-    def fitted(A, B, X, mask):
-        """Rows a of least Σ_j (x_j − ⟨a, B_j⟩)² + δμ|a − A_i|²."""
-        damping = np.square((A @ B.T - X)[mask]).sum() / np.square(X[mask]).sum()
-        mean = sum(np.trace(B[row].T @ B[row]) for row in mask) / (3 * len(A))
-        root = np.sqrt(damping * mean) * np.eye(3)
-        rows = []
-        for a, x, row in zip(A, X, mask, strict=True):
-            system = np.concatenate([B[row], root]), np.concatenate([x[row], root @ a])
-            rows.append(np.linalg.lstsq(*system, rcond=None)[0])
-        return np.stack(rows)
-
-    A, V = fitted((start.U @ start.S).numpy(), start.V.numpy(), X, mask), start.V.numpy()
-    U, S = np.linalg.qr(A)
-    B = fitted(V @ S.T, U, X.T, mask.T)
-    np.testing.assert_allclose(found.dense(), U @ B.T, atol=1e-10)
-    assert float((found.U.mT @ found.U - torch.eye(3)).norm()) < 1e-13
-    assert float((found.V.mT @ found.V - torch.eye(3)).norm()) < 1e-13
-
-
-def test_sweeps_end_once_they_are_enough_or_do_not_pay(monkeypatch):
-    known, _ = planted(shape=(200, 150))
-
-    def residual(point):
-        return (
-            float(
-                known.pair_loss(point.U @ point.S, point.V) / known.pair_loss(0 * point.U, point.V)
-            )
-            ** 0.5
-        )
-
-    counted = []
-    of_known = MatrixCompletion.inverse_blocks
-    monkeypatch.setattr(
-        MatrixCompletion,
-        "inverse_blocks",
-        lambda self, *given, **options: counted.append(1) or of_known(self, *given, **options),
-    )
-    assert residual(alternating_start(known, 3, most=9, enough=0.02)) < 0.02
-    assert 4 <= len(counted) < 18
-    counted.clear()
-    noise = known.with_values(torch.randn(len(known.values), dtype=F64))
-    alternating_start(noise, 3, most=9)
-    assert len(counted) == 4, "the second has not halved the loss"
-    start, same = spectral_start(known, 3), alternating_start(known, 3, most=0)
-    assert torch.equal(same.U, start.U)
-    assert torch.equal(same.S, start.S)
-
-
-def test_what_has_no_blocks_has_the_spectral_start(randn):
-    problem = MatrixApproximation(randn(6, 5))
-    start, same = spectral_start(problem, 2), alternating_start(problem, 2)
-    assert torch.equal(same.dense(), start.dense())
-    with pytest.raises(ValueError, match=r"most must be an integer >= 0; got -1"):
-        alternating_start(problem, 2, most=-1)
-
-
-def test_conjugate_gradients_need_fewer_steps_from_there():
-    known, _ = planted(shape=(400, 300))
-    tol = 1e-8 * float(known.values.norm())
-    starts = alternating_start(known, 3), spectral_start(known, 3)
-    near, far = (minimize(known, start, tol=tol) for start in starts)
-    assert bool(near.converged)
-    assert near.iterations < 0.85 * far.iterations
-
-
-# -- in solvers ------------------------------------------------------------------------------------
-
-
-def test_steps_are_fewer_than_without():
-    known, _ = planted(shape=(400, 300), oversampling=3.0)
-    tol = 1e-8 * float(known.values.norm())
-    start = spectral_start(known, 3)
-    few, many = (
-        minimize(known, start, tol=tol, preconditioner=which) for which in ("blocks", None)
-    )
-    assert bool(few.converged)
-    assert bool(many.converged)
-    assert few.iterations < 0.7 * many.iterations
-    auto = minimize(known, start, tol=tol)
-    assert torch.equal(auto.point.U, few.point.U)
-
-
-def test_what_is_ill_conditioned_is_found_in_fewer_steps():
-    known, (U, sigma, V) = planted(shape=(300, 300), rank=5, condition=10.0)
-    tol, start = 1e-8 * float(known.values.norm()), spectral_start(known, 5)
-    found = minimize(known, start, tol=tol, max_iter=100)
-    assert float((found.point.dense() - (U * sigma) @ V.mT).norm()) < 1e-6 * float(sigma.norm())
-    plain = minimize(known, start, tol=tol, max_iter=200, preconditioner=None)
-    assert found.iterations < 0.6 * plain.iterations
-
-
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
-def test_a_state_with_blocks_goes_on_to_the_same_bits(solver, tmp_path):
-    known, _ = planted()
-    manifold = FixedRankFactored(60, 50, 3, depth=1)
-    start = spectral_start(known, 3)
-    x = manifold.parameter(manifold.pack_point(start.U, start.S, start.V))
-    optimizer = solver([x], problem=known, preconditioner="blocks")
-    for _ in range(4):
-        optimizer.step()
-    torch.save({"x": x.detach().clone(), "state": optimizer.state_dict()}, tmp_path / "state.pt")
-    assert float(optimizer.state[x]["blocks_used"]) == 1
-    assert not torch.equal(optimizer.state[x]["blocks_at"], x), "they are of an earlier point"
-    straight = [float(optimizer.step()) for _ in range(4)]
-    kept = torch.load(tmp_path / "state.pt")
-    y = manifold.parameter(kept["x"].as_subclass(torch.Tensor))
-    other = solver([y], problem=known, preconditioner="blocks")
-    other.load_state_dict(kept["state"])
-    assert [float(other.step()) for _ in range(4)] == straight
-    assert torch.equal(x.detach(), y.detach())
-    for _ in range(4):
-        optimizer.step()  # to blocks of another point
-    kept = torch.load(tmp_path / "state.pt")
-    x.data.copy_(kept["x"])
-    optimizer.load_state_dict(kept["state"])
-    assert [float(optimizer.step()) for _ in range(4)] == straight
-
-
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
-def test_each_matrix_of_a_batch_has_its_own_blocks(solver):
-    """Also those that begin to use them later, or are done before."""
-    known, _ = planted(oversampling=4.0)
-    values = torch.stack([planted(seed, oversampling=4.0)[0].values for seed in range(3)])
-    near = planted()[1]
-    batch = known.with_values(values)
-    manifold = FixedRankFactored(60, 50, 3, depth=1)
-    U, sigma, V = near
-    start = manifold.pack_point(U, torch.diag(sigma), V)
-    x = manifold.parameter(start.expand(3, *start.shape).clone())
-    optimizer = solver([x], problem=batch, preconditioner="blocks", tol=1e-9)
-    for _ in range(12):
-        optimizer.step()
-    for i in range(3):
-        alone = manifold.parameter(start.clone())
-        single = solver(
-            [alone], problem=known.with_values(values[i]), preconditioner="blocks", tol=1e-9
-        )
-        for _ in range(12):
-            single.step()
-        assert float(optimizer.loss[i]) == pytest.approx(float(single.loss), rel=1e-6, abs=1e-18)
-
-
-def test_outliers_and_ridges(randn):
-    known, _ = planted()
-    robust = RobustCompletion(known.rows, known.cols, known.values, known.shape, delta=0.02)
-    for problem in (robust, Ridge(known, 0.01)):
-        start = spectral_start(problem, 3)
-        few, many = (
-            minimize(problem, start, tol=1e-9, max_iter=400, preconditioner=which)
-            for which in ("blocks", None)
-        )
-        assert bool(few.converged)
-        assert float(few.loss) <= float(many.loss) * (1 + 1e-9)
-        assert few.iterations <= many.iterations
-
-
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
-def test_what_blocks_need_is_said(solver, randn):
-    known, _ = planted()
-    y = torch.nn.Parameter(torch.ones(3, dtype=F64))
-    with pytest.raises(ValueError, match=r"preconditioner must be a function .* got \'rows\'"):
-        solver([y], preconditioner="rows")
-    with pytest.raises(ValueError, match=r'preconditioner="blocks" needs problem=\.\.\.'):
-        solver([y], preconditioner="blocks")
-    manifold = FixedRankFactored(60, 50, 3, depth=2)
-    x = manifold.parameter(manifold.origin(dtype=F64))
-    with pytest.raises(ValueError, match=r"belongs to the embedded metric, depth=1; got"):
-        solver([x], problem=known, preconditioner="blocks")
-    optimizer = solver([x], problem=known)
-    optimizer.step()
-    assert "blocks_used" not in optimizer.state[x], '"auto" takes none'
-    manifold = FixedRankFactored(6, 5, 2, depth=1)
-    problem = MatrixApproximation(randn(6, 2) @ randn(2, 5) + 0.01 * randn(6, 5))
-    x = manifold.parameter(manifold.origin(dtype=F64))
-    solver([x], problem=problem).step()
-    near = manifold.parameter(manifold.from_dense(problem.X).as_subclass(torch.Tensor))
-    optimizer = solver([near], problem=problem, preconditioner="blocks")
-    with pytest.raises(ValueError, match=r"rows meet in no term.* got MatrixApproximation"):
-        optimizer.step()

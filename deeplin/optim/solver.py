@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from deeplin.geometry import DepthMetric
 from deeplin.manifolds import FixedRankFactored
 from deeplin.optim.blocks import BlockPreconditioner
+from deeplin.optim.fixed_rank import TangentFixedRank
 from deeplin.optim.objectives import Closure, ClosureObjective, Objective, ProblemObjective
 from deeplin.optim.space import Space, Vector, manifold_of
 from deeplin.problems import Problem
@@ -85,7 +85,7 @@ class Solver(torch.optim.Optimizer):
                 "ShardedCompletion and a point on ShardedFixedRank of one group, or neither."
             )
 
-        embedded = manifold.metric == DepthMetric(1)
+        embedded = TangentFixedRank(manifold).embedded
         if preconditioner == "blocks" and not embedded:
             raise ValueError(
                 f'{type(self).__name__}: preconditioner="blocks" belongs to the embedded metric, '

@@ -26,10 +26,10 @@ def alternating_start(
 
     A sweep takes A = US to A − (∇f(W)V)_i (G_i + δμ)⁻¹, row by row (`Problem.inverse_blocks`), and
     B = VSᴴ likewise, δ = f(W)/f(0), orthonormalised between: of completion the least squares fit of
-    each row while nothing fits is held back. It ends after `most` of them, once √(f(W)/f(0)) is at
-    most `enough`, or where a sweep has not halved f. Large completions of few entries a row begin
-    so far closer to the solution than the singular vectors are. A problem without blocks has the
-    spectral start.
+    each row, held back while nothing fits. It ends after `most` of them, once √(f/f(0)) in the
+    middle of one is at most `enough`, or where f there is not half of what it was in the last.
+    Large completions of few entries a row begin so far closer to the solution than the singular
+    vectors are. A problem without blocks has the spectral start.
 
     Source: completion: [JNS13], AltMinComplete; damping and its size ours.
     Shapes: a point of factors (*batch, m, r), (*batch, r, r), (*batch, n, r).
@@ -57,12 +57,16 @@ def _swept(problem: Problem, point: Point, at_zero: Tensor) -> tuple[Point, Tens
     U, S, V = point.U, point.S, point.V
     turn = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device).expand(S.shape)
     loss, GV, _ = problem.loss_and_products(U, S, V)
-    inverses = problem.inverse_blocks(U, S, V, (loss / at_zero).nan_to_num(nan=1.0).clamp(max=1.0))
+    inverses = problem.inverse_blocks(U, S, V, _damping(loss, at_zero))
     if inverses is None:
         return None
     U, S = tall_qr(U @ S - inverses[0](GV, turn), problem.group)
     loss, _, GhU = problem.loss_and_products(U, S, V)
-    inverses = problem.inverse_blocks(U, S, V, (loss / at_zero).nan_to_num(nan=1.0).clamp(max=1.0))
+    inverses = problem.inverse_blocks(U, S, V, _damping(loss, at_zero))
     assert inverses is not None
     V, R = tall_qr(V @ S.mH - inverses[1](GhU, turn), problem.group)
     return Point(U, R.mH, V, group=problem.group), loss
+
+
+def _damping(loss: Tensor, at_zero: Tensor) -> Tensor:
+    return (loss / at_zero).nan_to_num(nan=1.0).clamp(max=1.0)
