@@ -98,15 +98,26 @@ def test_a_state_with_blocks_goes_on_to_the_same_bits(solver, tmp_path):
 def test_each_matrix_of_a_batch_has_its_own_blocks(solver):
     """Also those that begin to use them later, or are done before."""
     known, _ = planted(oversampling=4.0)
-    values = torch.stack([planted(seed, oversampling=4.0)[0].values for seed in range(3)])
-    near = planted()[1]
+    truths = [planted(seed)[1] for seed in range(3)]
+    values = torch.stack(
+        [((U * sigma)[known.rows] * V[known.cols]).sum(-1) for U, sigma, V in truths]
+    )
     batch = known.with_values(values)
     manifold = FixedRankFactored(60, 50, 3, depth=1)
-    U, sigma, V = near
-    start = manifold.pack_point(U, torch.diag(sigma), V)
-    x = manifold.parameter(start.expand(3, *start.shape).clone())
+    near = spectral_start(known.with_values(values[1]), 3)
+    starts = [
+        manifold.pack_point(U, S, V)
+        for U, S, V in (
+            (truths[0][0], torch.diag(truths[0][1]), truths[0][2]),
+            (near.U, near.S, near.V),
+            (truths[1][0], 0.1 * torch.diag(truths[2][1]), truths[0][2]),
+        )
+    ]
+    x = manifold.parameter(torch.stack(starts))
     optimizer = solver([x], problem=batch, preconditioner="blocks", tol=1e-9)
-    for _ in range(12):
+    optimizer.step()
+    assert not bool(optimizer.state[x]["blocks_used"].all())
+    for _ in range(11):
         optimizer.step()
     assert bool(optimizer.state[x]["blocks_used"].all())
     y = manifold.parameter(x.detach().clone())
@@ -114,7 +125,7 @@ def test_each_matrix_of_a_batch_has_its_own_blocks(solver):
     auto.step()
     assert "blocks_used" not in auto.state[y], "by itself a batch has none"
     for i in range(3):
-        alone = manifold.parameter(start.clone())
+        alone = manifold.parameter(starts[i].clone())
         single = solver(
             [alone], problem=known.with_values(values[i]), preconditioner="blocks", tol=1e-9
         )
