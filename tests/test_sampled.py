@@ -30,6 +30,14 @@ def places(request, monkeypatch):
     return made
 
 
+@pytest.fixture(params=[1, 2], ids="{} threads".format)
+def threads(request):
+    """A matrix is one thread's, or several share it: then a batch of two is one thread's each."""
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
 def dense(places, entries):
     """The sparse matrix itself, by numpy."""
     E = np.zeros((*entries.shape[:-1], M, N), dtype=entries.numpy().dtype)
@@ -50,6 +58,7 @@ def draws(randn, *batch, k=3, dtype=F64):
 
 @pytest.mark.parametrize("batch", [(), (1,), (2, 3)], ids=str)
 @pytest.mark.parametrize("k", [1, 4, 5, 35])
+@pytest.mark.usefixtures("threads")
 def test_products_are_those_of_dense_matrices(places, randn, k, batch):
     A, B, e = draws(randn, *batch, k=k)
     E, close = dense(places, e), {"rtol": 1e-13, "atol": 1e-13}
@@ -62,6 +71,7 @@ def test_products_are_those_of_dense_matrices(places, randn, k, batch):
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
 @pytest.mark.parametrize(("k", "dtype"), [(1, F64), (5, F64), (16, F64), (5, torch.float32)])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.usefixtures("threads")
 def test_products_along_tangent_vectors(places, randn, k, dtype, batch, weighted):
     U, V, e = (part.to(dtype) for part in draws(randn, *batch, k=k))
     Up, Vp, _ = (part.to(dtype) for part in draws(randn, *batch, k=k))
@@ -162,15 +172,19 @@ def test_one_graph(randn):
 @needs_compiler
 @pytest.mark.parametrize("places", ["compiled", "blocks"], indirect=True)
 @pytest.mark.parametrize("k", [2, 40])
+@pytest.mark.parametrize("others", [0, 3])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_one_pass_gives_the_numbers_of_several(places, randn, k, weighted):
+@pytest.mark.usefixtures("threads")
+def test_one_pass_gives_the_numbers_of_several(places, randn, k, others, weighted):
     A, B, y = draws(randn, k=k)
+    Q = draws(randn, k=others or k)[0]
     w = randn(len(ROWS)).square() if weighted else None
     d = sampled.sample(places, A, B) - y
-    e, EB, loss = sampled.residual_times(places, A, B, y, w)
+    EB, EhQ, loss = sampled.residual_times(places, A, B, Q, y, w)
     wanted = d if w is None else w * d
-    torch.testing.assert_close(e, wanted)
-    torch.testing.assert_close(EB, dense(places, wanted) @ B)
+    E = dense(places, wanted)
+    torch.testing.assert_close(EB, E @ B)
+    torch.testing.assert_close(EhQ, E.mT @ Q)
     torch.testing.assert_close(loss, 0.5 * wanted @ d)
     x = d + y
     square = sampled.square_sum(places, A, B, w)
@@ -185,9 +199,9 @@ def test_threads_change_no_bit(randn):
     A, B, y = randn(301, 2), randn(301, 2), randn(200_000)
 
     def all_of_them():
-        e, EB, loss = sampled.residual_times(places, A, B, y, None)
+        EB, EhA, loss = sampled.residual_times(places, A, B, B, y, None)
         batch = sampled.sample(places, torch.stack([A, B, A]), B)
-        return e, EB, loss, sampled.adjoint_times(places, e, A), batch
+        return EB, EhA, loss, sampled.adjoint_times(places, y, A), batch
 
     one = all_of_them()
     torch.set_num_threads(2)

@@ -227,20 +227,24 @@ class MatrixCompletion(Problem):
             the errors and GP take one.
         """
         if P is B and self._one_pass(A, B, Q):
-            errors, GP, _ = sampled.residual_times(self._pattern, A, B, self._values, self._weights)
-            return GP, sampled.adjoint_times(self._pattern, errors, Q)
+            GP, GhQ, _ = self._products(A, B, Q)
+            return GP, GhQ
         errors = sampled.sample(self._pattern, A, B) - self._values
         return self._times(self._slope(errors, self._weights), P, Q)
 
     def loss_and_products(
         self, U: Tensor, S: Tensor, V: Tensor
     ) -> tuple[Float[Tensor, "*#batch"], Tensor, Tensor]:
-        """(f, GV, GᴴU), f and GV from one pass over the known entries."""
+        """(f, GV, GᴴU) from one pass over the known entries, two where threads share them."""
         if not self._one_pass(U, S, V):
             return super().loss_and_products(U, S, V)
         US = U * S[..., None, :] if S.ndim < V.ndim else U @ S
-        errors, GV, loss = sampled.residual_times(self._pattern, US, V, self._values, self._weights)
-        return loss, GV, sampled.adjoint_times(self._pattern, errors, U)
+        GV, GhU, loss = self._products(US, V, U)
+        return loss, GV, GhU
+
+    def _products(self, A: Tensor, B: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(GB, GᴴQ, f) at ABᴴ."""
+        return sampled.residual_times(self._pattern, A, B, Q, self._values, self._weights)
 
     def egrad_at(self, A: Tensor, B: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """As `Problem.egrad_at`; the errors are computed once."""
@@ -314,7 +318,7 @@ class MatrixCompletion(Problem):
     def hessian_at(
         self, U: Tensor, S: Tensor, V: Tensor
     ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """As `Problem.hessian_at`, in two passes over the known entries."""
+        """As `Problem.hessian_at`, by `sampled.TangentProducts`."""
         errors = sampled.sample(self._pattern, U @ S, V) - self._values
         weights = self._curvatures(errors)
         tensors = U, V, self._slope(errors, self._weights)

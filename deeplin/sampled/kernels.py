@@ -17,6 +17,7 @@ from deeplin.sampled.places import Places
 
 __all__ = [
     "WIDEST",
+    "alone",
     "available",
     "block_times",
     "both_times",
@@ -39,8 +40,8 @@ class _Job(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("bounds", "starts", "index", "place", "A", "B"),
-                *("value", "weight", "second", "entry", "out", "sums"),
+                *("bounds", "starts", "index", "place", "A", "B", "Q"),
+                *("value", "weight", "second", "entry", "out", "back", "sums"),
             )
         ),
         ("value_stride", ctypes.c_long),
@@ -146,38 +147,52 @@ def _padded(A: Tensor, vectors: int) -> Tensor:
     return wide
 
 
+def alone(batch: int) -> bool:
+    """Whether each matrix of so many is one thread's, which may then add to the rows of all columns.
+
+    What it adds in the order of the rows are the sums, to the bit, that a pass over the transpose
+    gives: threads change nothing.
+    """
+    return batch >= torch.get_num_threads()
+
+
 def products(
     places: Places,
-    B: Float[Tensor, "batch n k"],
+    B: Float[Tensor, "batch n k"] | None,
     *,
     A: Float[Tensor, "batch m k"] | None = None,
+    Q: Float[Tensor, "batch m k"] | None = None,
     entries: Float[Tensor, "batch p"] | None = None,
     values: Float[Tensor, "#batch p"] | None = None,
     weights: Float[Tensor, " p"] | None = None,
     keep: bool = True,
     times: bool = False,
     sums: bool = False,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(E, EB, sums): one pass over the places.
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(E, EB, EᵀQ, sums): one pass over the places.
 
     E has the numbers `entries`, or weights·d where A is given, d = ⟨A_i, B_j⟩ − values, and then
-    the sums are Σ weights·d². What is not asked for is None. Threads change no bit.
+    the sums are Σ weights·d². What is not asked for is None; EᵀQ may be where `alone` says so, of
+    places that have none of their own. Threads change no bit.
 
-    Shapes: E (batch, p), EB (batch, m, k), sums (batch,) in float64; all contiguous, k at most
-        `WIDEST` vectors.
+    Shapes: E (batch, p), EB (batch, m, k), EᵀQ (batch, n, k), sums (batch,) in float64; all
+        contiguous, k at most `WIDEST` vectors.
     """
-    batch, _, k = B.shape
-    wide = _padded(B, -(-k * B.element_size() // _VECTOR_BYTES))
-    left = None if A is None else _padded(A, wide.shape[-1] * B.element_size() // _VECTOR_BYTES)
+    like = B if B is not None else Q
+    assert like is not None
+    (batch, _, k), vectors = like.shape, -(-like.shape[-1] * like.element_size() // _VECTOR_BYTES)
+    left, right, beside = (None if part is None else _padded(part, vectors) for part in (A, B, Q))
+    width = vectors * _VECTOR_BYTES // like.element_size()
     if A is not None and keep:
-        entries = B.new_empty((batch, len(places.index)))
-    out = B.new_empty((batch, places.rows, wide.shape[-1])) if times else None
+        entries = like.new_empty((batch, len(places.index)))
+    out = like.new_empty((batch, places.rows, width)) if times else None
+    back = None if Q is None else like.new_zeros((batch, places.columns, width))
     chunks = len(places.bounds) - 1
     totals = torch.zeros((batch, chunks), dtype=torch.float64) if sums else None
-    _prepared(places, left, wide, values, weights, None, entries, totals)(out)
+    _prepared(places, left, right, beside, values, weights, None, entries, totals)(out, back)
     return (
         entries if keep else None,
-        None if out is None else out[..., :k].contiguous(),
+        *(None if part is None else part[..., :k].contiguous() for part in (out, back)),
         None if totals is None else totals.sum(1),
     )
 
@@ -194,19 +209,21 @@ def both_times(
     B: Float[Tensor, "batch n w"],
     second: Float[Tensor, "batch p"],
     weights: Float[Tensor, " p"] | None,
-) -> Callable[[], Float[Tensor, "batch m w"]]:
-    """A function of nothing that gives [EP, FQ] of what stands in A and in B = [P, Q] then.
+    Q: Float[Tensor, "batch m w"] | None = None,
+) -> Callable[[], tuple[Float[Tensor, "batch m w"], Float[Tensor, "batch n w"] | None]]:
+    """A function of nothing that gives ([EP, FP'], [EᵀR, FᵀR']) of what stands in A, B, Q then.
 
-    E has weights·⟨A_i, B_j⟩ at the places, F the numbers `second`.
+    E has weights·⟨A_i, B_j⟩ at the places, F the numbers `second`; B = [P, P'], Q = [R, R'].
 
-    Shapes: halves of `half_width` columns; w at most `WIDEST` vectors; all contiguous.
+    Shapes: halves of `half_width` columns; w at most `WIDEST` vectors; all contiguous. Q where
+        `products` takes one.
     """
-    go = _prepared(places, A, B, None, weights, second, None, None)
+    go = _prepared(places, A, B, Q, None, weights, second, None, None)
 
-    def times() -> Tensor:
-        out = torch.empty_like(A)
-        go(out)
-        return out
+    def times() -> tuple[Tensor, Tensor | None]:
+        out, back = torch.empty_like(A), None if Q is None else torch.zeros_like(B)
+        go(out, back)
+        return out, back
 
     return times
 
@@ -214,31 +231,35 @@ def both_times(
 def _prepared(
     places: Places,
     A: Tensor | None,
-    B: Tensor,
+    B: Tensor | None,
+    Q: Tensor | None,
     values: Tensor | None,
     weights: Tensor | None,
     second: Tensor | None,
     entries: Tensor | None,
     sums: Tensor | None,
-) -> Callable[[Tensor | None], None]:
-    """A pass of the compiled loops, which writes to `out`; all rows are whole vectors."""
-    batch, chunks = len(B), len(places.bounds) - 1
-    tensors = (places.bounds, places.starts, places.index, places.place, A, B)
+) -> Callable[[Tensor | None, Tensor | None], None]:
+    """A pass of the compiled loops, which writes to `out` and adds to `back`; rows whole vectors."""
+    like = B if B is not None else Q
+    assert like is not None
+    batch, chunks, each = len(like), len(places.bounds) - 1, alone(len(like))
+    assert Q is None or (each and places.place is None), "threads add to the same rows"
+    tensors = (places.bounds, places.starts, places.index, places.place, A, B, Q)
     job = _Job(
         *(places.rows, places.columns, len(places.index), places.blocks, chunks),
-        *map(_pointer, (*tensors, values, weights, second, entries, None, sums)),
+        *map(_pointer, (*tensors, values, weights, second, entries, None, None, sums)),
         0 if values is None or len(values) == 1 else len(places.index),
     )
     job.tensors = (tensors, values, weights, second, entries, sums)  # which live as long as it does
-    loops = _loops(B.shape[-1] * B.element_size() // _VECTOR_BYTES, _REALS[B.dtype]).products
-    each = batch >= torch.get_num_threads()
+    vectors = like.shape[-1] * like.element_size() // _VECTOR_BYTES
+    loops = _loops(vectors, _REALS[like.dtype]).products
 
     def part(begin: int, stop: int) -> None:
         ranges = (begin, stop, 0, chunks) if each else (0, batch, begin, stop)
         loops(ctypes.byref(job), *map(ctypes.c_long, ranges))
 
-    def go(out: Tensor | None) -> None:
-        job.out = _pointer(out)
+    def go(out: Tensor | None, back: Tensor | None) -> None:
+        job.out, job.back = _pointer(out), _pointer(back)
         in_parts(part, batch if each else chunks)
 
     return go

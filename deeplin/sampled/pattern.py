@@ -13,9 +13,10 @@ from deeplin.sampled.places import Places
 
 __all__ = ["Pattern"]
 
-# Columns in a block. The first holds so many rows of a factor in the second cache: with ten columns
-# of float64 0.8 MB. The second holds also a line of the numbers for each of them, and its page.
-_FIRST, _SECOND = 8192, 1536
+# Columns in a block. The second cache holds so many rows of two factors, one of which is added to:
+# with ten columns of float64 0.8 MB; or, of the transpose, of one factor, and a line of the numbers
+# for each of them, and its page.
+_FIRST, _SECOND = 4096, 1536
 # A block needs so many places in each row to be worth its pass over the rows.
 _PER_ROW = 8
 # Places in a chunk of rows, the least that a thread takes.

@@ -19,11 +19,13 @@ struct job {
     const int32_t *index;   /* the column of each place */
     const int32_t *place;   /* where its number stands in `entry`; NULL: in this order */
     const REAL *A, *B;      /* samples are ⟨A_i, B_j⟩; A is NULL where `entry` is given */
+    const REAL *Q;          /* the rows of what Eᵀ is multiplied with, or NULL */
     const REAL *value;      /* what is subtracted from the samples, or NULL */
     const REAL *weight;     /* what the differences are multiplied with, or NULL */
-    const REAL *second;     /* other numbers at the places, for the second half of B; or NULL */
+    const REAL *second;     /* F, other numbers at the places, for second halves; or NULL */
     REAL *entry;            /* E, read or (unless NULL) written */
-    REAL *out;              /* EB, or NULL; with `second`, F: [E·B's first half, F·B's second] */
+    REAL *out;              /* EB, or NULL; with `second` [E·B's first half, F·B's second] */
+    REAL *back;             /* to which EᵀQ is added, by one thread, with `second` likewise; or NULL */
     double *sums;           /* per chunk Σ e·d, d the differences, or NULL */
     long value_stride;      /* from matrix to matrix of the batch: 0 or entries */
 };
@@ -42,7 +44,7 @@ INLINE REAL across(lanes v)
 /* Numbers `from` to `from + count` of one row, at most TILE: E's, from samples or as given. */
 INLINE void row_tile(const struct job *j, const lanes *a, const lanes *B, REAL *entry,
                      const REAL *value, const REAL *second, long from, int count, lanes *out,
-                     double *sum)
+                     const lanes *q, lanes *back, double *sum)
 {
     const int32_t *index = j->index + from;
     REAL x[TILE], e[TILE];
@@ -95,13 +97,21 @@ INLINE void row_tile(const struct job *j, const lanes *a, const lanes *B, REAL *
             for (int v = 0; v < V; v++)
                 out[v] += e[l] * b[v];
         }
+    if (back)
+        for (int l = 0; l < count; l++) {
+            lanes *to = back + (long)index[l] * V;
+            for (int v = 0; v < V; v++)
+                to[v] += (second && v >= V / 2 ? second[from + l] : e[l]) * q[v];
+        }
 }
 
 INLINE void chunk(const struct job *j, long matrix, long block, long c)
 {
     const lanes *A = j->A ? (const lanes *)j->A + matrix * j->rows * V : 0;
     const lanes *B = (const lanes *)j->B + matrix * j->columns * V;
+    const lanes *Q = j->back ? (const lanes *)j->Q + matrix * j->rows * V : 0;
     lanes *out = j->out ? (lanes *)j->out + matrix * j->rows * V : 0;
+    lanes *back = j->back ? (lanes *)j->back + matrix * j->columns * V : 0;
     REAL *entry = j->entry ? j->entry + matrix * j->entries : 0;
     const REAL *value = j->value ? j->value + matrix * j->value_stride : 0;
     const REAL *second = j->second ? j->second + matrix * j->entries : 0;
@@ -109,15 +119,18 @@ INLINE void chunk(const struct job *j, long matrix, long block, long c)
 
     for (long i = j->bounds[c]; i < j->bounds[c + 1]; i++) {
         const int64_t *start = j->starts + block * j->rows + i;
-        lanes a[V], sum[V];
+        lanes a[V], q[V], sum[V];
         for (int v = 0; v < V; v++) {
             if (A)
                 a[v] = A[i * V + v];
+            if (back)
+                q[v] = Q[i * V + v];
             sum[v] = out && block ? out[i * V + v] : (lanes){0};
         }
         for (long l = start[0]; l < start[1]; l += TILE) {
             int count = start[1] - l < TILE ? (int)(start[1] - l) : TILE;
-            row_tile(j, A ? a : 0, B, entry, value, second, l, count, out ? sum : 0, total);
+            row_tile(j, A ? a : 0, B, entry, value, second, l, count, out ? sum : 0, q, back,
+                     total);
         }
         if (out)
             for (int v = 0; v < V; v++)

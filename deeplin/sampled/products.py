@@ -86,32 +86,39 @@ def residual_times(
     pattern: Pattern,
     A: Float[Tensor, "m k"],
     B: Float[Tensor, "n k"],
+    Q: Float[Tensor, "m k"],
     values: Float[Tensor, " p"],
     weights: Float[Tensor, " p"] | None,
-) -> tuple[Float[Tensor, " p"], Float[Tensor, "m k"], Float[Tensor, ""]]:
-    """(e, EB, ½Σ e·d), e = weights·d and d = (ABᴴ − values at the places), in one pass.
+) -> tuple[Float[Tensor, "m k"], Float[Tensor, "n k"], Float[Tensor, ""]]:
+    """(EB, EᴴQ, ½Σ e·d), e = weights·d and d = (ABᴴ − values at the places), in one pass, or two.
+
+    In two where several threads share the places, or Q is of another width.
 
     No derivatives; where `one_pass` holds.
     """
-    parts = _parts(A, B)
-    if len(parts) > 1:
+    if len(_parts(A, B)) > 1:
         e = sample(pattern, A, B) - values
         square = (e if weights is None else weights * e) @ e
         e = e if weights is None else weights * e
-        return e, sparse_times(pattern, e, B), 0.5 * square
-    e, EB, sums = kernels.products(
+        return sparse_times(pattern, e, B), adjoint_times(pattern, e, Q), 0.5 * square
+    once = kernels.alone(1) and Q.shape == A.shape
+    e, EB, EhQ, sums = kernels.products(
         pattern.first,
         B[None],
         A=A[None],
+        Q=Q[None] if once else None,
         values=values[None],
         weights=weights,
+        keep=not once,
         times=True,
         sums=True,
     )
-    assert e is not None
     assert EB is not None
     assert sums is not None
-    return e[0], EB[0], 0.5 * sums[0].to(A.dtype)
+    if EhQ is None:
+        assert e is not None
+        EhQ = adjoint_times(pattern, e, Q[None])
+    return EB[0], EhQ[0], 0.5 * sums[0].to(A.dtype)
 
 
 def square_sum(
@@ -129,7 +136,7 @@ def square_sum(
         return (x if weights is None else weights * x) @ x
     sums = kernels.products(
         pattern.first, B[None], A=A[None], weights=weights, keep=False, sums=True
-    )[2]
+    )[3]
     assert sums is not None
     return sums[0].to(A.dtype)
 
@@ -292,10 +299,19 @@ def _sampled(pattern: Pattern, A: Tensor, B: Tensor) -> Tensor:
 
 
 def _multiplied(pattern: Pattern, e: Tensor, P: Tensor, adjoint: bool) -> Tensor:
-    places = pattern.second if adjoint else pattern.first
+    rows = pattern.shape[adjoint]
     if not P.shape[-1] or not pattern.size:
-        return P.new_zeros((len(P), places.rows, P.shape[-1]))
-    if pattern.compiled and kernels.fits(e, P):
+        return P.new_zeros((len(P), rows, P.shape[-1]))
+    compiled = pattern.compiled and kernels.fits(e, P)
+    if adjoint and compiled and kernels.alone(len(P)):
+        e = e.contiguous()
+        parts = [
+            kernels.products(pattern.first, None, Q=part, entries=e, keep=False)[2]
+            for (part,) in _parts(P)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)  # pyright: ignore
+    places = pattern.second if adjoint else pattern.first
+    if compiled:
         e = e.contiguous()
         parts = [
             kernels.products(places, part, entries=e, keep=False, times=True)[1]

@@ -18,13 +18,14 @@ class TangentProducts:
     """(M, U_p, V_p) ↦ (HV, HᴴU, GV_p, GᴴU_p) along ξ = UMVᴴ + U_pVᴴ + UV_pᴴ.
 
     H has the samples of ξ, times `weights`, at the places of the pattern, G the numbers `entries`.
-    The samples are computed in each of the two orders, where keeping them in one and fetching them
-    in the other would wait for the memory. What does not change from product to product is laid
-    out once. No derivatives; where `fits` holds.
+    Where a thread has a matrix to itself that is one pass. Else the samples are computed in each of
+    the two orders, where keeping them in one and fetching them in the other would wait for the
+    memory. What does not change from product to product is laid out once. No derivatives; where
+    `fits` holds.
 
     Shapes: U (*batch, m, r), V (*batch, n, r), entries (*batch, p), weights (p,), in the order of
         the pattern.
-    Cost: two passes of 4r numbers a place.
+    Cost: a pass of 6r numbers a place, or two of 4r.
     """
 
     def __init__(
@@ -35,13 +36,16 @@ class TangentProducts:
         entries: Float[Tensor, "*batch p"],
         weights: Float[Tensor, " p"] | None,
     ):
-        order = pattern.second.place
-        assert order is not None
-        order = order.long()
-        second = None if weights is None else weights[order]
         e = entries.reshape(-1, entries.shape[-1]).contiguous()
-        self._rows = _Side(pattern.first, U, V, e, weights)
-        self._columns = _Side(pattern.second, V, U, e[:, order], second)
+        self._columns: _Side | None = None
+        self._once = kernels.alone(len(e))
+        self._rows = _Side(pattern.first, U, V, e, weights, both=self._once)
+        if not self._once:
+            order = pattern.second.place
+            assert order is not None
+            order = order.long()
+            second = None if weights is None else weights[order]
+            self._columns = _Side(pattern.second, V, U, e[:, order], second)
 
     @staticmethod
     def fits(pattern: Pattern, U: Tensor, V: Tensor, entries: Tensor) -> bool:
@@ -57,13 +61,16 @@ class TangentProducts:
         )
 
     def __call__(self, M: Tensor, Up: Tensor, Vp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        HV, GVp = self._rows(M, Up, Vp)
-        HhU, GhUp = self._columns(M.mT, Vp, Up)
+        HV, GVp, *others = self._rows(M, Up, Vp)
+        HhU, GhUp = others if self._columns is None else self._columns(M.mT, Vp, Up)
         return HV, HhU, GVp, GhUp
 
 
 class _Side:
-    """(M, U_p, V_p) ↦ (HV, GV_p), from the places row by row; of Hᵀ and Gᵀ with U and V changed."""
+    """(M, U_p, V_p) ↦ (HV, GV_p), from the places row by row; of Hᵀ and Gᵀ with U and V changed.
+
+    With `both` (HV, GV_p, HᴴU, GᴴU_p).
+    """
 
     def __init__(
         self,
@@ -72,20 +79,29 @@ class _Side:
         V: Tensor,
         entries: Float[Tensor, "batch p"],
         weights: Float[Tensor, " p"] | None,
+        *,
+        both: bool = False,
     ):
         self._U, r = U, U.shape[-1]
         half = kernels.half_width(r, U)
         own, other = slice(0, r), slice(half, half + r)
-        # ξ_ij = ⟨A_i, B_j⟩ with A = [UM + U_p, U] and B = [V, V_p].
-        A, B = (part.new_zeros((*part.shape[:-1], 2 * half)) for part in (U, V))
-        A[..., other], B[..., own] = U, V
+        # ξ_ij = ⟨A_i, B_j⟩ with A = [UM + U_p, U] and B = [V, V_p]; Q = [U, U_p].
+        A, B, Q = (part.new_zeros((*part.shape[:-1], 2 * half)) for part in (U, V, U))
+        A[..., other], B[..., own], Q[..., own] = U, V, U
         self._moving, self._perpendicular = A[..., own], B[..., other]
-        self._own, self._other, self._shape = own, other, A.shape
-        A, B = (part.reshape(-1, *part.shape[-2:]) for part in (A, B))  # views
-        self._times = kernels.both_times(places, A, B, entries, weights)
+        self._beside = Q[..., other] if both else None
+        self._halves, self._shapes = (own, other), (A.shape, B.shape)
+        A, B, Q = (part.reshape(-1, *part.shape[-2:]) for part in (A, B, Q))  # views
+        self._times = kernels.both_times(places, A, B, entries, weights, Q if both else None)
 
-    def __call__(self, M: Tensor, Up: Tensor, Vp: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, M: Tensor, Up: Tensor, Vp: Tensor) -> tuple[Tensor, ...]:
         self._moving.copy_(plus_tall_times(Up, self._U, M))
         self._perpendicular.copy_(Vp)
-        both = self._times().view(self._shape)
-        return both[..., self._own], both[..., self._other]
+        if self._beside is not None:
+            self._beside.copy_(Up)
+        return tuple(
+            found.view(shape)[..., half]
+            for found, shape in zip(self._times(), self._shapes, strict=True)
+            if found is not None
+            for half in self._halves
+        )
