@@ -148,10 +148,10 @@ def _padded(A: Tensor, vectors: int) -> Tensor:
 
 
 def alone(batch: int) -> bool:
-    """Whether each matrix of so many is one thread's, which may then add to the rows of all columns.
+    """Whether each of so many matrices is one thread's, which then may add to rows of its result.
 
-    What it adds in the order of the rows are the sums, to the bit, that a pass over the transpose
-    gives: threads change nothing.
+    What it adds row by row is, to the bit, what a pass over the transpose gives: threads change
+    nothing.
     """
     return batch >= torch.get_num_threads()
 
@@ -190,11 +190,8 @@ def products(
     chunks = len(places.bounds) - 1
     totals = torch.zeros((batch, chunks), dtype=torch.float64) if sums else None
     _prepared(places, left, right, beside, values, weights, None, entries, totals)(out, back)
-    return (
-        entries if keep else None,
-        *(None if part is None else part[..., :k].contiguous() for part in (out, back)),
-        None if totals is None else totals.sum(1),
-    )
+    EB, EtQ = (None if part is None else part[..., :k].contiguous() for part in (out, back))
+    return entries if keep else None, EB, EtQ, None if totals is None else totals.sum(1)
 
 
 def half_width(rank: int, like: Tensor) -> int:
@@ -239,7 +236,7 @@ def _prepared(
     entries: Tensor | None,
     sums: Tensor | None,
 ) -> Callable[[Tensor | None, Tensor | None], None]:
-    """A pass of the compiled loops, which writes to `out` and adds to `back`; rows whole vectors."""
+    """A pass of the compiled loops, which writes `out` and adds to `back`; rows are whole vectors."""
     like = B if B is not None else Q
     assert like is not None
     batch, chunks, each = len(like), len(places.bounds) - 1, alone(len(like))
