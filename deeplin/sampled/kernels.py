@@ -236,7 +236,7 @@ def _prepared(
     entries: Tensor | None,
     sums: Tensor | None,
 ) -> Callable[[Tensor | None, Tensor | None], None]:
-    """A pass of the compiled loops, which writes `out` and adds to `back`; rows are whole vectors."""
+    """A pass of the compiled loops, which writes `out`, adds to `back`; rows are whole vectors."""
     like = B if B is not None else Q
     assert like is not None
     batch, chunks, each = len(like), len(places.bounds) - 1, alone(len(like))
