@@ -212,6 +212,24 @@ def test_threads_change_no_bit(randn):
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+def test_places_that_come_in_order_are_arranged_alike(places):
+    """Sorted by NumPy: row by row in each block of columns, and column by column."""
+    rows, cols = ROWS.numpy(), COLS.numpy()
+    # As they are; row by row, the columns of a row as they are; in order.
+    for given in (np.arange(len(rows)), rows.argsort(stable=True), np.lexsort((cols, rows))):
+        of = sampled.Pattern(ROWS[given], COLS[given], (M, N), compiled=places.compiled)
+        for part, r, c in ((of.first, rows, cols), (of.second, cols, rows)):
+            block = c // -(-part.columns // part.blocks)
+            wanted = np.lexsort((c, r, block))
+            assert part.index.tolist() == c[wanted].tolist()
+            key = (block * part.rows + r)[wanted]
+            starts = np.searchsorted(key, range(part.blocks * part.rows + 1))
+            assert part.starts.tolist() == starts.tolist()
+        assert torch.equal(of.first.index.long(), of.cols)
+        assert torch.equal(of.second.index.long(), of.rows[of.second.place.long()])
+        assert torch.equal(of.rows, ROWS[given][of.order])
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_no_places_and_no_columns(way, randn):
     none = sampled.Pattern(ROWS[:0], COLS[:0], (M, N), compiled=way == "compiled")
