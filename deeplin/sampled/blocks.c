@@ -113,17 +113,28 @@ INLINE void row_times(const REAL *x, const lanes *A, long rank, lanes *out)
             out[v] += x[k] * A[k * V + v];
 }
 
-/* out_i = X_i Q A_i Qᵀ for matrices A as above; X and out with rows of `rank` numbers, Q and `back`,
- * its transpose, with rows of vectors. */
-void times(const REAL *X, const REAL *all, const REAL *Q, const REAL *back, REAL *out, long rank,
-           long begin, long stop)
+/* out_i = X_i Q A_i Qᵀ for the matrices A of `rows` rows, of each of a batch; X, Q and out with rows
+ * of `rank` numbers. */
+void times(const REAL *X, const REAL *all, const REAL *Q, REAL *out, long rank, long rows, long first,
+           long last, long begin, long stop)
 {
-    for (long i = begin; i < stop; i++) {
-        lanes turned[V], x[V];
-        row_times(X + i * rank, (const lanes *)Q, rank, turned);
-        row_times((const REAL *)turned, (const lanes *)all + i * rank * V, rank, x);
-        row_times((const REAL *)x, (const lanes *)back, rank, turned);
+    lanes turn[V * LANES][V], back[V * LANES][V];
+
+    for (long matrix = first; matrix < last; matrix++) {
         for (long k = 0; k < rank; k++)
-            out[i * rank + k] = ((const REAL *)turned)[k];
+            for (int v = 0; v < V; v++)
+                for (int n = 0; n < LANES; n++) {
+                    long l = v * LANES + n;
+                    turn[k][v][n] = l < rank ? Q[(matrix * rank + k) * rank + l] : 0;
+                    back[k][v][n] = l < rank ? Q[(matrix * rank + l) * rank + k] : 0;
+                }
+        for (long i = matrix * rows + begin; i < matrix * rows + stop; i++) {
+            lanes turned[V], x[V];
+            row_times(X + i * rank, turn[0], rank, turned);
+            row_times((const REAL *)turned, (const lanes *)all + i * rank * V, rank, x);
+            row_times((const REAL *)x, back[0], rank, turned);
+            for (long k = 0; k < rank; k++)
+                out[i * rank + k] = ((const REAL *)turned)[k];
+        }
     }
 }

@@ -311,17 +311,19 @@ def block_times(
     Q: Float[Tensor, "batch r r"],
 ) -> Float[Tensor, "batch m r"]:
     """The rows X_iQ times the matrices of `invert`, times Qᵀ."""
-    X, out = X.contiguous(), X.new_empty(X.shape)
-    loops, rank = _blocks(blocks), ctypes.c_long(X.shape[-1])
-    vectors = blocks.shape[-1] * blocks.element_size() // _VECTOR_BYTES
-    turns, back = _padded(Q, vectors), _padded(Q.mT, vectors)
+    batch, m, r = X.shape
+    X, Q, out = X.contiguous(), Q.contiguous(), X.new_empty(X.shape)
+    loops, pointers = (
+        _blocks(blocks).times,
+        [ctypes.c_void_p(t.data_ptr()) for t in (X, blocks, Q, out)],
+    )
+    each = alone(batch)
 
-    def part(parts: tuple[Tensor, ...], begin: int, stop: int) -> None:
-        pointers = [ctypes.c_void_p(t.data_ptr()) for t in parts]
-        loops.times(*pointers, rank, ctypes.c_long(begin), ctypes.c_long(stop))
+    def part(begin: int, stop: int) -> None:
+        ranges = (begin, stop, 0, m) if each else (0, batch, begin, stop)
+        loops(*pointers, *map(ctypes.c_long, (r, m, *ranges)))
 
-    for parts in zip(X, blocks, turns, back, out, strict=True):
-        in_parts(partial(part, parts), X.shape[1])
+    in_parts(part, batch if each else m)
     return out
 
 
