@@ -108,9 +108,9 @@ def _grown(
     share = number("continuation", "share", share, 0, 1)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     point = spectral_start(problem, 1, generator=generator)
-    tol = max(tol, _ROUND_OFF * _size_at_0(problem, point))
+    missing = _size_at_0(problem, point)
+    tol = max(tol, _ROUND_OFF * missing)
     yield None, point
-    missing = 0.0
     for _ in range(most - 1):
         goal, before = max(tol, share * missing), float("inf")
         while True:
