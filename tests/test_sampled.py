@@ -186,6 +186,7 @@ def test_one_pass_gives_the_numbers_of_several(places, randn, k, others, weighte
     torch.testing.assert_close(EB, E @ B)
     torch.testing.assert_close(EhQ, E.mT @ Q)
     torch.testing.assert_close(loss, 0.5 * wanted @ d)
+    torch.testing.assert_close(sampled.square_sum(places, A, B, w, y), wanted @ d)
     x = d + y
     square = sampled.square_sum(places, A, B, w)
     torch.testing.assert_close(square, (x if w is None else w * x) @ x)
@@ -238,6 +239,8 @@ def test_no_places_and_no_columns(way, randn):
     assert torch.equal(sampled.sparse_times(none, e[:0], B), torch.zeros(M, 3, dtype=F64))
     places = sampled.Pattern(ROWS, COLS, (M, N), compiled=way == "compiled")
     assert torch.equal(sampled.sample(places, A[:, :0], B[:, :0]), torch.zeros(12, dtype=F64))
+    known = MatrixCompletion(ROWS, COLS, e, (M, N), products=way)
+    torch.testing.assert_close(known.pair_loss(A[:, :0], B[:, :0]), 0.5 * e @ e)
     assert sampled.adjoint_times(places, e, A[:, :0]).shape == (N, 0)
 
 

@@ -208,6 +208,8 @@ class MatrixCompletion(Problem):
         self, A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch n k"]
     ) -> Float[Tensor, "*#batch"]:
         """f(ABᴴ) from the rows of A and B alone; differentiable as often as one likes."""
+        if self._one_pass(A, B):
+            return 0.5 * sampled.square_sum(self._pattern, A, B, self._weights, self._values)
         return self._sum(sampled.sample(self._pattern, A, B) - self._values, self._weights)
 
     def _times(self, entries: Tensor, P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ def spectral_start(
         )
     left = U * sigma[..., None, :]
     zero = torch.zeros_like(U[..., :1]), torch.zeros_like(V[..., :1])
-    slope = -(problem.egrad_times(*zero, V, U)[0] * left.conj()).real.sum((-2, -1))
+    slope = -(problem.egrad_times(*zero, V, U[..., :0])[0] * left.conj()).real.sum((-2, -1))
     (slope,) = sum_over(problem.group, slope)
     curvature = problem.quadratic_along(left, V)
     if curvature is None:

@@ -142,8 +142,9 @@ def _padded(A: Tensor, vectors: int) -> Tensor:
     width = vectors * _VECTOR_BYTES // A.element_size()
     if A.shape[-1] == width and A.is_contiguous() and A.data_ptr() % _VECTOR_BYTES == 0:
         return A
-    wide = A.new_zeros((*A.shape[:-1], width))
+    wide = A.new_empty((*A.shape[:-1], width))
     wide[..., : A.shape[-1]] = A
+    wide[..., A.shape[-1] :] = 0
     return wide
 
 

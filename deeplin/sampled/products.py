@@ -126,16 +126,19 @@ def square_sum(
     A: Float[Tensor, "m k"],
     B: Float[Tensor, "n k"],
     weights: Float[Tensor, " p"] | None,
+    values: Float[Tensor, " p"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Σ weights·x² of the samples x of ABᴴ, which are not kept.
+    """Σ weights·x² of the samples x of ABᴴ, less the values, none of which is kept.
 
     No derivatives; where `one_pass` holds.
     """
-    if len(_parts(A, B)) > 1:
+    if not A.shape[-1] or len(_parts(A, B)) > 1:
         x = sample(pattern, A, B)
+        x = x if values is None else x - values
         return (x if weights is None else weights * x) @ x
+    v = None if values is None else values[None]
     sums = kernels.products(
-        pattern.first, B[None], A=A[None], weights=weights, keep=False, sums=True
+        pattern.first, B[None], A=A[None], values=v, weights=weights, keep=False, sums=True
     )[3]
     assert sums is not None
     return sums[0].to(A.dtype)
