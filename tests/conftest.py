@@ -19,6 +19,12 @@ if TYPE_CHECKING:  # pytest's own process, which runs no test where there are ot
     import torch
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: many tests wait for processes that they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True, scope="session")
 def same_on_every_machine():
     """One thread; no announcements of waits, costs from one step: no test sees how fast it is.
