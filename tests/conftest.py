@@ -41,6 +41,16 @@ def same_on_every_machine():
         yield
 
 
+@pytest.fixture(params=[1, 2], ids="{} threads".format)
+def threads(request):
+    """One thread has a matrix to itself; two share it, and have one each of a batch of two."""
+    import torch
+
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def processes():
     """Fresh processes that have imported everything already: a kill hits the run, not imports."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from optim_cases import planted
 from runner import needs_compiler
+from sampled_cases import COLS, F64, ROWS, M, N
 
 from deeplin import sampled
 from deeplin.manifolds import FixedRankFactored
@@ -20,10 +21,7 @@ from deeplin.problems import (
 )
 from deeplin.sampled import pattern
 
-F64, F32, C128 = torch.float64, torch.float32, torch.complex128
-M, N = 7, 5
-ROWS = torch.tensor([5, 2, 0, 2, 3, 2, 4, 0, 3, 2, 5, 4])
-COLS = torch.tensor([1, 4, 0, 4, 2, 4, 1, 2, 0, 1, 4, 0])
+F32, C128 = torch.float32, torch.complex128
 
 
 def drawn(randn, *shape, dtype=F64):
@@ -56,6 +54,7 @@ def places(request, monkeypatch):
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("threads")
 def test_rows_are_multiplied_by_the_inverses_of_their_gram_matrices(
     places, randn, dtype, r, batch, weighted, adjoint
 ):

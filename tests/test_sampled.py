@@ -22,14 +22,6 @@ def places(request, monkeypatch):
     return made
 
 
-@pytest.fixture(params=[1, 2], ids="{} threads".format)
-def threads(request):
-    """A matrix is one thread's, or several share it: then a batch of two is one thread's each."""
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(1)
-
-
 def dense(places, entries):
     """The sparse matrix itself, by numpy."""
     E = np.zeros((*entries.shape[:-1], M, N), dtype=entries.numpy().dtype)
