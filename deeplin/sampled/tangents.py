@@ -20,8 +20,8 @@ class TangentProducts:
     H has the samples of ξ, times `weights`, at the places of the pattern, G the numbers `entries`.
     Where a thread has a matrix to itself that is one pass. Else the samples are computed in each of
     the two orders, where keeping them in one and fetching them in the other would wait for the
-    memory. What does not change from product to product is laid out once. No derivatives; where
-    `fits` holds.
+    memory; to round-off the numbers are the same. What does not change from product to product is
+    laid out once. No derivatives; where `fits` holds.
 
     Shapes: U (*batch, m, r), V (*batch, n, r), entries (*batch, p), weights (p,), in the order of
         the pattern.
