@@ -1,4 +1,4 @@
-"""Products of a Hessian along tangent vectors of rank-r matrices, in one pass over the places, or two."""
+"""Products of a Hessian along tangent vectors of rank-r matrices, in one pass or two."""
 
 from __future__ import annotations
 
