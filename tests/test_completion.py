@@ -4,6 +4,7 @@ import geoopt
 import pytest
 import torch
 from sampled_cases import COLS, F64, ROWS, WAYS, M, N, draws
+from torch.autograd import forward_ad
 
 from deeplin import MatrixCompletion
 from deeplin.manifolds import FixedRankFactored
@@ -43,6 +44,34 @@ def test_weights_are_those_of_dense_sums(way, randn):
         torch.testing.assert_close(ours, oracle)
     diagonal = torch.zeros(M, N, dtype=F64).index_put_((ROWS, COLS), w, accumulate=True)
     assert problem.curvature(W) == pytest.approx(float(diagonal.max()))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_forward_mode_goes_through_every_product(way, randn):
+    """Levels of duals, where no tensor asks for a gradient, against jvp of the dense loss."""
+    problem = MatrixCompletion(ROWS, COLS, randn(len(ROWS)), (M, N), products=way)
+    (A, B, _), (rate, _, _) = draws(randn), draws(randn)
+    Q, eye = randn(M, 3), torch.eye(3, dtype=F64)
+    counts = torch.zeros(M, N, dtype=F64)
+    counts.index_put_((ROWS, COLS), torch.ones(len(ROWS), dtype=F64), accumulate=True)
+
+    def ours(A):
+        square = problem.quadratic_along(A, B)
+        of_U = problem.loss_and_products(A, eye, B)
+        return problem.pair_loss(A, B), square, *of_U, *problem.egrad_times(A, B, B, Q)
+
+    def dense(A):
+        W = A @ B.mT
+        loss, G = problem.loss(W), problem.egrad(W)
+        square = (counts * W.square()).sum()
+        return loss, square, loss, G @ B, G.mT @ A, G @ B, G.mT @ Q
+
+    wanted = torch.func.jvp(dense, (A,), (rate,))[1]
+    with forward_ad.dual_level():
+        found = [forward_ad.unpack_dual(part) for part in ours(forward_ad.make_dual(A, rate))]
+    for part, oracle in zip(found, wanted, strict=True):
+        assert part.tangent is not None, "lost on the way"
+        torch.testing.assert_close(part.tangent, oracle)
 
 
 @pytest.mark.parametrize("way", WAYS)

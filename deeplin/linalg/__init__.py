@@ -32,7 +32,7 @@ from deeplin.linalg.shards import (
 )
 from deeplin.linalg.subspace import leading_svd
 from deeplin.linalg.truncation import psd_tangent_step, tangent_step
-from deeplin.linalg.values import values_known
+from deeplin.linalg.values import numbers_alone, values_known
 
 __all__ = [
     "adjoint_products",
@@ -53,6 +53,7 @@ __all__ = [
     "largest_modulus",
     "leading_svd",
     "matmul",
+    "numbers_alone",
     "orthonormal_factor",
     "own_rows",
     "plus_tall_times",

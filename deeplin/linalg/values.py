@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["values_known"]
+__all__ = ["numbers_alone", "values_known"]
 
 
 def values_known() -> bool:
@@ -15,3 +17,11 @@ def values_known() -> bool:
     number of rounds; it raises and warns only where it may.
     """
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
+def numbers_alone(*tensors: Tensor) -> bool:
+    """Whether nobody asks for derivatives of what is computed from these: `values_known`, no tape
+    that leads to one of them, no level of forward mode."""
+    if not values_known() or forward_ad._current_level >= 0:
+        return False
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))

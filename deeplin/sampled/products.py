@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from deeplin.linalg import values_known
+from deeplin.linalg import numbers_alone
 from deeplin.sampled import kernels
 from deeplin.sampled.pattern import Pattern
 from deeplin.sampled.places import Places
@@ -149,9 +149,8 @@ def one_pass(pattern: Pattern, *tensors: Tensor) -> bool:
     return (
         pattern.compiled
         and pattern.size > 0
-        and values_known()
+        and numbers_alone(*tensors)
         and all(t.ndim <= 2 for t in tensors)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         and kernels.fits(*tensors)
     )
 
@@ -161,10 +160,9 @@ def one_pass(pattern: Pattern, *tensors: Tensor) -> bool:
 
 def _applied(function: type[_Sample] | type[_Times], A: Tensor, B: Tensor, *rest) -> Tensor:
     """A function's numbers, on the tape alone where somebody reads it: a tape costs 0.1 ms."""
-    taped = torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)
-    if taped or not values_known() or torch.autograd.forward_ad._current_level >= 0:
-        return function.apply(A, B, *rest)  # pyright: ignore
-    return function.forward(A, B, *rest)
+    if numbers_alone(A, B):
+        return function.forward(A, B, *rest)
+    return function.apply(A, B, *rest)  # pyright: ignore
 
 
 class _Sample(torch.autograd.Function):

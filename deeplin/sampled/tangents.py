@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.linalg import plus_tall_times, values_known
+from deeplin.linalg import numbers_alone, plus_tall_times
 from deeplin.sampled import kernels
 from deeplin.sampled.pattern import Pattern
 from deeplin.sampled.places import Places
@@ -53,11 +52,10 @@ class TangentProducts:
         return (
             pattern.compiled
             and pattern.size > 0
-            and values_known()
+            and numbers_alone(U, V, entries)
             and kernels.fits(U, V, entries)
             and U.shape[:-2] == V.shape[:-2] == entries.shape[:-1]
             and 2 * kernels.half_width(U.shape[-1], U) * U.element_size() <= 32 * kernels.WIDEST
-            and not (torch.is_grad_enabled() and any(t.requires_grad for t in (U, V, entries)))
         )
 
     def __call__(self, M: Tensor, Up: Tensor, Vp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
