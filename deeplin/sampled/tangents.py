@@ -37,9 +37,9 @@ class TangentProducts:
     ):
         e = entries.reshape(-1, entries.shape[-1]).contiguous()
         self._columns: _Side | None = None
-        self._once = kernels.alone(len(e))
-        self._rows = _Side(pattern.first, U, V, e, weights, both=self._once)
-        if not self._once:
+        once = kernels.alone(len(e))
+        self._rows = _Side(pattern.first, U, V, e, weights, both=once)
+        if not once:
             order = pattern.second.place
             assert order is not None
             order = order.long()
