@@ -92,7 +92,8 @@ def test_joblib_loses_a_worker_and_the_sweep_goes_on(sweep, tmp_path):
     code, said = sweep(*words, prepare=forked_and_deadly)
     assert code == 0
     assert "[seed=1]   resumed at t = " in said
-    assert said.count("is finished already") == len(made)
+    # a job killed between its summary and its status is finished too, and is not repeated either
+    assert all(f"{f.name} is finished already" in said for f in made)
     assert [row["status"] for row in jobs(tmp_path / "sweep")] == ["0"] * 3
     assert [status(folder) for folder in folders] == [0] * 3
     assert all((f / "checkpoint.pt").read_bytes() == before for f, before in made.items())
