@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -38,6 +39,11 @@ def jobs(sweep: Path) -> list[dict[str, str]]:
 
 def end(folder: Path) -> list[torch.Tensor]:
     return list(RunFolder(folder).load_checkpoint().stepper["state"])
+
+
+def runs(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True).stdout
+    return not state.startswith(b"Z") and state != b""
 
 
 def same_bits(a: Path, b: Path) -> bool:
@@ -106,10 +112,12 @@ def test_a_killed_command_takes_its_workers_along(sweep, tmp_path):
     folders = [tmp_path / "sweep" / f"seed={seed}" for seed in (0, 1)]
     process = sweep.begun(*JOBLIB, "seed=0,1", prepare=forked_and_lasting)
     wait_for(lambda: all((folder / "checkpoint.pt").exists() for folder in folders))
+    workers = [json.loads((folder / lock.LOCK).read_text())["pid"] for folder in folders]
     process.kill()
     process.join()
     wait_for(lambda: not any(lock.holder(folder) for folder in folders))
     assert [status(folder) for folder in folders] == [143, 143]
+    wait_for(lambda: not any(map(runs, workers)), seconds=30)  # loky's own patience is 300
     (tmp_path / "lasting").unlink()
     code, said = sweep(*JOBLIB, "seed=0,1", prepare=forked_and_lasting)
     assert code == 0

@@ -32,7 +32,7 @@ from deeplin.runner.outcomes import Outcome, ended, noted, worst
 from deeplin.runner.overrides import whole
 from deeplin.runner.plugins import told_to_launcher
 from deeplin.runner.run import RESUMABLE, run
-from deeplin.runner.signals import abandonable, ending_with_parent, number_of
+from deeplin.runner.signals import abandonable, ending_with_parent, leave, number_of
 from deeplin.runner.studies import trials_left
 from deeplin.runner.sweeps import conclude_sweep
 from deeplin.runner.terminal import columns, command, complain, patient, say_command
@@ -170,7 +170,7 @@ def job(cfg: DictConfig, *, quiet: bool = False) -> Outcome:
         words = hydra_config.overrides.task
         outcome = noted(in_sweep(ended_here, sweep, number, words, constant))
     if status >= 128:  # stopped by a signal: so is the whole sweep
-        sys.exit(status)
+        leave(status)
     return outcome
 
 

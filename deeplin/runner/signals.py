@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from deeplin.runner.beside import beside
 
@@ -21,6 +22,7 @@ __all__ = [
     "Interruption",
     "abandonable",
     "ending_with_parent",
+    "leave",
     "number_of",
     "passed_on",
     "unbegun",
@@ -110,6 +112,18 @@ def ending_with_parent() -> Iterator[None]:
 
     with beside(look, _SECONDS):
         yield
+
+
+def leave(status: int) -> NoReturn:
+    """Ends what was stopped by a signal; a worker whose parent has gone, its process as well.
+
+    That would wait for further jobs, of nobody, for minutes.
+    """
+    if _works_for(os.getpid()) not in (None, os.getppid()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
