@@ -144,7 +144,8 @@ def test_outliers_and_ridges(randn):
             for which in ("blocks", None)
         )
         assert bool(few.converged)
-        assert float(few.loss) <= float(many.loss) * (1 + 1e-9)
+        # Without noise the minimum is 0: what is left there is tol² over the curvature.
+        assert float(few.loss) <= float(many.loss) * (1 + 1e-9) + 1e-17
         assert few.iterations <= many.iterations
 
 

@@ -19,6 +19,9 @@ from deeplin.problems import Problem
 
 __all__ = ["METHODS", "Minimum", "minimize"]
 
+# It inverts nothing and costs least; the steps are no more than with the others.
+_RETRACTION = "splitting"
+
 METHODS: dict[str, type[ConjugateGradient] | type[TrustRegion]] = {
     "cg": ConjugateGradient,
     "trust_region": TrustRegion,
@@ -56,8 +59,8 @@ def minimize(
     """A minimizer of f on the matrices of the rank of `start`, from there.
 
     `ConjugateGradient` or `TrustRegion` on `FixedRankFactored`, step by step until ‖grad f‖ <= tol
-    or no step decreases f, for each matrix of a batch, or for `max_iter` steps. On
-    `ShardedFixedRank` where the problem and the start are spread over processes.
+    or no step decreases f, for each matrix of a batch, or for `max_iter` steps, by the retraction
+    "splitting". On `ShardedFixedRank` where problem and start are spread over processes.
 
     Source: as the solvers.
     Shapes: those of the start's factors.
@@ -98,8 +101,8 @@ def minimize(
 def _manifold(shape: tuple[int, int], start: Point, depth: float | Metric) -> FixedRankFactored:
     rank = start.S.shape[-1]
     if start.group is None:
-        return FixedRankFactored(*shape, rank, depth)
-    return ShardedFixedRank(*shape, rank, depth, group=start.group)
+        return FixedRankFactored(*shape, rank, depth, _RETRACTION)
+    return ShardedFixedRank(*shape, rank, depth, _RETRACTION, group=start.group)
 
 
 def _point(manifold: FixedRankFactored, x: Tensor) -> Point:
