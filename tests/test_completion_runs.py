@@ -53,6 +53,24 @@ def test_singular_values_far_apart_are_found_rank_by_rank(tmp_path):
     assert found["relative_error"] < 1e-8 < 1e-3 < lost["relative_error"]
 
 
+def test_sweeps_of_least_squares_follow_the_spectral_start(tmp_path):
+    """Without them the small singular values of this matrix are not seen, and not found."""
+    words = ["problem=completion", "problem.shape=[300,250]", "network.rank=5", "method=cg"]
+    words += ["problem.condition=10", "problem.oversampling=3", "stop.max_steps=150"]
+    losses = []
+    for sweeps in ("0", "1", "auto"):
+        experiment = made(*words, f"init.sweeps={sweeps}")
+        W = experiment.network.end_to_end().detach()
+        losses.append(float(experiment.flow.problem.loss(W)))
+    assert losses[0] > 2 * losses[1] > 4 * losses[2]
+    _, lost = ended(tmp_path / "lost", *words, "init.sweeps=0")
+    _, found = ended(tmp_path / "found", *words)
+    assert found["relative_error"] < 1e-7 < 0.1 < lost["relative_error"]
+    with pytest.raises(ValueError, match="must be 0 or auto where rows cannot be fitted"):
+        made("problem=sensing", "init=spectral", "init.sweeps=2")
+    made("problem=sensing", "init=spectral")
+
+
 @pytest.mark.parametrize("method", ["cg", "trust_region"])
 def test_a_random_matrix_is_found(method, runs):
     (status, summary), folder = runs[method]

@@ -21,6 +21,7 @@ def alternating_start(
     enough: float = 0.05,
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
+    rtol: float = 1e-2,
 ) -> Point:
     """`spectral_start`, then sweeps of damped alternating least squares, as long as they pay.
 
@@ -38,7 +39,7 @@ def alternating_start(
     """
     if isinstance(most, bool) or not isinstance(most, int) or most < 0:
         raise ValueError(f"alternating_start: most must be an integer >= 0; got {most!r}.")
-    point = spectral_start(problem, rank, generator=generator, dtype=dtype)
+    point = spectral_start(problem, rank, generator=generator, dtype=dtype, rtol=rtol)
     at_zero = problem.pair_loss(0 * point.U[..., :1], 0 * point.V[..., :1])
     before = torch.full_like(at_zero, torch.inf)
     for _ in range(most):

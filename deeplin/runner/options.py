@@ -219,6 +219,11 @@ OPTIONS: Mapping[str, Option] = {
         number("in (0, 1]", lambda x: 0 < x <= 1),
     ),
     "init.rtol": Option("of the singular values that it is made of", kinds.positive),
+    "init.sweeps": Option(
+        "of alternating least squares after it, at most; auto: 5 of a completion, whose small "
+        "singular values the first start does not see",
+        whole(0) | choice("auto"),
+    ),
     "init.keep": Option(
         "the eigenvalues of X that Z_# keeps; it misses the others",
         list_of(_RANK, "a list of positive integers, such as [1,2,4]", 0),

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from deeplin.landscape import fan_around, neighbours_of, spurious_point
 from deeplin.network import DeepLinear, init
-from deeplin.problems import LeastSquares
+from deeplin.problems import LeastSquares, alternating_start
 from deeplin.problems.contract import Problem
 from deeplin.problems.readers import read_matrices
-from deeplin.problems.spectral import spectral_start
 
 __all__ = ["balanced", "orthogonal", "special", "spectral", "spurious"]
 
@@ -133,20 +132,35 @@ def spurious(
 
 
 def spectral(
-    net: DeepLinear, problem: Problem, generator: torch.Generator, *, rtol: float = 1e-2
+    net: DeepLinear,
+    problem: Problem,
+    generator: torch.Generator,
+    *,
+    rtol: float = 1e-2,
+    sweeps: int | Literal["auto"] = "auto",
 ) -> None:
     """Balanced layers of W(0), the best approximation of −∇f(0), of the best length.
 
     Of rank min_j d_j; of a completion −∇f(0) has the known entries. Every repeat has the same.
-    Source: [KMO10], `deeplin.problems.spectral`.
+    After it come at most so many sweeps of alternating least squares, as long as they pay; auto:
+    five of a completion.
+    Source: [KMO10], `deeplin.problems.spectral`; sweeps: `deeplin.problems.alternating`.
     """
-    like = net.weights[0]
-    with torch.no_grad():
-        point = spectral_start(
-            problem, min(net.widths), generator=generator, dtype=like.dtype, rtol=rtol
+    has_blocks = type(problem).inverse_blocks is not Problem.inverse_blocks
+    if isinstance(sweeps, str):
+        sweeps = 5 if has_blocks else 0
+    if sweeps and not has_blocks:
+        raise ValueError(
+            "init.sweeps must be 0 or auto where rows cannot be fitted one by one, as those of "
+            f"problem=completion can; got init.sweeps={sweeps} with another problem: leave it out."
         )
-    s = torch.linalg.diagonal(point.S).real
-    init.balanced_factors_(net, point.U, s, point.V)
+    dtype, rank = net.weights[0].dtype, min(net.widths)
+    with torch.no_grad():
+        point = alternating_start(
+            problem, rank, most=sweeps, generator=generator, dtype=dtype, rtol=rtol
+        )
+    P, s, Q = point.spectrum
+    init.balanced_factors_(net, point.U @ P, s, point.V @ Q)
 
 
 def _is_identity(C: Tensor) -> bool:
