@@ -15,6 +15,9 @@ from deeplin.problems import Problem
 
 __all__ = ["ConjugateGradient"]
 
+# The share of the second derivative along a step that is left out, and for how many steps.
+_BENT, _ASKED = 0.01, 10
+
 
 class ConjugateGradient(Solver):
     """Nonlinear conjugate gradients: x⁺ = R_x(td), d⁺ = −P grad f(x⁺) + β T(d).
@@ -26,9 +29,11 @@ class ConjugateGradient(Solver):
     its own step, β and stop: leading dimensions of the parameters are then the batch.
 
     Without a closure, `problem` is minimised over one parameter on `FixedRankFactored`: nothing is
-    taped, and where the problem is quadratic in W (`Problem.quadratic_along`) the step is the exact
-    one along W + td, t = −⟨∇f, d⟩/⟨d, D∇f[d]⟩ [Van13]. Otherwise the strong Wolfe conditions hold
-    (`line_search.search`). d is −P grad f where it would not descend.
+    taped, and where the problem is quadratic in W (`Problem.quadratic_along`) the step is
+    t = −⟨∇f, d⟩/φ''(0), φ(t) = f(R_W(td)): with φ'' = ⟨d, D∇f[d]⟩ the exact one along W + td
+    [Van13], and where the residual is not small with what the manifold bends, 2⟨∇f, d_US⁻¹d_Vᴴ⟩.
+    Otherwise the strong Wolfe conditions hold (`line_search.search`). d is −P grad f where it would
+    not descend.
 
     A schedule has nothing to do here: there is no learning rate.
 
@@ -105,7 +110,7 @@ class ConjugateGradient(Solver):
         if quadratic is None:
             first = numbers["length"] * numbers["old_slope"] / slope
         else:
-            first = -slope / quadratic
+            first = -slope / self._second(objective, x, loss, quadratic)
         # Where the last steps say nothing: a step of the length that the gradient has.
         first = torch.where(torch.isfinite(first) & (first > 0), first, 1.0)
         found = search(
@@ -161,6 +166,26 @@ class ConjugateGradient(Solver):
         self._end(objective)
         return found.loss
 
+    def _second(self, objective: Objective, x: Vector, loss: Tensor, quadratic: Tensor) -> Tensor:
+        """φ''(0), φ(t) = f(R_x(td)): `quadratic` and what the manifold bends, where that matters.
+
+        Of a quadratic loss that shrinks with √f, and is asked anew where by that measure it may be
+        a hundredth; in any case after so many steps, since it differs from direction to direction.
+        """
+        numbers, root = self._numbers, loss.clamp(min=0).sqrt()
+        if "bent" in numbers:
+            due = (numbers["bent"] * root > _BENT) | (numbers["bent_ago"] >= _ASKED)
+            if not bool((due & ~self.finished).any()):
+                numbers["bent_ago"] = numbers["bent_ago"] + 1
+                return quadratic
+        bend = objective.bend(x, self._vector("direction"))
+        if bend is None:
+            return quadratic
+        numbers["bent"] = (bend.abs() / (quadratic * root)).nan_to_num(nan=0.0)
+        numbers["bent_ago"] = torch.zeros_like(loss)
+        whole = quadratic + bend
+        return torch.where(whole > 0, whole, quadratic)
+
     def _begin(self, objective: Objective, x: Vector) -> None:
         """The first direction, −P grad f, and a first step that moves x by its own unit."""
         loss, gradient = objective.evaluate(x)
@@ -169,6 +194,8 @@ class ConjugateGradient(Solver):
         square = space.inner(x, gradient, P)
         zeros = torch.zeros_like(loss)
         length = 1 / space.norm(x, P)
+        for name in ("bent", "bent_ago"):
+            self._numbers.pop(name, None)
         self._numbers.update(
             {
                 "loss": loss,

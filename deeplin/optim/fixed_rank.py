@@ -29,6 +29,7 @@ class TangentFixedRank:
     def __init__(self, manifold: FixedRankFactored):
         self._manifold, self.metric = manifold, manifold.metric
         self.embedded = manifold.metric == DepthMetric(1)
+        self.bends_least = manifold.retraction != "layers"
         self.egrad2rgrad = manifold.egrad2rgrad
         self._split = partial(torch.split_with_sizes, split_sizes=self._sizes, dim=-2)
 

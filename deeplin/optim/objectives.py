@@ -41,6 +41,10 @@ class Objective(ABC):
         """⟨u, D∇f[u]⟩ of the Euclidean derivative, where the loss is quadratic in the matrix."""
         return None
 
+    def bend(self, x: Vector, u: Vector) -> Tensor | None:
+        """What d²f(R_x(tu))/dt² at t = 0 has beside `quadratic`; None where nothing is known."""
+        return None
+
     def hessian(self, x: Vector, gradient: Vector) -> Callable[[Vector], list[Tensor]]:
         """u ↦ Hess f(x)[u], here by a difference of gradients.
 
@@ -120,6 +124,19 @@ class ProblemObjective(Objective):
         """By `Problem.quadratic_along`."""
         point, tangent = self.manifold.point(x[0]), self.manifold.tangent(u[0])
         return self.problem.quadratic_along(*self._sides(point, tangent))
+
+    def bend(self, x: Vector, u: Vector) -> Tensor | None:
+        """2⟨∇f(W), U_pS⁻¹V_pᴴ⟩: retractions that tangent vectors alone define are of second order
+        in the embedded metric, and so bend as the manifold does. Not that of the layers.
+
+        Source: the second fundamental form, as in [Van13], §2.3.
+        """
+        if not self.manifold.bends_least:
+            return None
+        point, tangent = self.manifold.point(x[0]), self.manifold.tangent(u[0])
+        left = tangent.Up @ torch.linalg.inv_ex(point.S).inverse
+        slope = self.problem.slope_along(point.U @ point.S, point.V, left, tangent.Vp)
+        return 2 * slope
 
     def hessian(
         self, x: Vector, gradient: Vector, *, curved: bool = True

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from deeplin.linalg import largest_modulus
+from deeplin.linalg import largest_modulus, sum_over
 from deeplin.problems.autograd import beside, for_each, real, summed, zeros_between
 from deeplin.problems.moved import moved
 from deeplin.problems.shape import Shape, checked_shape
@@ -227,6 +227,17 @@ class Problem(ABC):
             return -self.egrad_times(A, B, like.new_zeros((n, 0)), Q)[1]
 
         return times, adjoint_times
+
+    def slope_along(
+        self,
+        A: Inexact[Tensor, "*#batch m k"],
+        B: Inexact[Tensor, "*#batch n k"],
+        left: Inexact[Tensor, "*#batch m l"],
+        right: Inexact[Tensor, "*#batch n l"],
+    ) -> Float[Tensor, "*#batch"]:
+        """⟨∇f(ABᴴ), left·rightᴴ⟩. Cost: as `egrad_times`, of ∇f·right alone."""
+        GR = self.egrad_times(A, B, right, A[..., :0])[0]
+        return sum_over(self.group, (left.conj() * GR).real.sum((-2, -1)))[0]
 
     # -- second order ----------------------------------------------------------------------------
 

@@ -1,0 +1,167 @@
+"""The second derivative along a step, with what the manifold bends, and what it is good for."""
+
+import pytest
+import torch
+
+from deeplin.manifolds import FixedRankFactored
+from deeplin.optim import ConjugateGradient, minimize
+from deeplin.optim.objectives import ProblemObjective
+from deeplin.optim.space import Space
+from deeplin.problems import MatrixCompletion, MatrixSensing, Ridge, spectral_start
+
+F64 = torch.float64
+
+
+def completion(*, weighted=False, rank=5, shape=(60, 50), noise=0.0):
+    generator = torch.Generator().manual_seed(4)
+    known, _ = MatrixCompletion.planted(
+        shape, rank, oversampling=3, noise=noise, generator=generator, dtype=F64
+    )
+    if not weighted:
+        return known
+    weights = torch.rand(len(known.values), dtype=F64, generator=generator)
+    return MatrixCompletion(known.rows, known.cols, known.values, shape, weights=weights)
+
+
+def sensing(randn):
+    A = randn(40, 7, 6)
+    return MatrixSensing(A, randn(40))
+
+
+@pytest.mark.parametrize("retraction", ["svd", "orthographic", "splitting"])
+@pytest.mark.parametrize("kind", ["plain", "weighted", "ridge", "sensing"])
+def test_second_derivative_along_a_retraction(kind, retraction, randn):
+    """Against differences of f(R(tξ)), at a point that fits nothing."""
+    problem = sensing(randn) if kind == "sensing" else completion(weighted=kind == "weighted")
+    problem = Ridge(problem, 0.3) if kind == "ridge" else problem
+    manifold = FixedRankFactored(*problem.shape, 2, 1, retraction)
+    x = manifold.random(dtype=F64, generator=torch.Generator().manual_seed(0))
+    x = x.as_subclass(torch.Tensor)
+    u = manifold.proju(x, randn(*x.shape))
+    objective = ProblemObjective(Space([manifold.parameter(x)]), problem)
+
+    def value(t):
+        U, S, V = manifold.unpack_tensor(manifold.retr(x, t * u))
+        return problem.pair_loss(U @ S, V)
+
+    h = 5e-4
+    sides = [value(k * h) + value(-k * h) for k in (1, 2)]
+    want = (16 * sides[0] - sides[1] - 30 * value(0.0)) / (12 * h**2)
+    plain, bend = objective.quadratic([x], [u]), objective.bend([x], [u])
+    torch.testing.assert_close(plain + bend, want, rtol=1e-6, atol=0)
+    assert abs(float(bend)) > 0.01 * float(plain)
+
+
+def test_the_layers_retraction_bends_otherwise(randn):
+    problem = completion()
+    manifold = FixedRankFactored(*problem.shape, 2, 2, "layers")
+    x = manifold.random(dtype=F64).as_subclass(torch.Tensor)
+    objective = ProblemObjective(Space([manifold.parameter(x)]), problem)
+    assert objective.bend([x], [manifold.proju(x, randn(*x.shape))]) is None
+
+
+@pytest.mark.parametrize("reg", [0.0, 0.5])
+def test_steps_are_exact_where_the_residual_stays(reg, monkeypatch):
+    """Of two of five equal singular values: without the bend CG hardly arrives."""
+    problem = Ridge(completion(), reg)
+    start = spectral_start(problem, 2)
+    asked = []
+    bend = ProblemObjective.bend
+    monkeypatch.setattr(ProblemObjective, "bend", lambda *a: asked.append(1) or bend(*a))
+    bent = minimize(problem, start, tol=1e-8, max_iter=400)
+    best = minimize(problem, start, tol=1e-10, method="trust_region")
+    assert bool(bent.converged)
+    assert bent.evaluations <= 1.1 * bent.iterations + 1
+    torch.testing.assert_close(bent.loss, best.loss, rtol=1e-12, atol=0)
+    assert len(asked) > bent.iterations // 2
+    monkeypatch.setattr(ProblemObjective, "bend", lambda *a: None)
+    plain = minimize(problem, start, tol=1e-8, max_iter=400)
+    assert plain.iterations > 2 * bent.iterations
+
+
+def test_what_vanishes_is_not_asked_again(monkeypatch):
+    problem, asked = completion(), []
+    bend = ProblemObjective.bend
+    monkeypatch.setattr(ProblemObjective, "bend", lambda *a: asked.append(1) or bend(*a))
+    found = minimize(problem, spectral_start(problem, 5), tol=1e-9, preconditioner=None)
+    assert bool(found.converged)
+    assert len(asked) < found.iterations // 2
+
+
+def test_each_matrix_of_a_batch_bends_by_itself():
+    problem = completion(noise=0.3)
+    batch = problem.with_values(torch.stack([problem.values, 3 * problem.values]))
+    starts = [spectral_start(one, 2) for one in (problem, problem.with_values(batch.values[1]))]
+    manifold = FixedRankFactored(*problem.shape, 2, 1, "splitting")
+    packed = [manifold.pack_point(s.U, s.S, s.V).as_subclass(torch.Tensor) for s in starts]
+    x = manifold.parameter(torch.stack(packed))
+    together = ConjugateGradient([x], problem=batch)
+    alone = [manifold.parameter(one.clone()) for one in packed]
+    solvers = [
+        ConjugateGradient([a], problem=problem.with_values(v), preconditioner=None)
+        for a, v in zip(alone, batch.values, strict=True)
+    ]
+    for _ in range(20):
+        together.step()
+        for solver in solvers:
+            solver.step()
+    for i in (0, 1):
+        torch.testing.assert_close(x[i], alone[i], rtol=1e-6, atol=1e-8)
+
+
+def test_a_solver_goes_on_to_the_bit():
+    problem = completion(noise=0.3)
+    start = spectral_start(problem, 2)
+    manifold = FixedRankFactored(*problem.shape, 2, 1, "splitting")
+
+    def begun():
+        x = manifold.parameter(manifold.pack_point(start.U, start.S, start.V))
+        return x, ConjugateGradient([x], problem=problem)
+
+    x, solver = begun()
+    for _ in range(15):
+        solver.step()
+    y, other = begun()
+    with torch.no_grad():
+        y.copy_(x)
+    other.load_state_dict(solver.state_dict())
+    for _ in range(15):
+        solver.step()
+        other.step()
+    assert torch.equal(x, y)
+
+
+def test_where_the_loss_bends_down_the_step_is_that_of_the_plain_quadratic():
+    problem = completion()
+    manifold = FixedRankFactored(*problem.shape, 2, 1, "splitting")
+    U, _, V = manifold.unpack_tensor(manifold.random(dtype=F64))
+    x = manifold.parameter(manifold.pack_point(U, 0.02 * torch.eye(2, dtype=F64), V))
+    at = [x.detach().as_subclass(torch.Tensor).clone()]
+    solver = ConjugateGradient([x], problem=problem, preconditioner=None)
+    objective = ProblemObjective(Space([x]), problem)
+    d = [-objective.evaluate(at)[1][0]]
+    plain = objective.quadratic(at, d)
+    assert float(plain + objective.bend(at, d)) < 0
+    solver.step()
+    halvings = torch.log2(d[0].square().sum() / plain / solver.length)
+    assert float(halvings) == pytest.approx(round(float(halvings)), abs=1e-9)
+    assert solver.evaluations <= 10
+
+
+def test_moved_parameters_are_asked_anew(monkeypatch):
+    problem, asked = completion(), []
+    bend = ProblemObjective.bend
+    monkeypatch.setattr(ProblemObjective, "bend", lambda *a: asked.append(1) or bend(*a))
+    start = spectral_start(problem, 2)
+    manifold = FixedRankFactored(*problem.shape, 2, 1, "splitting")
+    x = manifold.parameter(manifold.pack_point(start.U, start.S, start.V))
+    solver = ConjugateGradient([x], problem=problem)
+    solver.step()
+    solver.state[x]["bent"].zero_()
+    solver.step()
+    assert len(asked) == 1
+    solver.state[x]["bent"].zero_()
+    with torch.no_grad():
+        x.copy_(manifold.random(dtype=F64))
+    solver.step()
+    assert len(asked) == 2
