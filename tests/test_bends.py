@@ -23,6 +23,11 @@ def completion(*, weighted=False, rank=5, shape=(60, 50), noise=0.0):
     return MatrixCompletion(known.rows, known.cols, known.values, shape, weights=weights)
 
 
+def drawn(manifold):
+    x = manifold.random(dtype=F64, generator=torch.Generator().manual_seed(0))
+    return x.as_subclass(torch.Tensor)
+
+
 def sensing(randn):
     A = randn(40, 7, 6)
     return MatrixSensing(A, randn(40))
@@ -35,8 +40,7 @@ def test_second_derivative_along_a_retraction(kind, retraction, randn):
     problem = sensing(randn) if kind == "sensing" else completion(weighted=kind == "weighted")
     problem = Ridge(problem, 0.3) if kind == "ridge" else problem
     manifold = FixedRankFactored(*problem.shape, 2, 1, retraction)
-    x = manifold.random(dtype=F64, generator=torch.Generator().manual_seed(0))
-    x = x.as_subclass(torch.Tensor)
+    x = drawn(manifold)
     u = manifold.proju(x, randn(*x.shape))
     objective = ProblemObjective(Space([manifold.parameter(x)]), problem)
 
@@ -55,7 +59,7 @@ def test_second_derivative_along_a_retraction(kind, retraction, randn):
 def test_the_layers_retraction_bends_otherwise(randn):
     problem = completion()
     manifold = FixedRankFactored(*problem.shape, 2, 2, "layers")
-    x = manifold.random(dtype=F64).as_subclass(torch.Tensor)
+    x = drawn(manifold)
     objective = ProblemObjective(Space([manifold.parameter(x)]), problem)
     assert objective.bend([x], [manifold.proju(x, randn(*x.shape))]) is None
 
@@ -89,24 +93,35 @@ def test_what_vanishes_is_not_asked_again(monkeypatch):
 
 
 def test_each_matrix_of_a_batch_bends_by_itself():
-    problem = completion(noise=0.3)
-    batch = problem.with_values(torch.stack([problem.values, 3 * problem.values]))
-    starts = [spectral_start(one, 2) for one in (problem, problem.with_values(batch.values[1]))]
-    manifold = FixedRankFactored(*problem.shape, 2, 1, "splitting")
-    packed = [manifold.pack_point(s.U, s.S, s.V).as_subclass(torch.Tensor) for s in starts]
-    x = manifold.parameter(torch.stack(packed))
-    together = ConjugateGradient([x], problem=batch)
-    alone = [manifold.parameter(one.clone()) for one in packed]
-    solvers = [
-        ConjugateGradient([a], problem=problem.with_values(v), preconditioner=None)
-        for a, v in zip(alone, batch.values, strict=True)
+    """One whose residual stays, one of rank 2, which is soon asked no more."""
+    rest = completion()
+    generator = torch.Generator().manual_seed(1)
+    A, B = (torch.randn(d, 2, dtype=F64, generator=generator) for d in rest.shape)
+    W = (A @ B.mT)[rest.rows, rest.cols]
+    values = torch.stack([rest.values, W])
+    alone = [rest.with_values(v) for v in values]
+    manifold = FixedRankFactored(*rest.shape, 2, 1, "splitting")
+    points = [
+        manifold.parameter(manifold.pack_point(s.U, s.S, s.V))
+        for s in (spectral_start(problem, 2) for problem in alone)
     ]
-    for _ in range(20):
+    x = manifold.parameter(torch.stack([p.detach().as_subclass(torch.Tensor) for p in points]))
+    together = ConjugateGradient([x], problem=rest.with_values(values))
+    solvers = [
+        ConjugateGradient([p], problem=problem, preconditioner=None)
+        for p, problem in zip(points, alone, strict=True)
+    ]
+    for _ in range(8):
         together.step()
         for solver in solvers:
             solver.step()
-    for i in (0, 1):
-        torch.testing.assert_close(x[i], alone[i], rtol=1e-6, atol=1e-8)
+    for i, (p, solver) in enumerate(zip(points, solvers, strict=True)):
+        torch.testing.assert_close(x[i].data, p.data, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(
+            together.state[x]["bent"][i], solver.state[p]["bent"], rtol=1e-6, atol=0
+        )
+        assert float(together.state[x]["bent_ago"][i]) == float(solver.state[p]["bent_ago"])
+    assert float(together.state[x]["bent_ago"][0]) < float(together.state[x]["bent_ago"][1])
 
 
 def test_a_solver_goes_on_to_the_bit():
@@ -134,8 +149,8 @@ def test_a_solver_goes_on_to_the_bit():
 def test_where_the_loss_bends_down_the_step_is_that_of_the_plain_quadratic():
     problem = completion()
     manifold = FixedRankFactored(*problem.shape, 2, 1, "splitting")
-    U, _, V = manifold.unpack_tensor(manifold.random(dtype=F64))
-    x = manifold.parameter(manifold.pack_point(U, 0.02 * torch.eye(2, dtype=F64), V))
+    U, _, V = manifold.unpack_tensor(drawn(manifold))
+    x = manifold.parameter(manifold.pack_point(U, -0.02 * torch.eye(2, dtype=F64), V))
     at = [x.detach().as_subclass(torch.Tensor).clone()]
     solver = ConjugateGradient([x], problem=problem, preconditioner=None)
     objective = ProblemObjective(Space([x]), problem)
@@ -156,12 +171,13 @@ def test_moved_parameters_are_asked_anew(monkeypatch):
     manifold = FixedRankFactored(*problem.shape, 2, 1, "splitting")
     x = manifold.parameter(manifold.pack_point(start.U, start.S, start.V))
     solver = ConjugateGradient([x], problem=problem)
-    solver.step()
-    solver.state[x]["bent"].zero_()
-    solver.step()
-    assert len(asked) == 1
-    solver.state[x]["bent"].zero_()
-    with torch.no_grad():
-        x.copy_(manifold.random(dtype=F64))
-    solver.step()
-    assert len(asked) == 2
+    for _ in range(2):
+        solver.step()
+    asked_first = len(asked)
+    for before in (0, 1):
+        for name in ("bent", "bent_ago"):
+            solver.state[x][name].zero_()
+        solver.step()
+        assert len(asked) == asked_first + before
+        with torch.no_grad():
+            x.copy_(drawn(manifold))

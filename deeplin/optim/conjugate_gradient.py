@@ -173,18 +173,22 @@ class ConjugateGradient(Solver):
         a hundredth; in any case after so many steps, since it differs from direction to direction.
         """
         numbers, root = self._numbers, loss.clamp(min=0).sqrt()
-        if "bent" in numbers:
-            due = (numbers["bent"] * root > _BENT) | (numbers["bent_ago"] >= _ASKED)
-            if not bool((due & ~self.finished).any()):
-                numbers["bent_ago"] = numbers["bent_ago"] + 1
-                return quadratic
+        bent = numbers.get("bent", torch.full_like(loss, torch.inf))
+        ago = numbers.get("bent_ago", torch.zeros_like(loss))
+        due = (bent * root > _BENT) | torch.isinf(bent) | (ago >= _ASKED)
+        numbers["bent"], numbers["bent_ago"] = bent, ago + 1
+        if not bool((due & ~self.finished).any()):
+            return quadratic
         bend = objective.bend(x, self._vector("direction"))
         if bend is None:
             return quadratic
-        numbers["bent"] = (bend.abs() / (quadratic * root)).nan_to_num(nan=0.0)
-        numbers["bent_ago"] = torch.zeros_like(loss)
+        found = (bend.abs() / (quadratic * root)).nan_to_num(nan=0.0)
+        numbers["bent"] = torch.where(due, found, bent)
+        # A first direction of a start that is special says little of those to come.
+        new = torch.where(torch.isinf(bent), _ASKED, 0.0)
+        numbers["bent_ago"] = torch.where(due, new, ago + 1)
         whole = quadratic + bend
-        return torch.where(whole > 0, whole, quadratic)
+        return torch.where(due & (whole > 0), whole, quadratic)
 
     def _begin(self, objective: Objective, x: Vector) -> None:
         """The first direction, −P grad f, and a first step that moves x by its own unit."""
