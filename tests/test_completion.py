@@ -32,6 +32,7 @@ def test_weights_are_those_of_dense_sums(way, randn):
             problem.hessian_times(A, B, C, D, P, Q), (H @ P, H.mT @ Q), strict=True
         ):
             torch.testing.assert_close(ours, oracle)
+    torch.testing.assert_close(problem.slope_along(A, B, C, D), (G * xi).sum())
     torch.testing.assert_close(problem.quadratic_along(C, D), (xi * H).sum())
     many = problem.quadratic_along(torch.stack([C, 2 * C]), D)
     torch.testing.assert_close(many, torch.stack([(xi * H).sum(), 4 * (xi * H).sum()]))
@@ -58,13 +59,15 @@ def test_forward_mode_goes_through_every_product(way, randn):
     def ours(A):
         square = problem.quadratic_along(A, B)
         of_U = problem.loss_and_products(A, eye, B)
-        return problem.pair_loss(A, B), square, *of_U, *problem.egrad_times(A, B, B, Q)
+        slope = problem.slope_along(A, B, rate, B)
+        return problem.pair_loss(A, B), square, slope, *of_U, *problem.egrad_times(A, B, B, Q)
 
     def dense(A):
         W = A @ B.mT
         loss, G = problem.loss(W), problem.egrad(W)
         square = (counts * W.square()).sum()
-        return loss, square, loss, G @ B, G.mT @ A, G @ B, G.mT @ Q
+        slope = (G * (rate @ B.mT)).sum()
+        return loss, square, slope, loss, G @ B, G.mT @ A, G @ B, G.mT @ Q
 
     wanted = torch.func.jvp(dense, (A,), (rate,))[1]
     with forward_ad.dual_level():

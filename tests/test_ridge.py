@@ -23,6 +23,8 @@ def test_products_and_curvature_along_a_line(name):
         torch.testing.assert_close(GhU, G.mH @ U)
     left, right = draw(m, 3, seed=1, dtype=dtype), draw(n, 3, seed=2, dtype=dtype)
     found, xi = problem.quadratic_along(left, right), left @ right.mH
+    slope = problem.slope_along(U * s, V, left, right)
+    torch.testing.assert_close(slope, (G.conj() * xi).real.sum())
     if name == "logistic":
         assert found is None, "not quadratic"
         return

@@ -166,6 +166,9 @@ def test_one_pass_gives_the_numbers_of_several(places, randn, k, others, weighte
     x = d + y
     square = sampled.square_sum(places, A, B, w)
     torch.testing.assert_close(square, (x if w is None else w * x) @ x)
+    C, D, _ = draws(randn, k=others or k)
+    slope = sampled.slope_sum(places, A, B, C, D, y, w)
+    torch.testing.assert_close(slope, wanted @ sampled.sample(places, C, D))
 
 
 @needs_compiler
@@ -178,7 +181,8 @@ def test_threads_change_no_bit(randn):
     def all_of_them():
         EB, EhA, loss = sampled.residual_times(places, A, B, B, y, None)
         batch = sampled.sample(places, torch.stack([A, B, A]), B)
-        return EB, EhA, loss, sampled.adjoint_times(places, y, A), batch
+        slope = sampled.slope_sum(places, A, B, B, A, y, None)
+        return EB, EhA, loss, sampled.adjoint_times(places, y, A), batch, slope
 
     one = all_of_them()
     torch.set_num_threads(2)

@@ -294,6 +294,15 @@ class MatrixCompletion(Problem):
             partial(sampled.adjoint_times, pattern, entries),
         )
 
+    def slope_along(
+        self, A: Tensor, B: Tensor, left: Tensor, right: Tensor
+    ) -> Float[Tensor, "*#batch"]:
+        """As `Problem.slope_along`, in one pass over the known entries, of which none is kept."""
+        if not self._one_pass(A, B, left, right):
+            return super().slope_along(A, B, left, right)
+        factors = A, B, left, right
+        return sampled.slope_sum(self._pattern, *factors, self._values, self._weights)
+
     def quadratic_along(self, left: Tensor, right: Tensor) -> Float[Tensor, "*#batch"]:
         """The (weighted) sum of the squares of the known entries of left·rightᴴ, none of them kept.
 

@@ -105,6 +105,14 @@ class Ridge(Problem):
         """The problem's: at 0 the ridge has no gradient."""
         return self.problem.back_projection(like)
 
+    def slope_along(
+        self, A: Tensor, B: Tensor, left: Tensor, right: Tensor
+    ) -> Float[Tensor, "*#batch"]:
+        """The problem's, and λ⟨ABᴴ, left·rightᴴ⟩ = λ Re tr(Aᴴleft·rightᴴB)."""
+        AhL, BhR = adjoint_products((A, left), (B, right), group=self.group)
+        own = (AhL * BhR.conj()).sum((-2, -1)).real
+        return self.problem.slope_along(A, B, left, right) + self.reg * own
+
     def quadratic_along(self, left: Tensor, right: Tensor) -> Float[Tensor, "*#batch"] | None:
         """The problem's, and λ‖ξ‖²."""
         found = self.problem.quadratic_along(left, right)

@@ -8,6 +8,7 @@ from deeplin.sampled.products import (
     one_pass,
     residual_times,
     sample,
+    slope_sum,
     sparse_times,
     square_sum,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "require",
     "residual_times",
     "sample",
+    "slope_sum",
     "sparse_times",
     "square_sum",
 ]

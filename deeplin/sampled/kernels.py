@@ -24,6 +24,7 @@ __all__ = [
     "fits",
     "half_width",
     "order_by",
+    "pairings",
     "products",
     "require",
 ]
@@ -195,6 +196,22 @@ def products(
     return entries if keep else None, EB, EtQ, None if totals is None else totals.sum(1)
 
 
+def pairings(
+    places: Places,
+    A: Float[Tensor, "batch m w"],
+    B: Float[Tensor, "batch n w"],
+    values: Float[Tensor, "#batch p"],
+    weights: Float[Tensor, " p"] | None,
+) -> Float[Tensor, " batch"]:
+    """Σ weights·(⟨a, b⟩ − values)·⟨a', b'⟩ over the places, A = [a, a'] and B = [b, b'].
+
+    Shapes: halves of `half_width` columns; w at most `WIDEST` vectors; all contiguous.
+    """
+    sums = torch.zeros((len(A), len(places.bounds) - 1), dtype=torch.float64)
+    _prepared(places, A, B, None, values, weights, None, None, sums, name="pairings")(None, None)
+    return sums.sum(1)
+
+
 def half_width(rank: int, like: Tensor) -> int:
     """The columns of whole vectors that hold so many numbers."""
     lanes = _VECTOR_BYTES // like.element_size()
@@ -236,6 +253,8 @@ def _prepared(
     second: Tensor | None,
     entries: Tensor | None,
     sums: Tensor | None,
+    *,
+    name: str = "products",
 ) -> Callable[[Tensor | None, Tensor | None], None]:
     """A pass of the compiled loops, which writes `out`, adds to `back`; rows are whole vectors."""
     like = B if B is not None else Q
@@ -250,7 +269,7 @@ def _prepared(
     )
     job.tensors = (tensors, values, weights, second, entries, sums)  # which live as long as it does
     vectors = like.shape[-1] * like.element_size() // _VECTOR_BYTES
-    loops = _loops(vectors, _REALS[like.dtype]).products
+    loops = getattr(_loops(vectors, _REALS[like.dtype]), name)
 
     def part(begin: int, stop: int) -> None:
         ranges = (begin, stop, 0, chunks) if each else (0, batch, begin, stop)

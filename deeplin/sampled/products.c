@@ -146,3 +146,54 @@ void products(const struct job *j, long first, long last, long begin, long stop)
             for (long c = begin; c < stop; c++)
                 chunk(j, matrix, block, c);
 }
+
+/* Σ w(⟨a, b⟩ − value)⟨a', b'⟩ over numbers `from` to `from + count` of one row, at most TILE. */
+INLINE double pairing_tile(const struct job *j, const lanes *a, const lanes *B, const REAL *value,
+                           long from, int count)
+{
+    const int32_t *index = j->index + from;
+    REAL e[TILE], x[TILE];
+    double partial[4] = {0};
+    int l = 0;
+
+    for (int l = 0; l < count; l++) {
+        const lanes *b = B + (long)index[l] * V;
+        lanes fit = a[0] * b[0], along = a[V / 2] * b[V / 2];
+        for (int v = 1; v < V / 2; v++) {
+            fit += a[v] * b[v];
+            along += a[V / 2 + v] * b[V / 2 + v];
+        }
+        e[l] = across(fit);
+        x[l] = across(along);
+    }
+    for (int l = 0; value && l < count; l++)
+        e[l] -= value[from + l];
+    for (int l = 0; j->weight && l < count; l++)
+        e[l] *= j->weight[from + l];
+    for (; l + 4 <= count; l += 4)
+        for (int i = 0; i < 4; i++)
+            partial[i] += (double)e[l + i] * x[l + i];
+    for (; l < count; l++)
+        partial[0] += (double)e[l] * x[l];
+    return (partial[0] + partial[1]) + (partial[2] + partial[3]);
+}
+
+/* The same of each chunk, a and a' the halves of the rows of A, b and b' those of B. */
+void pairings(const struct job *j, long first, long last, long begin, long stop)
+{
+    for (long matrix = first; matrix < last; matrix++)
+        for (long block = 0; block < j->blocks; block++)
+            for (long c = begin; c < stop; c++)
+                for (long i = j->bounds[c]; i < j->bounds[c + 1]; i++) {
+                    const int64_t *start = j->starts + block * j->rows + i;
+                    const lanes *row = (const lanes *)j->A + (matrix * j->rows + i) * V;
+                    const lanes *B = (const lanes *)j->B + matrix * j->columns * V;
+                    const REAL *value = j->value ? j->value + matrix * j->value_stride : 0;
+                    lanes a[V];
+                    for (int v = 0; v < V; v++)
+                        a[v] = row[v];
+                    for (long l = start[0]; l < start[1]; l += TILE)
+                        j->sums[matrix * j->chunks + c] += pairing_tile(
+                            j, a, B, value, l, start[1] - l < TILE ? (int)(start[1] - l) : TILE);
+                }
+}

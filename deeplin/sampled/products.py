@@ -144,6 +144,34 @@ def square_sum(
     return sums[0].to(A.dtype)
 
 
+def slope_sum(
+    pattern: Pattern,
+    A: Float[Tensor, "m k"],
+    B: Float[Tensor, "n k"],
+    left: Float[Tensor, "m l"],
+    right: Float[Tensor, "n l"],
+    values: Float[Tensor, " p"],
+    weights: Float[Tensor, " p"] | None,
+) -> Float[Tensor, ""]:
+    """Σ weights·(x − values)·y of the samples x of ABᴴ and y of left·rightᴴ, none of them kept.
+
+    No derivatives; where `one_pass` holds.
+    """
+    half = kernels.half_width(max(A.shape[-1], left.shape[-1], 1), A)
+    if 2 * half * A.element_size() > 32 * kernels.WIDEST:
+        errors = sample(pattern, A, B) - values
+        return (errors if weights is None else weights * errors) @ sample(pattern, left, right)
+
+    def beside(first: Tensor, second: Tensor) -> Tensor:
+        both = first.new_zeros((1, len(first), 2 * half))
+        both[0, :, : first.shape[-1]] = first
+        both[0, :, half : half + second.shape[-1]] = second
+        return both
+
+    sums = kernels.pairings(pattern.first, beside(A, left), beside(B, right), values[None], weights)
+    return sums[0].to(A.dtype)
+
+
 def one_pass(pattern: Pattern, *tensors: Tensor) -> bool:
     """Whether compiled loops may take these tensors: no batch, and no derivative is wanted."""
     return (
