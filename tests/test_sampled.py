@@ -147,7 +147,7 @@ def test_one_graph(randn):
 
 @needs_compiler
 @pytest.mark.parametrize("places", ["compiled", "blocks"], indirect=True)
-@pytest.mark.parametrize("k", [2, 40])
+@pytest.mark.parametrize("k", [2, 10, 40])
 @pytest.mark.parametrize("others", [0, 3])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.usefixtures("threads")
