@@ -69,6 +69,8 @@ def _run(
     os.dup2(said, 2)
     sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(2), "w")
     torch.set_num_threads(1)
+    # A shell that runs pytest in the background has it ignored, by whatever it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if prepare is not None:
         prepare(place)
     code = main(words)

@@ -208,7 +208,7 @@ def pairings(
     Shapes: halves of `half_width` columns; w at most `WIDEST` vectors; all contiguous.
     """
     sums = torch.zeros((len(A), len(places.bounds) - 1), dtype=torch.float64)
-    _prepared(places, A, B, None, values, weights, None, None, sums, name="pairings")(None, None)
+    _prepared(places, A, B, None, values, weights, None, None, sums, paired=True)(None, None)
     return sums.sum(1)
 
 
@@ -254,7 +254,7 @@ def _prepared(
     entries: Tensor | None,
     sums: Tensor | None,
     *,
-    name: str = "products",
+    paired: bool = False,
 ) -> Callable[[Tensor | None, Tensor | None], None]:
     """A pass of the compiled loops, which writes `out`, adds to `back`; rows are whole vectors."""
     like = B if B is not None else Q
@@ -269,7 +269,8 @@ def _prepared(
     )
     job.tensors = (tensors, values, weights, second, entries, sums)  # which live as long as it does
     vectors = like.shape[-1] * like.element_size() // _VECTOR_BYTES
-    loops = getattr(_loops(vectors, _REALS[like.dtype]), name)
+    compiled = _loops(vectors, _REALS[like.dtype])
+    loops = compiled.pairings if paired else compiled.products
 
     def part(begin: int, stop: int) -> None:
         ranges = (begin, stop, 0, chunks) if each else (0, batch, begin, stop)
