@@ -147,14 +147,21 @@ class MetricDerivative:
         )
 
 
-def christoffel_terms(point: Point, xi: Tangent, gradient: Tangent, metric: Metric) -> Tangent:
+def christoffel_terms(
+    point: Point,
+    xi: Tangent,
+    gradient: Tangent,
+    metric: Metric,
+    derivative: MetricDerivative | None = None,
+) -> Tangent:
     """What Hess^g f[ξ] has besides 𝒜_W(Hess f[ξ]), p = P_W(∇f) given.
 
     ½(∇_ξ𝒜)p − ½(∇_γ𝒜)𝒜̄⁻¹ξ + ½𝒜ζ, γ = 𝒜p and ⟨ζ, η⟩ = ⟨(∇_η𝒜)𝒜̄⁻¹ξ, p⟩: Koszul's formula for g_W
-    relative to the embedded connection, with df = g(γ, ·). It is 0 at critical points.
+    relative to the embedded connection, with df = g(γ, ·). It is 0 at critical points. For many ξ
+    at one point the `derivative` is computed once, `MetricDerivative.of(metric, σ)`.
 
     Source: ours.
-    Cost: O((m + n) r² + r³), with about 50·r³ values of c.
+    Cost: O((m + n) r² + r³), with about 50·r³ values of c unless the derivative is given.
     Accuracy: round-off for ξ = 𝒜_W(Z), as steps are; ε·σ_1/σ_r relative for any ξ.
     Raises: ValueError where depth ∞ is no metric, and at a point that processes share.
     """
@@ -166,7 +173,8 @@ def christoffel_terms(point: Point, xi: Tangent, gradient: Tangent, metric: Metr
     metric.require(point)
     P, sigma, Q = point.spectrum
     xi, p = (Tangent(P.mH @ v.M @ Q, v.Up @ Q, v.Vp @ P) for v in (xi, gradient))
-    terms = MetricDerivative.of(metric, sigma).christoffel(xi, p)
+    derivative = MetricDerivative.of(metric, sigma) if derivative is None else derivative
+    terms = derivative.christoffel(xi, p)
     M, Up = P @ terms.M @ Q.mH, terms.Up @ Q.mH
     if point.hermitian:
         return Tangent(hermitian_part(M), Up, Up)

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from deeplin.geometry.connection import christoffel_terms
+from deeplin.geometry.connection import MetricDerivative, christoffel_terms
 from deeplin.geometry.coordinates import Point, Tangent, project_products
 from deeplin.geometry.metric import DepthMetric, Metric, metric_operator
 from deeplin.linalg import adjoint_products, hermitian_part, plus_tall_times
@@ -81,13 +81,17 @@ def hessian_of_products(
     GhUp: Tensor,
     metric: Metric,
     inverse: Tensor | None = None,
+    derivative: MetricDerivative | None = None,
 ) -> Tangent:
-    """`riemannian_hessian` from products: G the projection of ∇f(W), else as `embedded_hessian`."""
+    """`riemannian_hessian` from products: G the projection of ∇f(W), else as `embedded_hessian`.
+
+    The derivative as in `christoffel_terms`.
+    """
     embedded = embedded_hessian(point, HV, HhU, GVp, GhUp, inverse)
     if metric == DepthMetric(1):
         return embedded
     main = metric_operator(point, embedded, metric)
-    terms = christoffel_terms(point, tangent, G, metric)
+    terms = christoffel_terms(point, tangent, G, metric, derivative)
     Up = main.Up + terms.Up
     return Tangent(main.M + terms.M, Up, Up if point.hermitian else main.Vp + terms.Vp)
 

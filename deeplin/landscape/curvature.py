@@ -10,7 +10,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from deeplin.geometry import DepthMetric, Metric, Point, Tangent, as_metric
-from deeplin.geometry.connection import christoffel_terms
+from deeplin.geometry.connection import MetricDerivative, christoffel_terms
 from deeplin.landscape.closed_form import known
 from deeplin.landscape.criticality import check_tol, is_critical, numerical_rank
 from deeplin.landscape.operators import SymmetricOperator
@@ -73,6 +73,7 @@ class RiemannianHessian(SymmetricOperator):
         self._G22 = G[k:, k:]
         if metric != DepthMetric(1) and not bool(is_critical(problem, W, tol)):
             self._gradient = Tangent(G[:k, :k], G[k:, :k], G[:k, k:].mH)
+            self._derivative = MetricDerivative.of(metric, self._point.spectrum[1])
         self._optimum = known(problem)
         self._gram: Core | None = None
         if self._optimum is not None and self._optimum.C is not None:
@@ -110,7 +111,8 @@ class RiemannianHessian(SymmetricOperator):
         right = right + self._G22.mH @ A / self.sigma
         core, left, right = core * self._core, left * self._sides, right * self._sides
         if self._gradient is not None:  # the derivative of the metric sees coordinates alone
-            moved = christoffel_terms(self._point, Tangent(M, A, B), self._gradient, self._metric)
+            tangents = Tangent(M, A, B), self._gradient
+            moved = christoffel_terms(self._point, *tangents, self._metric, self._derivative)
             core = core + moved.M / self._core
             left, right = left + moved.Up / self._sides, right + moved.Vp / self._sides
         return self._vector((core, left, right))

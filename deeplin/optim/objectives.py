@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from deeplin.geometry.connection import MetricDerivative
 from deeplin.geometry.coordinates import Point, Tangent, project_products
 from deeplin.geometry.hessian import embedded_hessian, hessian_of_products
 from deeplin.optim.fixed_rank import TangentFixedRank
@@ -150,9 +151,10 @@ class ProblemObjective(Objective):
         products = problem.hessian_at(point.U, point.S, point.V)
         inverse = torch.linalg.inv_ex(point.S).inverse
         # Only other metrics than the embedded one ask for the gradient.
-        G = self.manifold.tangent(gradient[0])
+        G, derivative = self.manifold.tangent(gradient[0]), None
         if curved and not self.manifold.embedded:
             G = project_products(point, *problem.egrad_products(point.U, point.S, point.V))
+            derivative = MetricDerivative.of(metric, point.spectrum[1])
 
         def product(u: Vector) -> list[Tensor]:
             tangent = self.manifold.tangent(u[0])
@@ -162,7 +164,8 @@ class ProblemObjective(Objective):
             if self.manifold.embedded:
                 result = embedded_hessian(point, *of_tangent, inverse)
             else:
-                result = hessian_of_products(point, tangent, G, *of_tangent, metric, inverse)
+                numbers = metric, inverse, derivative
+                result = hessian_of_products(point, tangent, G, *of_tangent, *numbers)
             return [self.manifold.stored(result)]
 
         return product
