@@ -10,6 +10,7 @@ from deeplin.integrators import RK4
 from deeplin.integrators.steppers import IntegratorStepper
 from deeplin.landscape import RiemannianHessian, local_rate
 from deeplin.loop import drive
+from deeplin.manifolds import FixedRank
 from deeplin.runner.observables import layer_observables
 from deeplin.runner.verdict import fitted_rate
 
@@ -62,6 +63,25 @@ def test_hessian_has_a_negative_direction_at_every_other_critical_point(randn):
     for J, W in problem.optimum.critical_points(2):
         least = RiemannianHessian(problem, W, 3).smallest_eigenvalue()
         assert (least > 0) == (J == (1, 2))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 2.5])
+def test_hessian_away_from_critical_points_is_that_of_the_manifold(randn, depth):
+    """Its eigenvalues, against those of the manifold's Hessian on a basis of the tangent space."""
+    problem, manifold = LeastSquares(randn(5, 20), randn(4, 20)), FixedRank(2, depth)
+    W = manifold.projx(randn(4, 5)).as_subclass(torch.Tensor)
+    G = problem.egrad(W)
+    units = torch.eye(20, dtype=torch.float64).view(20, 4, 5)
+    tangent = torch.stack([manifold.proju(W, u) for u in units]).flatten(1)
+    basis = torch.linalg.svd(tangent).Vh[:14].view(14, 4, 5)  # 2·(4 + 5 − 2)
+    images = []
+    for u in basis:
+        change = torch.func.jvp(problem.egrad, (W,), (u,))[1]
+        images.append(manifold.ehess2rhess(W, G, change, u).flatten())
+    want = torch.linalg.eigvals(torch.stack(images) @ basis.flatten(1).mT).real.sort().values
+    ours = RiemannianHessian(problem, W, depth)
+    matrix = torch.stack([ours @ e for e in torch.eye(14, dtype=torch.float64)])
+    torch.testing.assert_close(torch.linalg.eigvalsh(matrix), want, rtol=1e-9, atol=1e-9)
 
 
 def test_lanczos_agrees_with_the_dense_eigenproblem(randn, monkeypatch):
