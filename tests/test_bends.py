@@ -12,10 +12,10 @@ from deeplin.problems import MatrixCompletion, MatrixSensing, Ridge, spectral_st
 F64 = torch.float64
 
 
-def completion(*, weighted=False, rank=5, shape=(60, 50), noise=0.0):
+def completion(*, weighted=False, rank=5, shape=(60, 50), noise=0.0, dtype=F64):
     generator = torch.Generator().manual_seed(4)
     known, _ = MatrixCompletion.planted(
-        shape, rank, oversampling=3, noise=noise, generator=generator, dtype=F64
+        shape, rank, oversampling=3, noise=noise, generator=generator, dtype=dtype
     )
     if not weighted:
         return known
@@ -23,8 +23,8 @@ def completion(*, weighted=False, rank=5, shape=(60, 50), noise=0.0):
     return MatrixCompletion(known.rows, known.cols, known.values, shape, weights=weights)
 
 
-def drawn(manifold):
-    x = manifold.random(dtype=F64, generator=torch.Generator().manual_seed(0))
+def drawn(manifold, dtype=F64):
+    x = manifold.random(dtype=dtype, generator=torch.Generator().manual_seed(0))
     return x.as_subclass(torch.Tensor)
 
 
@@ -34,14 +34,17 @@ def sensing(randn):
 
 
 @pytest.mark.parametrize("retraction", ["svd", "orthographic", "splitting"])
-@pytest.mark.parametrize("kind", ["plain", "weighted", "ridge", "sensing"])
-def test_second_derivative_along_a_retraction(kind, retraction, randn):
-    """Against differences of f(R(tξ)), at a point that fits nothing."""
-    problem = sensing(randn) if kind == "sensing" else completion(weighted=kind == "weighted")
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("kind", ["plain", "weighted", "ridge", "complex", "sensing"])
+def test_second_derivative_along_a_retraction(kind, depth, retraction, randn):
+    """Against differences of f(R(tξ)), where nothing fits; the metric has no part in it."""
+    dtype = torch.complex128 if kind == "complex" else F64
+    problem = completion(weighted=kind == "weighted", dtype=dtype)
+    problem = sensing(randn) if kind == "sensing" else problem
     problem = Ridge(problem, 0.3) if kind == "ridge" else problem
-    manifold = FixedRankFactored(*problem.shape, 2, 1, retraction)
-    x = drawn(manifold)
-    u = manifold.proju(x, randn(*x.shape))
+    manifold = FixedRankFactored(*problem.shape, 2, depth, retraction)
+    x = drawn(manifold, dtype)
+    u = manifold.proju(x, randn(*x.shape).to(dtype) * (1 + 2j if kind == "complex" else 1))
     objective = ProblemObjective(Space([manifold.parameter(x)]), problem)
 
     def value(t):
