@@ -1,0 +1,326 @@
+/* A step of gradient descent with momentum on rank-r matrices W = U S Vᵀ, the points packed as the
+ * rows of U, V and S: what `LowRankManifold.descend` does by the retraction "splitting".
+ *
+ * Built by descent.py for one type of numbers and one width: -DREAL=double -DVECTORS=V. In `room`
+ * rows are V vectors of 32 bytes, filled up with zeros.
+ */
+#include <float.h>
+#include <math.h>
+
+
+enum { LANES = 32 / sizeof(REAL), V = VECTORS, WIDTH = V * LANES, ROWS = V <= 4 ? 4 : 2, TILE = 64 };
+static const REAL EPSILON = sizeof(REAL) == 8 ? (REAL)DBL_EPSILON : (REAL)FLT_EPSILON;
+static const REAL LEAST = sizeof(REAL) == 8 ? (REAL)DBL_MIN : (REAL)FLT_MIN;
+typedef REAL lanes __attribute__((vector_size(32)));
+typedef lanes row[V];
+
+struct job {
+    long batch, m, n, rank;
+    const REAL *point, *gradient;
+    const REAL *buffer; /* the momentum's, tangent at the point, or NULL */
+    REAL *end, *moved;  /* the new point; the buffer there, or NULL */
+    REAL *room;         /* `rooms` rows */
+    double rate, momentum, fresh; /* fresh: 1 − dampening */
+    long nesterov, tangent;       /* tangent: so is the gradient, which else is projected */
+};
+
+struct term {
+    const row *A, *T;
+};
+
+/* out_i = C_i + Σ_t (A_t)_i T_t over the rows, C given in out or zero; out may be one of the A_t. */
+static void times(long rows, int rank, row *out, int added, const struct term *terms, int count)
+{
+    for (long i = 0; i < rows; i += ROWS) {
+        lanes sum[ROWS][V];
+        int height = rows - i < ROWS ? (int)(rows - i) : ROWS;
+        for (int l = 0; l < ROWS; l++)
+            for (int v = 0; v < V; v++)
+                sum[l][v] = added && l < height ? out[i + l][v] : (lanes){0};
+        for (int t = 0; t < count; t++) {
+            const REAL *a = (const REAL *)(terms[t].A + i);
+            const row *T = terms[t].T;
+            if (height == ROWS)
+                for (int k = 0; k < rank; k++)
+                    for (int l = 0; l < ROWS; l++)
+                        for (int v = 0; v < V; v++)
+                            sum[l][v] += a[l * WIDTH + k] * T[k][v];
+            else
+                for (int k = 0; k < rank; k++)
+                    for (int l = 0; l < height; l++)
+                        for (int v = 0; v < V; v++)
+                            sum[l][v] += a[l * WIDTH + k] * T[k][v];
+        }
+        for (int l = 0; l < height; l++)
+            for (int v = 0; v < V; v++)
+                out[i + l][v] = sum[l][v];
+    }
+}
+
+/* out = AᵀB. */
+static void cross(long rows, int rank, const row *A, const row *B, row *out)
+{
+    for (int k = 0; k < rank; k++)
+        for (int v = 0; v < V; v++)
+            out[k][v] = (lanes){0};
+    for (long from = 0; from < rows; from += TILE) {
+        long to = rows - from < TILE ? rows : from + TILE;
+        for (int k = 0; k < rank; k += ROWS) { /* WIDTH is a multiple of ROWS */
+            lanes sum[ROWS][V];
+            for (int l = 0; l < ROWS; l++)
+                for (int v = 0; v < V; v++)
+                    sum[l][v] = (lanes){0};
+            for (long i = from; i < to; i++) {
+                const REAL *a = (const REAL *)(A + i) + k;
+                for (int l = 0; l < ROWS; l++)
+                    for (int v = 0; v < V; v++)
+                        sum[l][v] += a[l] * B[i][v];
+            }
+            for (int l = 0; l < ROWS && k + l < rank; l++)
+                for (int v = 0; v < V; v++)
+                    out[k + l][v] += sum[l][v];
+        }
+    }
+}
+
+/* Row i minus a[i][j] times t, its entry j first times `kept`; then Σ_i a[i][next] a_i is added to
+ * sum: one pass of Householder's over rows from and on. */
+static void reflect(long from, long rows, row *A, int j, const row t, const row mask, int next,
+                    row sum)
+{
+    lanes part[ROWS][V];
+    for (int l = 0; l < ROWS; l++)
+        for (int v = 0; v < V; v++)
+            part[l][v] = (lanes){0};
+    for (long i = from; i < rows; i += ROWS) {
+        int height = rows - i < ROWS ? (int)(rows - i) : ROWS;
+        for (int l = 0; l < height; l++) {
+            REAL *a = (REAL *)(A + i + l), by = a[j];
+            for (int v = 0; v < V; v++)
+                A[i + l][v] = A[i + l][v] * mask[v] - by * t[v];
+            for (int v = 0; v < V; v++)
+                part[l][v] += a[next] * A[i + l][v];
+        }
+    }
+    for (int l = 0; l < ROWS; l++)
+        for (int v = 0; v < V; v++)
+            sum[v] += part[l][v];
+}
+
+/* A = QR by Householder's reflections, Q in the place of A, the signs LAPACK's. With a = A_{≥j,j},
+ * β = −sign(a_j)‖a‖ and v = a − βe_j that is I − γvvᵀ, γ = 1/(β(β − a_j)); below the diagonal v
+ * stays as it is. Returns 0 where a norm is beyond the numbers' range, or none. */
+static int orthonormal(long rows, int rank, row *A, row *R)
+{
+    row sum = {0}, zero = {0}, ones, t;
+    REAL head[WIDTH], gamma[WIDTH], *s = (REAL *)sum, *by = (REAL *)t;
+
+    for (int v = 0; v < V; v++)
+        ones[v] = (lanes){0} + 1;
+    reflect(0, rows, A, 0, zero, ones, 0, sum);
+    for (int j = 0; j < rank; j++) {
+        REAL *a = (REAL *)(A + j), norm = (REAL)sqrt(s[j]), beta = a[j] > 0 ? -norm : norm;
+        if (!(s[j] > LEAST / EPSILON && s[j] < 1 / LEAST))
+            return 0;
+        if (j + 1 == rows) /* nothing is below: I, as LAPACK has it */
+            beta = a[j];
+        head[j] = a[j] - beta;
+        gamma[j] = j + 1 == rows ? 0 : 1 / (beta * (beta - a[j]));
+        for (int v = 0; v < V; v++)
+            t[v] = (lanes){0};
+        /* vᵀA: of the sums, with a_j in place of v_j, what the head of v adds. */
+        for (int c = j + 1; c < rank; c++)
+            by[c] = gamma[j] * (s[c] - beta * a[c]);
+        for (int c = j + 1; c < rank; c++)
+            a[c] -= head[j] * by[c];
+        a[j] = beta;
+        for (int v = 0; v < V; v++)
+            sum[v] = (lanes){0};
+        reflect(j + 1, rows, A, j, t, ones, j + 1 < rank ? j + 1 : j, sum);
+    }
+    for (int i = 0; i < rank; i++) {
+        REAL *a = (REAL *)(A + i), *to = (REAL *)(R + i);
+        for (int c = 0; c < WIDTH; c++)
+            to[c] = c >= i && c < rank ? a[c] : 0;
+        for (int c = i; c < rank; c++)
+            a[c] = 0;
+    }
+    for (int v = 0; v < V; v++)
+        sum[v] = (lanes){0};
+    for (int j = rank - 1; j >= 0; j--) {
+        row mask;
+        REAL *a = (REAL *)(A + j), before = j ? a[j - 1] : 0;
+        for (int v = 0; v < V; v++) {
+            mask[v] = ones[v];
+            t[v] = (lanes){0};
+        }
+        ((REAL *)mask)[j] = 0;
+        for (int c = j + 1; c < rank; c++)
+            by[c] = gamma[j] * s[c];
+        by[j] = gamma[j] * head[j];
+        for (int c = j; c < rank; c++)
+            a[c] = -head[j] * by[c];
+        a[j] += 1;
+        for (int v = 0; v < V; v++)
+            sum[v] = before * A[j][v];
+        reflect(j + 1, rows, A, j, t, mask, j ? j - 1 : 0, sum);
+    }
+    return 1;
+}
+
+static void transposed(int rank, const row *A, row *out, REAL sign)
+{
+    for (int i = 0; i < rank; i++)
+        for (int v = 0; v < V; v++)
+            out[i][v] = (lanes){0};
+    for (int i = 0; i < rank; i++)
+        for (int k = 0; k < rank; k++)
+            ((REAL *)(out + i))[k] = sign * ((const REAL *)(A + k))[i];
+}
+
+/* a·x + b·y of packed rows, y or NULL. */
+static void read(long rows, int rank, const REAL *x, REAL a, const REAL *y, REAL b, row *out)
+{
+    for (long i = 0; i < rows; i++) {
+        REAL *to = (REAL *)(out + i);
+        for (int k = 0; k < rank; k++)
+            to[k] = a * x[i * rank + k] + (y ? b * y[i * rank + k] : 0);
+        for (int k = rank; k < WIDTH; k++)
+            to[k] = 0;
+    }
+}
+
+static void write(long rows, int rank, const row *A, REAL *out)
+{
+    for (long i = 0; i < rows; i++)
+        for (int k = 0; k < rank; k++)
+            out[i * rank + k] = ((const REAL *)(A + i))[k];
+}
+
+static REAL frobenius(int rank, const row *A)
+{
+    REAL total = 0;
+    for (int i = 0; i < rank; i++)
+        for (int k = 0; k < rank; k++)
+            total += ((const REAL *)(A + i))[k] * ((const REAL *)(A + i))[k];
+    return (REAL)sqrt(total);
+}
+
+/* (I − AAᵀ)X in the place of X. */
+static void project(long rows, int rank, const row *A, row *X, row *small)
+{
+    cross(rows, rank, A, X, small);
+    for (int k = 0; k < rank; k++)
+        for (int v = 0; v < V; v++)
+            small[k][v] = -small[k][v];
+    times(rows, rank, X, 1, &(struct term){A, small}, 1);
+}
+
+/* One matrix; 0 where the step loses rank or a number its range: then nothing is to be used. */
+static int descend(const struct job *j, const REAL *point, const REAL *gradient,
+                   const REAL *buffer, REAL *end, REAL *moved, row *room)
+{
+    long m = j->m, n = j->n, tall = m + n;
+    int r = (int)j->rank;
+    REAL momentum = (REAL)j->momentum, fresh = (REAL)j->fresh, rate = (REAL)j->rate;
+    row *frame = room, *velocity = frame + tall + r, *ahead = velocity + tall + r;
+    row *new = j->nesterov ? ahead + tall + r : ahead, *small = new + tall;
+    row *U = frame, *Vv = frame + m, *S = frame + tall, *M = velocity + tall;
+    row *T = small, *R = small + r, *Rt = small + 2 * r, *left = small + 3 * r;
+    row *right = small + 4 * r, *up = small + 5 * r, *core = small + 6 * r, *turned = small + 7 * r;
+
+    read(tall + r, r, point, 1, 0, 0, frame);
+    read(tall + r, r, gradient, buffer ? fresh : 1, buffer, momentum, velocity);
+    if (!j->tangent) {
+        project(m, r, U, velocity, small);
+        project(n, r, Vv, velocity + m, small);
+    }
+    if (j->nesterov) {
+        read(tall + r, r, gradient, 1, 0, 0, ahead);
+        if (!j->tangent) {
+            project(m, r, U, ahead, small);
+            project(n, r, Vv, ahead + m, small);
+        }
+        for (long i = 0; i < tall + r; i++)
+            for (int v = 0; v < V; v++)
+                ahead[i][v] += momentum * velocity[i][v];
+    } else
+        ahead = velocity;
+
+    for (int i = 0; i < r; i++)
+        for (int v = 0; v < V; v++) {
+            T[i][v] = S[i][v] - rate * ahead[tall + i][v];
+        }
+    REAL scale = frobenius(r, S) + (REAL)fabs(rate) * frobenius(r, ahead + tall);
+    for (long i = 0; i < m; i++)
+        for (int v = 0; v < V; v++)
+            new[i][v] = -rate * ahead[i][v];
+    times(m, r, new, 1, &(struct term){U, T}, 1);
+    if (!orthonormal(m, r, new, R))
+        return 0;
+    cross(m, r, U, new, left);
+    transposed(r, R, Rt, 1);
+    for (int i = 0; i < r; i++)
+        for (int v = 0; v < V; v++)
+            T[i][v] = -rate * left[i][v];
+    times(n, r, new + m, 0, (struct term[]){{Vv, Rt}, {ahead + m, T}}, 2);
+    if (!orthonormal(n, r, new + m, R))
+        return 0;
+    REAL least = INFINITY, most = 0;
+    for (int i = 0; i < r; i++) {
+        REAL value = (REAL)fabs(((REAL *)(R + i))[i]);
+        least = value < least ? value : least;
+        most = value > most ? value : most;
+    }
+    if (!(least > r * EPSILON * (most > scale ? most : scale)))
+        return 0;
+    transposed(r, R, Rt, 1);
+    write(tall, r, new, end);
+    write(r, r, Rt, end + tall * r);
+    if (!moved)
+        return 1;
+
+    /* P_end(ξ) from ξV' = U a + U_p VᵀV' and ξᵀU' = V b + V_p UᵀU'. */
+    cross(n, r, Vv, new + m, right);
+    cross(n, r, velocity + m, new + m, T); /* a */
+    times(r, r, T, 1, &(struct term){M, right}, 1);
+    cross(m, r, velocity, new, up);
+    cross(r, r, left, T, core);
+    cross(r, r, up, right, R);
+    for (int i = 0; i < r; i++)
+        for (int v = 0; v < V; v++)
+            core[i][v] += R[i][v];
+    cross(r, r, M, left, R); /* b */
+    for (int i = 0; i < r; i++)
+        for (int v = 0; v < V; v++)
+            R[i][v] += up[i][v];
+    write(r, r, core, moved + tall * r);
+    transposed(r, core, turned, -1);
+    for (int i = 0; i < r; i++)
+        for (int v = 0; v < V; v++)
+            core[i][v] = -core[i][v];
+    times(m, r, velocity, 0, (struct term[]){{U, T}, {velocity, right}, {new, core}}, 3);
+    times(n, r, velocity + m, 0, (struct term[]){{Vv, R}, {velocity + m, left}, {new + m, turned}},
+          3);
+    write(tall, r, velocity, moved);
+    return 1;
+}
+
+/* Rows of V vectors that `room` must have. */
+long rooms(const struct job *j)
+{
+    long frames = j->m + j->n;
+    return (j->nesterov ? 4 : 3) * (frames + j->rank) + 8 * j->rank;
+}
+
+/* All matrices of the batch; 0 at the first one whose step needs more care. */
+int steps(const struct job *j)
+{
+    long length = (j->m + j->n + j->rank) * j->rank;
+    for (long b = 0; b < j->batch; b++)
+        if (!descend(j, j->point + b * length, j->gradient + b * length,
+                     j->buffer ? j->buffer + b * length : 0, j->end + b * length,
+                     j->moved ? j->moved + b * length : 0, (row *)j->room))
+            return 0;
+    return 1;
+}

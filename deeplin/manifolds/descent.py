@@ -1,0 +1,101 @@
+"""Steps of gradient descent on small matrices of rank r, in compiled code."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deeplin.compiled import library
+
+__all__ = ["WIDEST", "descend", "takes"]
+
+_REALS = {torch.float64: "double", torch.float32: "float"}
+_VECTOR_BYTES = 32
+# Vectors in a row, up to which the loops are faster than torch's products and decompositions.
+WIDEST = 8
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("batch", "m", "n", "rank")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("point", "gradient", "buffer", "end", "moved", "room")
+        ),
+        *((name, ctypes.c_double) for name in ("rate", "momentum", "fresh")),
+        *((name, ctypes.c_long) for name in ("nesterov", "tangent")),
+    ]
+
+
+@cache
+def _loops(vectors: int, real: str, compiler: str) -> ctypes.CDLL | None:
+    """The library for rows of so many vectors; None where no compiler makes it."""
+    try:
+        return library(
+            Path(__file__).with_suffix(".c"), [f"-DREAL={real}", f"-DVECTORS={vectors}"]
+        )
+    except ValueError:
+        return None
+
+
+def _vectors(x: Tensor) -> int:
+    return -(-x.shape[-1] * x.element_size() // _VECTOR_BYTES)
+
+
+def _loops_for(x: Tensor) -> ctypes.CDLL | None:
+    return _loops(_vectors(x), _REALS[x.dtype], os.environ.get("CC", "cc"))
+
+
+def takes(x: Tensor) -> bool:
+    """Whether `descend` takes such points: float64 or float32, on a CPU, of a rank not too large,
+    where there is a compiler or what it made is kept."""
+    return (
+        x.dtype in _REALS
+        and x.device.type == "cpu"
+        and os.name == "posix"
+        and _vectors(x) <= WIDEST
+        and _loops_for(x) is not None
+    )
+
+
+def descend(
+    x: Float[Tensor, "*batch k r"],
+    grad: Float[Tensor, "*batch k r"],
+    buffer: Float[Tensor, "*batch k r"] | None,
+    m: int,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    tangent: bool,
+) -> tuple[Tensor, Tensor | None] | None:
+    """`LowRankManifold.descend` of points (U, V, S), one below the other, by "splitting".
+
+    `grad` is the gradient in the same coordinates; unless it is `tangent`, it is projected. None
+    where a step loses rank, or a number is not finite or near the end of its range.
+    """
+    loops = _loops_for(x)
+    assert loops is not None
+    x, grad = x.detach().contiguous(), grad.contiguous()
+    buffer = None if buffer is None else buffer.contiguous()
+    k, r = x.shape[-2:]
+    end, moved = torch.empty_like(x), None if buffer is None else torch.empty_like(x)
+    tensors = (x, grad, buffer, end, moved)
+    job = _Job(
+        *(x.numel() // (k * r), m, k - r - m, r),
+        *(None if part is None else part.data_ptr() for part in tensors),
+        None,
+        *(lr, momentum, 1 - dampening),
+        *(nesterov and buffer is not None, tangent),
+    )
+    width = _vectors(x) * _VECTOR_BYTES // x.element_size()
+    room = x.new_empty((loops.rooms(ctypes.byref(job)), width))
+    job.room = room.data_ptr()
+    return (end, moved) if loops.steps(ctypes.byref(job)) else None
