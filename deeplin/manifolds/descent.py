@@ -13,12 +13,12 @@ from torch import Tensor
 
 from deeplin.compiled import library
 
-__all__ = ["WIDEST", "descend", "takes"]
+__all__ = ["LARGEST_RANK", "descend", "takes"]
 
 _REALS = {torch.float64: "double", torch.float32: "float"}
 _VECTOR_BYTES = 32
-# Vectors in a row, up to which the loops are faster than torch's products and decompositions.
-WIDEST = 8
+# Up to this the loops are faster than torch's products and decompositions.
+LARGEST_RANK = 32
 
 
 class _Job(ctypes.Structure):
@@ -37,9 +37,7 @@ class _Job(ctypes.Structure):
 def _loops(vectors: int, real: str, compiler: str) -> ctypes.CDLL | None:
     """The library for rows of so many vectors; None where no compiler makes it."""
     try:
-        return library(
-            Path(__file__).with_suffix(".c"), [f"-DREAL={real}", f"-DVECTORS={vectors}"]
-        )
+        return library(Path(__file__).with_suffix(".c"), [f"-DREAL={real}", f"-DVECTORS={vectors}"])
     except ValueError:
         return None
 
@@ -53,13 +51,14 @@ def _loops_for(x: Tensor) -> ctypes.CDLL | None:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `descend` takes such points: float64 or float32, on a CPU, of a rank not too large,
-    where there is a compiler or what it made is kept."""
+    """Whether `descend` takes such points: float64 or float32, on a CPU, of no large rank, where
+    there is a compiler or what it made is kept.
+    """
     return (
         x.dtype in _REALS
         and x.device.type == "cpu"
         and os.name == "posix"
-        and _vectors(x) <= WIDEST
+        and x.shape[-1] <= LARGEST_RANK
         and _loops_for(x) is not None
     )
 
