@@ -17,7 +17,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["cache_folder", "library"]
+__all__ = ["TALL", "cache_folder", "library"]
+
+# Products with tall matrices, for sources that include it.
+TALL = Path(__file__).with_name("tall.h")
 
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
 
@@ -26,21 +29,22 @@ def library(
     source: Path,
     macros: Sequence[str],
     *,
+    headers: Sequence[Path] = (),
     what: str = "compiled steps",
     instead: str = "use the integrator itself",
 ) -> ctypes.CDLL:
     """The library that the system's C compiler, cc or what CC names, makes of a source.
 
-    It is kept in `cache_folder()` under a name made of source, macros, flags, CC and processor, so
-    that a later process calls no compiler, and a home that several machines share holds one for
-    each. Beside it stands its own digest: a file that was damaged is built anew. `what` needs it,
-    and `instead` is what to do without, in the words of the refusal.
+    It is kept in `cache_folder()` under a name made of source, headers, macros, flags, CC and
+    processor, so that a later process calls no compiler, and a home that several machines share
+    holds one for each. Beside it stands its own digest: a file that was damaged is built anew.
+    `what` needs it, and `instead` is what to do without, in the words of the refusal.
 
     Raises: ValueError without a compiler, or where it refuses.
     """
     compiler = os.environ.get("CC", "cc")
     key = _digest(
-        source.read_bytes(),
+        *(path.read_bytes() for path in (source, *headers)),
         *(part.encode() for part in (*macros, *_FLAGS, _compiler(compiler), _processor())),
     )
     name, reason = f"{source.stem}-{key[:32]}.so", ""

@@ -9,7 +9,14 @@ import torch.distributed as dist
 from jaxtyping import Inexact
 from torch import Tensor
 
-from deeplin.linalg import adjoint_products, gather_rows, hermitian_part, plus_tall_times, sum_over
+from deeplin.linalg import (
+    adjoint_products,
+    gather_rows,
+    hermitian_part,
+    plus_tall_times,
+    sum_of_tall,
+    sum_over,
+)
 
 __all__ = ["Point", "Tangent", "project_matrix", "project_packed", "project_products", "transport"]
 
@@ -171,9 +178,8 @@ def transport(start: Point, end: Point, tangent: Tangent) -> Tangent:
     # P_end(ξ) from ξV' = U a + U_p VᴴV' and ξᴴU' = V b + V_p UᴴU'.
     a = tangent.M @ right + vp_right
     core = left.mH @ a + up_left.mH @ right
-    Up = plus_tall_times(start.U @ a, tangent.Up, right)
-    Up = plus_tall_times(Up, end.U, core, alpha=-1)
+    Up = sum_of_tall((start.U, a), (tangent.Up, right), (end.U, -core))
     if start.hermitian:
         return Tangent(hermitian_part(core), Up, Up)
-    Vp = plus_tall_times(start.V @ (tangent.M.mH @ left + up_left), tangent.Vp, left)
-    return Tangent(core, Up, plus_tall_times(Vp, end.V, core.mH, alpha=-1))
+    b = tangent.M.mH @ left + up_left
+    return Tangent(core, Up, sum_of_tall((start.V, b), (tangent.Vp, left), (end.V, -core.mH)))

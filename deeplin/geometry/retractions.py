@@ -35,6 +35,7 @@ from deeplin.linalg import (
     orthonormal_factor,
     plus_tall_times,
     psd_tangent_step,
+    sum_of_tall,
     sum_over,
     tall_qr,
     tangent_step,
@@ -182,7 +183,7 @@ def splitting_step(point: Point, tangent: Tangent) -> Step:
         L, info = torch.linalg.cholesky_ex(S)
         pivots = L.diagonal(dim1=-2, dim2=-1).real
         return Point(U, S, U), (info == 0) & _keeps_rank(pivots**2, point, tangent)
-    V, R = tall_qr(plus_tall_times(point.V @ R.mH, tangent.Vp, moved), point.group)
+    V, R = tall_qr(sum_of_tall((point.V, R.mH), (tangent.Vp, moved)), point.group)
     values = R.diagonal(dim1=-2, dim2=-1).abs()
     return Point(U, R.mH, V, group=point.group), _keeps_rank(values, point, tangent)
 

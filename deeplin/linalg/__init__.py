@@ -15,6 +15,7 @@ from deeplin.linalg.products import (
     plus_tall_times,
     product_svd,
     product_svdvals,
+    sum_of_tall,
     tall_times,
 )
 from deeplin.linalg.shards import (
@@ -64,6 +65,7 @@ __all__ = [
     "random_orthogonal",
     "scatter_rows",
     "sum_of_blocks",
+    "sum_of_tall",
     "sum_over",
     "tall_qr",
     "tall_times",

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from deeplin.linalg.tall import sum_of_times
+
 __all__ = [
     "batch_last",
     "chain",
@@ -17,6 +19,7 @@ __all__ = [
     "plus_tall_times",
     "product_svd",
     "product_svdvals",
+    "sum_of_tall",
     "tall_times",
 ]
 
@@ -47,7 +50,7 @@ def tall_times(
     twice as fast; elementwise operations keep it.
     """
     if A.ndim == 2 and A.is_contiguous():
-        return A @ B
+        return sum_of_tall((A, B))
     return (B.mT @ A.mT).mT
 
 
@@ -60,12 +63,32 @@ def plus_tall_times(
     alpha: float = 1.0,
 ) -> Inexact[Tensor, "*batch m n"]:
     """βC + αAB in the layout of `tall_times`, in one pass over C unless the batch has many dims."""
+    done = sum_of_times([(A, B)], C, beta, alpha)
+    if done is not None:
+        return done
     if C.ndim == A.ndim == B.ndim == 3 and C.shape[0] == A.shape[0] == B.shape[0]:
         return torch.baddbmm(C.mT, B.mT, A.mT, beta=beta, alpha=alpha).mT
     if C.ndim == A.ndim == B.ndim == 2 and (A.stride(-1) == 1 or C.stride(-1) == 1):
         return torch.addmm(C, A, B, beta=beta, alpha=alpha)
     product = tall_times(A, B)
     return (product if alpha == 1 else alpha * product) + (C if beta == 1 else beta * C)
+
+
+def sum_of_tall(
+    *terms: tuple[Inexact[Tensor, "..."], Inexact[Tensor, "..."]],
+    plus: Inexact[Tensor, "*#batch m n"] | None = None,
+) -> Inexact[Tensor, "*batch m n"]:
+    """Σ_t A_t B_t, and `plus`, for tall A_t; where compiled code serves, in one pass.
+
+    Shapes: A_t (*#batch, m, k_t), B_t (*#batch, k_t, n).
+    """
+    done = sum_of_times(terms, plus)
+    if done is not None:
+        return done
+    for A, B in terms:
+        plus = A @ B if plus is None else plus_tall_times(plus, A, B)
+    assert plus is not None
+    return plus
 
 
 def _is_batch_last(A: Tensor) -> bool:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from jaxtyping import Inexact
 from torch import Tensor
 
+from deeplin.linalg.tall import adjoint_times
+
 __all__ = [
     "adjoint_products",
     "agreed",
@@ -135,7 +137,7 @@ def adjoint_products(
     Shapes: A (*batch, m, k), B (*batch, m, l), m the rows of this process.
     Cost: one all-reduce of all the k×l matrices.
     """
-    return sum_over(group, *[A.mH @ B for A, B in pairs])
+    return sum_over(group, *adjoint_times(pairs))
 
 
 def tall_qr(A: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:

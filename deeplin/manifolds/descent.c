@@ -7,12 +7,10 @@
 #include <float.h>
 #include <math.h>
 
+#include "../compiled/tall.h"
 
-enum { LANES = 32 / sizeof(REAL), V = VECTORS, WIDTH = V * LANES, ROWS = V <= 4 ? 4 : 2, TILE = 64 };
 static const REAL EPSILON = sizeof(REAL) == 8 ? (REAL)DBL_EPSILON : (REAL)FLT_EPSILON;
 static const REAL LEAST = sizeof(REAL) == 8 ? (REAL)DBL_MIN : (REAL)FLT_MIN;
-typedef REAL lanes __attribute__((vector_size(32)));
-typedef lanes row[V];
 
 struct job {
     long batch, m, n, rank;
@@ -24,63 +22,23 @@ struct job {
     long nesterov, tangent;       /* tangent: so is the gradient, which else is projected */
 };
 
-struct term {
-    const row *A, *T;
-};
-
-/* out_i = C_i + Σ_t (A_t)_i T_t over the rows, C given in out or zero; out may be one of the A_t. */
-static void times(long rows, int rank, row *out, int added, const struct term *terms, int count)
+/* out = A B_1 + …, of matrices in `room`, added to what is there or not. */
+static void plus(long rows, int rank, row *out, int added, int count, const row *A[], const row *B[])
 {
-    for (long i = 0; i < rows; i += ROWS) {
-        lanes sum[ROWS][V];
-        int height = rows - i < ROWS ? (int)(rows - i) : ROWS;
-        for (int l = 0; l < ROWS; l++)
-            for (int v = 0; v < V; v++)
-                sum[l][v] = added && l < height ? out[i + l][v] : (lanes){0};
-        for (int t = 0; t < count; t++) {
-            const REAL *a = (const REAL *)(terms[t].A + i);
-            const row *T = terms[t].T;
-            if (height == ROWS)
-                for (int k = 0; k < rank; k++)
-                    for (int l = 0; l < ROWS; l++)
-                        for (int v = 0; v < V; v++)
-                            sum[l][v] += a[l * WIDTH + k] * T[k][v];
-            else
-                for (int k = 0; k < rank; k++)
-                    for (int l = 0; l < height; l++)
-                        for (int v = 0; v < V; v++)
-                            sum[l][v] += a[l * WIDTH + k] * T[k][v];
-        }
-        for (int l = 0; l < height; l++)
-            for (int v = 0; v < V; v++)
-                out[i + l][v] = sum[l][v];
-    }
+    struct term terms[3];
+    for (int t = 0; t < count; t++)
+        terms[t] = (struct term){{(const REAL *)A[t], WIDTH, rank}, B[t]};
+    times(&(struct tall){added ? (REAL *)out : 0, WIDTH, WIDTH}, 1, terms, count, (REAL *)out,
+          WIDTH, 0, rows);
 }
 
 /* out = AᵀB. */
-static void cross(long rows, int rank, const row *A, const row *B, row *out)
+static void adjoint(long rows, int rank, const row *A, const row *B, row *out)
 {
     for (int k = 0; k < rank; k++)
         for (int v = 0; v < V; v++)
             out[k][v] = (lanes){0};
-    for (long from = 0; from < rows; from += TILE) {
-        long to = rows - from < TILE ? rows : from + TILE;
-        for (int k = 0; k < rank; k += ROWS) { /* WIDTH is a multiple of ROWS */
-            lanes sum[ROWS][V];
-            for (int l = 0; l < ROWS; l++)
-                for (int v = 0; v < V; v++)
-                    sum[l][v] = (lanes){0};
-            for (long i = from; i < to; i++) {
-                const REAL *a = (const REAL *)(A + i) + k;
-                for (int l = 0; l < ROWS; l++)
-                    for (int v = 0; v < V; v++)
-                        sum[l][v] += a[l] * B[i][v];
-            }
-            for (int l = 0; l < ROWS && k + l < rank; l++)
-                for (int v = 0; v < V; v++)
-                    out[k + l][v] += sum[l][v];
-        }
-    }
+    cross(rows, rank, (const REAL *)A, WIDTH, (const REAL *)B, WIDTH, out);
 }
 
 /* Row i minus a[i][j] times t, its entry j first times `kept`; then Σ_i a[i][next] a_i is added to
@@ -209,11 +167,11 @@ static REAL frobenius(int rank, const row *A)
 /* (I − AAᵀ)X in the place of X. */
 static void project(long rows, int rank, const row *A, row *X, row *small)
 {
-    cross(rows, rank, A, X, small);
+    adjoint(rows, rank, A, X, small);
     for (int k = 0; k < rank; k++)
         for (int v = 0; v < V; v++)
             small[k][v] = -small[k][v];
-    times(rows, rank, X, 1, &(struct term){A, small}, 1);
+    plus(rows, rank, X, 1, 1, (const row *[]){A}, (const row *[]){small});
 }
 
 /* One matrix; 0 where the step loses rank or a number its range: then nothing is to be used. */
@@ -255,15 +213,15 @@ static int descend(const struct job *j, const REAL *point, const REAL *gradient,
     for (long i = 0; i < m; i++)
         for (int v = 0; v < V; v++)
             new[i][v] = -rate * ahead[i][v];
-    times(m, r, new, 1, &(struct term){U, T}, 1);
+    plus(m, r, new, 1, 1, (const row *[]){U}, (const row *[]){T});
     if (!orthonormal(m, r, new, R))
         return 0;
-    cross(m, r, U, new, left);
+    adjoint(m, r, U, new, left);
     transposed(r, R, Rt, 1);
     for (int i = 0; i < r; i++)
         for (int v = 0; v < V; v++)
             T[i][v] = -rate * left[i][v];
-    times(n, r, new + m, 0, (struct term[]){{Vv, Rt}, {ahead + m, T}}, 2);
+    plus(n, r, new + m, 0, 2, (const row *[]){Vv, ahead + m}, (const row *[]){Rt, T});
     if (!orthonormal(n, r, new + m, R))
         return 0;
     REAL least = INFINITY, most = 0;
@@ -281,16 +239,16 @@ static int descend(const struct job *j, const REAL *point, const REAL *gradient,
         return 1;
 
     /* P_end(ξ) from ξV' = U a + U_p VᵀV' and ξᵀU' = V b + V_p UᵀU'. */
-    cross(n, r, Vv, new + m, right);
-    cross(n, r, velocity + m, new + m, T); /* a */
-    times(r, r, T, 1, &(struct term){M, right}, 1);
-    cross(m, r, velocity, new, up);
-    cross(r, r, left, T, core);
-    cross(r, r, up, right, R);
+    adjoint(n, r, Vv, new + m, right);
+    adjoint(n, r, velocity + m, new + m, T); /* a */
+    plus(r, r, T, 1, 1, (const row *[]){M}, (const row *[]){right});
+    adjoint(m, r, velocity, new, up);
+    adjoint(r, r, left, T, core);
+    adjoint(r, r, up, right, R);
     for (int i = 0; i < r; i++)
         for (int v = 0; v < V; v++)
             core[i][v] += R[i][v];
-    cross(r, r, M, left, R); /* b */
+    adjoint(r, r, M, left, R); /* b */
     for (int i = 0; i < r; i++)
         for (int v = 0; v < V; v++)
             R[i][v] += up[i][v];
@@ -299,9 +257,10 @@ static int descend(const struct job *j, const REAL *point, const REAL *gradient,
     for (int i = 0; i < r; i++)
         for (int v = 0; v < V; v++)
             core[i][v] = -core[i][v];
-    times(m, r, velocity, 0, (struct term[]){{U, T}, {velocity, right}, {new, core}}, 3);
-    times(n, r, velocity + m, 0, (struct term[]){{Vv, R}, {velocity + m, left}, {new + m, turned}},
-          3);
+    plus(m, r, velocity, 0, 3, (const row *[]){U, velocity, new},
+         (const row *[]){T, right, core});
+    plus(n, r, velocity + m, 0, 3, (const row *[]){Vv, velocity + m, new + m},
+         (const row *[]){R, left, turned});
     write(tall, r, velocity, moved);
     return 1;
 }

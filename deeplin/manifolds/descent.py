@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.compiled import library
+from deeplin.compiled import TALL, library
 
 __all__ = ["LARGEST_RANK", "descend", "takes"]
 
@@ -37,7 +37,11 @@ class _Job(ctypes.Structure):
 def _loops(vectors: int, real: str, compiler: str) -> ctypes.CDLL | None:
     """The library for rows of so many vectors; None where no compiler makes it."""
     try:
-        return library(Path(__file__).with_suffix(".c"), [f"-DREAL={real}", f"-DVECTORS={vectors}"])
+        return library(
+            Path(__file__).with_suffix(".c"),
+            [f"-DREAL={real}", f"-DVECTORS={vectors}"],
+            headers=[TALL],
+        )
     except ValueError:
         return None
 

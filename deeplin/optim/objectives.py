@@ -12,6 +12,7 @@ from torch import Tensor
 from deeplin.geometry.connection import MetricDerivative
 from deeplin.geometry.coordinates import Point, Tangent, project_products
 from deeplin.geometry.hessian import embedded_hessian, hessian_of_products
+from deeplin.linalg import plus_tall_times
 from deeplin.optim.fixed_rank import TangentFixedRank
 from deeplin.optim.space import Space, Vector
 from deeplin.problems import Problem
@@ -118,7 +119,7 @@ class ProblemObjective(Objective):
 
     def _sides(self, point: Point, tangent: Tangent) -> tuple[Tensor, Tensor]:
         """ξ = left·rightᴴ."""
-        left = torch.cat([point.U @ tangent.M + tangent.Up, point.U], -1)
+        left = torch.cat([plus_tall_times(tangent.Up, point.U, tangent.M), point.U], -1)
         return left, torch.cat([point.V, tangent.Vp], -1)
 
     def quadratic(self, x: Vector, u: Vector) -> Tensor | None:
