@@ -49,6 +49,7 @@ def test_the_wheel_holds_the_package_and_its_configurations(wheel):
     assert {"deeplin/py.typed", "deeplin/conf/train.yaml"} <= set(wheel.namelist())
     sources = {name for name in wheel.namelist() if name.endswith(".c")}
     assert {Path(name).parent.as_posix() for name in sources} == {
+        "deeplin/linalg",
         "deeplin/manifolds",
         "deeplin/sampled",
         "deeplin/integrators/compiled",
