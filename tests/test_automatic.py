@@ -11,7 +11,7 @@ from runner import ROOT, train
 from deeplin.loop import Every, GradientNormBelow, drive
 from deeplin.runner.automatic import METHODS
 from deeplin.runner.build import build
-from deeplin.runner.cost import tolerance_of
+from deeplin.runner.cost import time_of, tolerance_of
 from deeplin.runner.folder import RunFolder
 from deeplin.runner.verdict import fitted_rate
 
@@ -217,3 +217,17 @@ def test_a_rate_among_many_near_it_is_seen_in_its_own_mode(tmp_path):
     )
     assert off > 0.01
     assert abs(of_mode) < off / 4
+
+
+def test_the_time_of_a_step_leaves_out_what_the_first_sets_up(monkeypatch):
+    """A first call of 2 s, others of 0.01 s, by a clock of the test's own."""
+    now, calls = [0.0], []
+
+    def repeated(count):
+        now[0] += 0.01 * count if calls else 2.0
+        calls.append(count)
+
+    monkeypatch.setattr("deeplin.runner.cost._TIMED", 0.05)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert time_of(repeated) == pytest.approx(0.01)
+    assert calls == [1, 1, 2, 4]

@@ -253,8 +253,9 @@ def seconds_of(cost: Cost, stepper: Stepper, t1: float) -> float:
 def time_of(repeated: Callable[[int], object]) -> float:
     """The time of one of the calls that are `repeated` so many times: 1, 2, 4, … of them.
 
-    It is the last that counts, which is half of all, so that what the first calls set up does not.
+    It is the last that counts, which is half of all; what the very first sets up never does.
     """
+    repeated(1)
     begun, count = time.perf_counter(), 1
     while True:
         now = time.perf_counter()
