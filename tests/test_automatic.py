@@ -231,3 +231,9 @@ def test_the_time_of_a_step_leaves_out_what_the_first_sets_up(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     assert time_of(repeated) == pytest.approx(0.01)
     assert calls == [1, 1, 2, 4]
+
+
+def test_calls_that_do_nothing_end(monkeypatch):
+    """As those of a run that ends within its first steps do; by a clock that stands."""
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    assert time_of(lambda count: None) == 0

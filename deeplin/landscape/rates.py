@@ -64,7 +64,9 @@ def slowest_mode(problem: Problem, layers: Sequence[Tensor]) -> tuple[float, Ten
         )
     H = RiemannianHessian(problem, W, 1, rank=k)
     C, failed = torch.linalg.cholesky_ex(_LayerMetric(layers, H).dense())
-    if bool(failed):
+    least, most = (C.diagonal() ** 2).aminmax()
+    # Whether a factorisation of round-off fails is chance.
+    if bool(failed) or not least > H.dim * torch.finfo(H.dtype).eps * most:
         raise ValueError(
             "layer_rate needs layers of which no direction of W is lost in round-off; these differ "
             "by too much in size: take another start."

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from deeplin.compiled import TALL, in_parts, library
+from deeplin.compiled import TALL, in_parts, loops_for
 from deeplin.linalg.values import numbers_alone, values_known
 
 __all__ = ["adjoint_times", "sum_of_times"]
 
-_REALS = {torch.float64: "double", torch.float32: "float"}
-_VECTOR_BYTES = 32
+_SOURCE = Path(__file__).with_suffix(".c")
 # Up to so many columns the loops are faster than BLAS, from so many entries on.
 _WIDEST = {torch.float64: 32, torch.float32: 12}
 _LEAST = 20_000
@@ -25,39 +22,25 @@ _LEAST = 20_000
 _CHUNK = 2**14
 
 _long, _pointer, _double = ctypes.c_long, ctypes.c_void_p, ctypes.c_double
-
-
-@cache
-def _loops(vectors: int, real: str, compiler: str) -> ctypes.CDLL | None:
-    """The loops for rows of so many vectors; None where no compiler makes them."""
-    try:
-        loops = library(
-            Path(__file__).with_suffix(".c"),
-            [f"-DREAL={real}", f"-DVECTORS={vectors}"],
-            headers=[TALL],
-        )
-    except ValueError:
-        return None
-    rest = [_long] * 4
-    loops.crosses.argtypes = [_pointer, _long, _long, *rest]
-    loops.sums.argtypes = [_pointer, _double, _double, _pointer, _long, _long, _pointer, *rest]
-    return loops
+_CROSSES = [_pointer, *[_long] * 6]
+_SUMS = [_pointer, _double, _double, _pointer, _long, _long, _pointer, *[_long] * 4]
 
 
 def _loops_for(columns: int, tall: Sequence[Tensor]) -> ctypes.CDLL | None:
     """The loops for such a number of columns, where these tall matrices, alike, are taken."""
     first = tall[0]
-    rows = len(first)
-    dtype, widest = first.dtype, _WIDEST.get(first.dtype, 0)
-    if columns > widest or first.device.type != "cpu" or os.name != "posix":
+    rows, dtype, widest = len(first), first.dtype, _WIDEST.get(first.dtype, 0)
+    if columns > widest or first.device.type != "cpu":
         return None
     for A in tall:
         if _is_small(A) or len(A) != rows or A.dtype != dtype or A.shape[1] > widest:
             return None
     if not numbers_alone(*tall):
         return None
-    vectors = -(-columns * first.element_size() // _VECTOR_BYTES)
-    return _loops(vectors, _REALS[dtype], os.environ.get("CC", "cc"))
+    loops = loops_for(_SOURCE, columns, dtype, [TALL])
+    if loops is not None:
+        loops.crosses.argtypes, loops.sums.argtypes = _CROSSES, _SUMS
+    return loops
 
 
 def _is_small(A: Tensor) -> bool:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from functools import cache
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeplin.compiled import TALL, library
+from deeplin.compiled import REALS, TALL, loops_for, width_of
 
 __all__ = ["LARGEST_RANK", "descend", "takes"]
 
-_REALS = {torch.float64: "double", torch.float32: "float"}
-_VECTOR_BYTES = 32
+_SOURCE = Path(__file__).with_suffix(".c")
 # Up to this the loops are faster than torch's products and decompositions.
 LARGEST_RANK = 32
 
@@ -33,25 +30,8 @@ class _Job(ctypes.Structure):
     ]
 
 
-@cache
-def _loops(vectors: int, real: str, compiler: str) -> ctypes.CDLL | None:
-    """The library for rows of so many vectors; None where no compiler makes it."""
-    try:
-        return library(
-            Path(__file__).with_suffix(".c"),
-            [f"-DREAL={real}", f"-DVECTORS={vectors}"],
-            headers=[TALL],
-        )
-    except ValueError:
-        return None
-
-
-def _vectors(x: Tensor) -> int:
-    return -(-x.shape[-1] * x.element_size() // _VECTOR_BYTES)
-
-
 def _loops_for(x: Tensor) -> ctypes.CDLL | None:
-    return _loops(_vectors(x), _REALS[x.dtype], os.environ.get("CC", "cc"))
+    return loops_for(_SOURCE, x.shape[-1], x.dtype, [TALL])
 
 
 def takes(x: Tensor) -> bool:
@@ -59,9 +39,8 @@ def takes(x: Tensor) -> bool:
     there is a compiler or what it made is kept.
     """
     return (
-        x.dtype in _REALS
+        x.dtype in REALS
         and x.device.type == "cpu"
-        and os.name == "posix"
         and x.shape[-1] <= LARGEST_RANK
         and _loops_for(x) is not None
     )
@@ -98,7 +77,6 @@ def descend(
         *(lr, momentum, 1 - dampening),
         *(nesterov and buffer is not None, tangent),
     )
-    width = _vectors(x) * _VECTOR_BYTES // x.element_size()
-    room = x.new_empty((loops.rooms(ctypes.byref(job)), width))
+    room = x.new_empty((loops.rooms(ctypes.byref(job)), width_of(r, x.dtype)))
     job.room = room.data_ptr()
     return (end, moved) if loops.steps(ctypes.byref(job)) else None

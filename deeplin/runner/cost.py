@@ -46,6 +46,7 @@ __all__ = [
 # What one step of Rosenbrock may multiply: one core takes about a second for it. A run takes some
 # hundreds of them, and between two of them nothing is recorded, saved or interrupted.
 LARGEST_STEP = 1e9
+_TIMED_AT_MOST = 2**16  # steps
 _TIMED = 0.05  # seconds that the time of a step is measured in
 
 
@@ -261,6 +262,7 @@ def time_of(repeated: Callable[[int], object]) -> float:
         now = time.perf_counter()
         repeated(count)
         after = time.perf_counter()
-        if after - begun > _TIMED:
+        # Calls that do nothing, as after the end of a short run, need no more of them.
+        if after - begun > _TIMED or count >= _TIMED_AT_MOST:
             return (after - now) / count
         count *= 2

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from deeplin.compiled import in_parts, library
+from deeplin.compiled import REALS, VECTOR_BYTES, in_parts, library, macros, vectors_of, width_of
 from deeplin.sampled.places import Places
 
 __all__ = [
@@ -29,8 +29,6 @@ __all__ = [
     "require",
 ]
 
-_REALS = {torch.float64: "double", torch.float32: "float"}
-_VECTOR_BYTES = 32
 # Vectors in a row of a thin matrix; what is wider is taken in parts.
 WIDEST = 8
 
@@ -63,16 +61,19 @@ class _GramsJob(ctypes.Structure):
     ]
 
 
+def _loops(columns: int, dtype: torch.dtype, name: str = "products.c") -> ctypes.CDLL:
+    return _loops_of(vectors_of(columns, dtype), dtype, name)
+
+
 @cache
-def _loops(vectors: int, real: str, name: str = "products.c") -> ctypes.CDLL:
-    macros = [f"-DREAL={real}", f"-DVECTORS={vectors}"]
-    return _library(name, macros)
+def _loops_of(vectors: int, dtype: torch.dtype, name: str) -> ctypes.CDLL:
+    return _library(name, macros(vectors, dtype))
 
 
-def _library(name: str, macros: list[str]) -> ctypes.CDLL:
+def _library(name: str, told: list[str]) -> ctypes.CDLL:
     return library(
         Path(__file__).with_name(name),
-        macros,
+        told,
         what="compiled products",
         instead='use products="torch"',
     )
@@ -103,7 +104,7 @@ def available() -> bool:
 def fits(*tensors: Tensor) -> bool:
     """Whether the compiled loops take these: float64 or float32, all of one, on a CPU."""
     first = tensors[0]
-    return first.dtype in _REALS and all(
+    return first.dtype in REALS and all(
         t.dtype == first.dtype and t.device.type == "cpu" for t in tensors
     )
 
@@ -138,10 +139,10 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _padded(A: Tensor, vectors: int) -> Tensor:
+def _padded(A: Tensor) -> Tensor:
     """The rows of a thin matrix filled up with zeros to whole vectors."""
-    width = vectors * _VECTOR_BYTES // A.element_size()
-    if A.shape[-1] == width and A.is_contiguous() and A.data_ptr() % _VECTOR_BYTES == 0:
+    width = width_of(A.shape[-1], A.dtype)
+    if A.shape[-1] == width and A.is_contiguous() and A.data_ptr() % VECTOR_BYTES == 0:
         return A
     wide = A.new_empty((*A.shape[:-1], width))
     wide[..., : A.shape[-1]] = A
@@ -182,9 +183,9 @@ def products(
     """
     like = B if B is not None else Q
     assert like is not None
-    (batch, _, k), vectors = like.shape, -(-like.shape[-1] * like.element_size() // _VECTOR_BYTES)
-    left, right, beside = (None if part is None else _padded(part, vectors) for part in (A, B, Q))
-    width = vectors * _VECTOR_BYTES // like.element_size()
+    batch, _, k = like.shape
+    left, right, beside = (None if part is None else _padded(part) for part in (A, B, Q))
+    width = width_of(k, like.dtype)
     if A is not None and keep:
         entries = like.new_empty((batch, len(places.index)))
     out = like.new_empty((batch, places.rows, width)) if times else None
@@ -214,8 +215,7 @@ def pairings(
 
 def half_width(rank: int, like: Tensor) -> int:
     """The columns of whole vectors that hold so many numbers."""
-    lanes = _VECTOR_BYTES // like.element_size()
-    return -(-rank // lanes) * lanes
+    return width_of(rank, like.dtype)
 
 
 def both_times(
@@ -268,8 +268,7 @@ def _prepared(
         0 if values is None or len(values) == 1 else len(places.index),
     )
     job.tensors = (tensors, values, weights, second, entries, sums)  # which live as long as it does
-    vectors = like.shape[-1] * like.element_size() // _VECTOR_BYTES
-    compiled = _loops(vectors, _REALS[like.dtype])
+    compiled = _loops(like.shape[-1], like.dtype)
     loops = compiled.pairings if paired else compiled.products
 
     def part(begin: int, stop: int) -> None:
@@ -294,7 +293,7 @@ def grams(
     Shapes: w whole vectors, zeros beyond r; r at most `WIDEST` of them.
     """
     batch, _, r = B.shape
-    wide = _padded(B, -(-r * B.element_size() // _VECTOR_BYTES))
+    wide = _padded(B)
     out = B.new_empty((batch, len(rows), r, wide.shape[-1]))
     of_all = places.bounds.clamp(rows.start, rows.stop)
     inside = of_all[of_all.diff(append=of_all.new_full((1,), rows.stop)) > 0]
@@ -349,5 +348,4 @@ def block_times(
 
 
 def _blocks(like: Tensor) -> ctypes.CDLL:
-    vectors = like.shape[-1] * like.element_size() // _VECTOR_BYTES
-    return _loops(vectors, _REALS[like.dtype], "blocks.c")
+    return _loops(like.shape[-1], like.dtype, "blocks.c")
