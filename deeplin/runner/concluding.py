@@ -78,7 +78,8 @@ def conclude(
     log.text("1_verdict", f"{verdict.sentence}\n\n{verdict}")
     say()
     say_table(verdict.table)
-    say(f"\n{verdict.summary['steps']} steps in {seconds:.1f} s; {result.sentence}")
+    steps = verdict.summary["steps"]
+    say(f"\n{steps} step{'' if steps == 1 else 's'} in {seconds:.1f} s; {result.sentence}")
     say(verdict.sentence)
     if result.kind is Kind.PAST_BEST and best is not None and best.at is not None:
         say(f"deeplin.load gives the W of step {best.at.step}, whose {best.name} was the best.")
