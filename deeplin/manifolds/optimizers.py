@@ -51,8 +51,9 @@ class RiemannianLineSearch(geoopt.optim.RiemannianLineSearch):
 class RiemannianSGD(geoopt.optim.RiemannianSGD):
     """geoopt's RiemannianSGD, the same steps to round-off and the same state, in less time.
 
-    A point of deeplin's manifolds takes its step in one pass (`LowRankManifold.descend`), and all
-    Euclidean parameters of a group take theirs together. Other manifolds are moved as there.
+    A point of deeplin's manifolds takes its step in one pass (`LowRankManifold.descend`), one of
+    `FixedRankFactored` by "splitting" in compiled code, and all Euclidean parameters of a group
+    take theirs together. Other manifolds are moved as there.
 
     >>> from deeplin.nn import FixedRankLinear
     >>> layer = FixedRankLinear(20, 30, rank=4)
