@@ -168,6 +168,12 @@ def _run(folder: Path, source: str, tests: Sequence[str], there) -> None:
     installed = Path(sys.prefix).resolve()
     kept = [p for p, at in found if at.is_relative_to(installed) or not at.is_relative_to(ROOT)]
     sys.path[:] = [str(folder), *kept]
+    # A forkserver that another test has begun knows the tree that is copied.
+    for name, module in list(sys.modules.items()):
+        at = Path(module.__dict__.get("__file__") or installed)
+        ours = at.is_relative_to(ROOT) and not at.is_relative_to(installed)
+        if ours and name != __name__:  # whose endings are sent
+            del sys.modules[name]
     import pytest
 
     plugin = _Endings(source)

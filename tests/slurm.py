@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 COMMANDS = ("sbatch", "srun", "sacct")
@@ -51,6 +52,9 @@ def srun(*words: str) -> None:
             file = rest.pop(0)
             for mark, name in {"%A": "ARRAY_JOB_ID", "%a": "ARRAY_TASK_ID", "%t": "PROCID"}.items():
                 file = file.replace(mark, os.environ[f"SLURM_{name}"])
+            # submitit makes it once it knows the job's number; Slurm begins no job so soon.
+            while not Path(file).parent.exists():
+                time.sleep(0.01)
             os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2 - (flag == "--output"))
     os.execvp(rest[0], rest)
 

@@ -42,7 +42,7 @@ def batch_last(A: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"
 
 
 def tall_times(
-    A: Inexact[Tensor, "*batch m k"], B: Inexact[Tensor, "*batch k n"]
+    A: Inexact[Tensor, "*#batch m k"], B: Inexact[Tensor, "*#batch k n"]
 ) -> Inexact[Tensor, "*batch m n"]:
     """AB for a tall A, column by column in memory; one that is row by row stays so if it is alone.
 
