@@ -41,8 +41,8 @@ static void adjoint(long rows, int rank, const row *A, const row *B, row *out)
     cross(rows, rank, (const REAL *)A, WIDTH, (const REAL *)B, WIDTH, out);
 }
 
-/* Row i minus a[i][j] times t, its entry j first times `kept`; then Σ_i a[i][next] a_i is added to
- * sum: one pass of Householder's over rows from and on. */
+/* Rows from `from` on, entry by entry times `mask`, less a_ij t; then Σ_i a_ik a_i, k = next, is added
+ * to sum: one pass of Householder's. */
 static void reflect(long from, long rows, row *A, int j, const row t, const row mask, int next,
                     row sum)
 {
@@ -205,10 +205,10 @@ static int descend(const struct job *j, const REAL *point, const REAL *gradient,
     } else
         ahead = velocity;
 
+    /* K = UT + (ξV)_⊥ with ξ = −rate·ahead, T = S + M; then L = VRᵀ + (ξᵀU)_⊥ UᵀU'. */
     for (int i = 0; i < r; i++)
-        for (int v = 0; v < V; v++) {
+        for (int v = 0; v < V; v++)
             T[i][v] = S[i][v] - rate * ahead[tall + i][v];
-        }
     REAL scale = frobenius(r, S) + (REAL)fabs(rate) * frobenius(r, ahead + tall);
     for (long i = 0; i < m; i++)
         for (int v = 0; v < V; v++)
