@@ -86,6 +86,15 @@ def test_what_changes_the_code_changes_the_key(machine, monkeypatch):
     assert calls(machine) == 5
 
 
+def test_a_header_is_part_of_the_code(machine):
+    source, header = machine / "told.c", machine / "told.h"
+    source.write_text('#include "told.h"\nint answer(void) { return ANSWER; }\n')
+    for value in (41, 42):
+        header.write_text(f"#define ANSWER {value}\n")
+        assert library(source, [], headers=[header]).answer() == value
+    assert calls(machine) == 2
+
+
 def test_another_processor_has_code_of_its_own(machine, monkeypatch):
     assert answer(machine) == 42
     monkeypatch.setattr("deeplin.compiled.build._processor", lambda: "another one")

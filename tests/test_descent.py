@@ -169,6 +169,37 @@ def test_what_the_loops_do_not_take():
     for other in (x.to(torch.bfloat16), x.to(torch.complex128), x.to("meta")):
         assert not descent.takes(other)
     assert not descent.takes(torch.zeros(100, descent.LARGEST_RANK + 1))
+    assert not descent.takes(x[:0])
+    for other in (x[None], x[:-1], x.float()):
+        assert not descent.takes(x, other)
+        assert not descent.takes(x, x, other)
+
+
+@needs_compiler
+def test_what_does_not_fit_is_not_read(monkeypatch):
+    """A gradient for many points is that of each; other shapes and types are left to torch."""
+    manifold, x, grad, buffer = case(9, 8, 3, batch=(4,))
+    step = partial(manifold.descend, lr=0.1, momentum=0.9)
+    want = step(x, grad[:1].expand(4, -1, -1).contiguous(), buffer)
+    monkeypatch.setattr(descent, "descend", None)  # not to be called
+    for ours, theirs in zip(step(x, grad[0], buffer), want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for bad in (grad.float(), grad[..., :-1, :]):
+        with pytest.raises((RuntimeError, ValueError)):
+            step(x, bad, buffer)
+    with pytest.raises((RuntimeError, ValueError)):
+        step(x, grad, buffer[..., :-1, :])
+    step(x, grad, buffer.float())  # torch takes it
+    with pytest.raises((RuntimeError, ValueError)):
+        step(x[..., :-1, :], grad[..., :-1, :], None)
+
+
+@needs_compiler
+def test_a_learning_rate_may_be_a_tensor():
+    manifold, x, grad, buffer = case(9, 8, 3)
+    want = manifold.descend(x, grad, buffer, lr=0.1, momentum=0.9)
+    found = manifold.descend(x, grad, buffer, lr=torch.tensor(0.1, dtype=F64), momentum=0.9)
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 
 def test_another_retraction_is_not_replaced():

@@ -133,6 +133,13 @@ def test_what_is_left_to_torch(randn, any_size, used):
     torch.testing.assert_close(adjoint_products((wide, wide), group=None)[0], wide.mT @ wide)
     adjoint_products((wide, A), group=None)
     assert used[-1] is None
+    # A minus that is not done yet.
+    for lazy in (Z.conj().imag, randn(50, 4)):
+        lazy = torch._neg_view(lazy) if not lazy.is_neg() else lazy
+        plain = lazy.resolve_neg().clone()
+        torch.testing.assert_close(adjoint_products((lazy, lazy), group=None)[0], plain.mT @ plain)
+        found = plus_tall_times(lazy, lazy, lazy[:4])
+        torch.testing.assert_close(found, plain + plain @ plain[:4])
     batch = randn(2, 50, 4)
     torch.testing.assert_close(adjoint_products((batch, B), group=None)[0], batch.mT @ B)
     torch.testing.assert_close(plus_tall_times(B[:1], A, T), B[:1] + A @ T)

@@ -36,7 +36,7 @@ def macros(vectors: int, dtype: torch.dtype) -> list[str]:
 def loops_for(
     source: Path, columns: int, dtype: torch.dtype, headers: Sequence[Path] = ()
 ) -> CDLL | None:
-    """The library of a source for such rows; None where there is no compiler, or what it made.
+    """The library of a source for such rows; None where nothing is kept and no compiler makes it.
 
     The sources are for POSIX, where a long holds an address.
     """

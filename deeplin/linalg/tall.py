@@ -48,6 +48,8 @@ def _is_small(A: Tensor) -> bool:
 
 
 def _by_rows(A: Tensor) -> Tensor:
+    """A as its memory has it: row by row, and no lazy minus, which the imaginary part may be."""
+    A = A.resolve_neg()
     return A if A.stride(1) == 1 else A.contiguous()
 
 
@@ -110,11 +112,14 @@ def sum_of_times(
     loops = _loops_for(columns, [A for A, _ in terms] + ([] if C is None else [C]))
     if loops is None or (C is not None and C.shape[1] != columns):
         return None
-    if any(T.shape != (A.shape[1], columns) or T.dtype != A.dtype for A, T in terms):
+    if any(T.shape != (A.shape[1], columns) for A, T in terms):
+        return None
+    if any(T.dtype != A.dtype or T.device != A.device for A, T in terms):
         return None
     if not numbers_alone(*(T for _, T in terms)):
         return None
-    terms, C = [(_by_rows(A), T) for A, T in terms], None if C is None else _by_rows(C)
+    terms = [(_by_rows(A), T.resolve_neg()) for A, T in terms]
+    C = None if C is None else _by_rows(C)
     rows, inner = len(first), sum(A.shape[1] for A, _ in terms)
     out = first.new_empty((rows, columns))
     told = [

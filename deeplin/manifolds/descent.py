@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeplin.compiled import REALS, TALL, loops_for, width_of
+from deeplin.linalg import values_known
 
 __all__ = ["LARGEST_RANK", "descend", "takes"]
 
@@ -34,14 +35,18 @@ def _loops_for(x: Tensor) -> ctypes.CDLL | None:
     return loops_for(_SOURCE, x.shape[-1], x.dtype, [TALL])
 
 
-def takes(x: Tensor) -> bool:
-    """Whether `descend` takes such points: float64 or float32, on a CPU, of no large rank, where
-    there is a compiler or what it made is kept.
+def takes(x: Tensor, *vectors: Tensor) -> bool:
+    """Whether `descend` takes such points and vectors: float64 or float32, all alike, on a CPU, of
+    no large rank, where values may be looked at and there is a compiler or what it made is kept.
     """
+    alike = all(u.shape == x.shape and u.dtype == x.dtype and u.device == x.device for u in vectors)
     return (
-        x.dtype in REALS
+        alike
+        and x.dtype in REALS
         and x.device.type == "cpu"
         and x.shape[-1] <= LARGEST_RANK
+        and x.numel() > 0
+        and values_known()
         and _loops_for(x) is not None
     )
 

@@ -112,7 +112,10 @@ class FixedRankFactored(FactoredManifold):
     ) -> tuple[Tensor, Tensor | None]:
         """As every manifold's; by "splitting", on a CPU, in one pass of compiled code."""
         options = {"lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
-        if self.retraction == "splitting" and self.group is None and descent.takes(x):
+        vectors = (grad,) if buffer is None else (grad, buffer)
+        ours = x.shape[-2:] == (self.m + self.n + self.rank, self.rank)
+        ours = ours and self.retraction == "splitting" and self.group is None
+        if ours and descent.takes(x, *vectors):
             plain = self.gradient == "taped" and self.depth == 1
             rgrad = grad if plain else self.egrad2rgrad(x, grad)
             done = descent.descend(x, rgrad, buffer, self.m, tangent=not plain, **options)
